@@ -1,0 +1,1 @@
+"""Where volumes come from: NIfTI files, preprocessing, the phantom, data sets of pairs."""

@@ -1,0 +1,12 @@
+"""Array shapes, named once for the whole package.
+
+Letters: b batch, x y z voxels along the axes of a RAS+ grid (z is the slice axis), c channels.
+Public functions are annotated with these names; the tests check them at run time.
+"""
+
+from jax import Array
+from jaxtyping import Float
+
+Volume = Float[Array, "b x y z c"]
+Displacement = Float[Array, "b x y z 3"]  # voxels of the fixed grid, pull: phi(p) = p + u(p)
+Scalar = Float[Array, ""]
