@@ -1,0 +1,271 @@
+"""Metrics against hand-computed values, a naive loop, SimpleITK and the fields of `f3r_jax.ops`."""
+
+import itertools
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from f3r_jax import metrics
+
+ISOTROPIC = (1.0, 1.0, 1.0)
+ANISOTROPIC = (0.8, 1.5, 3.0)
+MASKS = hnp.arrays(bool, st.tuples(*[st.integers(1, 5)] * 3))
+
+
+def cube(shape, start, size):
+    mask = np.zeros(shape, bool)
+    mask[tuple(slice(first, first + length) for first, length in zip(start, size, strict=True))] = True
+    return mask
+
+
+def ball(shape, centre, radius_mm, spacing):
+    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
+    return np.linalg.norm((grid - centre) * np.array(spacing), axis=-1) <= radius_mm
+
+
+def linear_field(matrix, shape):
+    """The displacement of phi(p) = matrix p."""
+    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
+    return (grid @ (np.asarray(matrix) - np.eye(3)).T).astype(np.float32)
+
+
+def naive_surface(mask):
+    found = []
+    for voxel in itertools.product(*map(range, mask.shape)):
+        if not mask[voxel]:
+            continue
+        for axis, step in itertools.product(range(3), (-1, 1)):
+            neighbour = list(voxel)
+            neighbour[axis] += step
+            inside = 0 <= neighbour[axis] < mask.shape[axis]
+            if not inside or not mask[tuple(neighbour)]:
+                found.append(voxel)
+                break
+    return found
+
+
+def naive_directed(points, others, spacing):
+    def distance(p, q):
+        return math.sqrt(sum(((i - j) * s) ** 2 for i, j, s in zip(p, q, spacing, strict=True)))
+
+    return [min((distance(p, q) for q in others), default=math.inf) for p in points]
+
+
+def test_dice_of_a_shifted_cube():
+    a, b = cube((10, 10, 10), (2, 2, 2), (4, 4, 4)), cube((10, 10, 10), (3, 2, 2), (4, 4, 4))
+    assert metrics.dice(a, b) == 75.0
+    assert metrics.dice(a, a) == 100.0
+    assert metrics.dice(a, ~a) == 0.0
+
+
+@pytest.mark.parametrize(("axis", "expected"), [(0, 1.6), (1, 3.0), (2, 6.0)])
+def test_plates_two_voxels_apart_along_each_axis(axis, expected):
+    """Two parallel one-voxel plates, two voxels apart: every distance is twice the spacing of that axis."""
+    size = [6, 6, 6]
+    size[axis] = 1
+    start = [2, 2, 2]
+    a = cube((12, 12, 12), start, size)
+    start[axis] += 2
+    b = cube((12, 12, 12), start, size)
+    forward, backward = metrics.surface_distances(a, b, ANISOTROPIC)
+    np.testing.assert_allclose(forward, expected)
+    np.testing.assert_allclose(backward, expected)
+    assert metrics.average_surface_distance(a, b, ANISOTROPIC) == pytest.approx(expected)
+    assert metrics.hd95(a, b, ANISOTROPIC) == pytest.approx(expected)
+
+
+def test_concentric_balls_differ_by_their_radii():
+    """Away from the grid's coarseness the surfaces of two concentric balls are the difference of radii apart."""
+    spacing, centre, shape = (1.0, 1.0, 2.0), (31.5, 31.5, 15.5), (64, 64, 32)
+    a, b = ball(shape, centre, 18.0, spacing), ball(shape, centre, 26.0, spacing)
+    assert metrics.average_surface_distance(a, b, spacing) == pytest.approx(8.0, abs=0.5)
+    assert metrics.hd95(a, b, spacing) == pytest.approx(8.0, abs=1.0)
+
+
+def test_average_pools_both_surfaces():
+    """One voxel against a row of four: directed sets 0 and 0 1 2 3, so a pooled mean of 6 / 5 and not (0 + 1.5) / 2."""
+    a, b = cube((1, 1, 4), (0, 0, 0), (1, 1, 1)), cube((1, 1, 4), (0, 0, 0), (1, 1, 4))
+    assert metrics.average_surface_distance(a, b, ISOTROPIC) == pytest.approx(1.2)
+    assert metrics.hd95(a, b, ISOTROPIC) == pytest.approx(2.85)  # 95 % between the third and the fourth of 0 1 2 3
+
+
+def test_surface_runs_along_the_border_of_the_volume():
+    """A mask that fills the volume has the 26 outer voxels of 3 x 3 x 3 as surface."""
+    full, centre = np.ones((3, 3, 3), bool), cube((3, 3, 3), (1, 1, 1), (1, 1, 1))
+    from_full, from_centre = metrics.surface_distances(full, centre, ISOTROPIC)
+    assert len(from_full) == 26
+    np.testing.assert_array_equal(from_centre, [1.0])
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.data(), MASKS, st.sampled_from([ISOTROPIC, ANISOTROPIC, (3, 1, 2)]))
+def test_surface_distances_agree_with_a_naive_loop(data, a, spacing):
+    b = data.draw(hnp.arrays(bool, a.shape))
+    forward, backward = metrics.surface_distances(a, b, spacing)
+    surface_a, surface_b = naive_surface(a), naive_surface(b)
+    np.testing.assert_allclose(forward, naive_directed(surface_a, surface_b, spacing), rtol=1e-12)
+    np.testing.assert_allclose(backward, naive_directed(surface_b, surface_a, spacing), rtol=1e-12)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.data(), MASKS)
+def test_scores_are_symmetric(data, a):
+    b = data.draw(hnp.arrays(bool, a.shape))
+    for score in (
+        metrics.dice,
+        lambda p, q: metrics.average_surface_distance(p, q, ANISOTROPIC),
+        lambda p, q: metrics.hd95(p, q, ANISOTROPIC),
+    ):
+        np.testing.assert_allclose(score(a, b), score(b, a), rtol=1e-12)
+
+
+def test_agreement_with_simpleitk():
+    sitk = pytest.importorskip("SimpleITK")
+    spacing, shape = (1.2, 0.9, 2.5), (40, 36, 20)
+    a, b = ball(shape, (18, 17, 9), 13.0, spacing), ball(shape, (21, 15, 11), 11.5, spacing)
+
+    def image(mask):
+        out = sitk.GetImageFromArray(mask.astype(np.uint8).transpose())
+        out.SetSpacing(spacing)
+        return out
+
+    overlap = sitk.LabelOverlapMeasuresImageFilter()
+    overlap.Execute(image(a), image(b))
+    assert metrics.dice(a, b) == pytest.approx(100 * overlap.GetDiceCoefficient())
+
+    def directed(mask, other):
+        contour, target = (sitk.LabelContour(image(m), fullyConnected=False) for m in (mask, other))
+        distance = sitk.SignedMaurerDistanceMap(target, squaredDistance=False, useImageSpacing=True)
+        return np.abs(sitk.GetArrayFromImage(distance)[sitk.GetArrayFromImage(contour) > 0])
+
+    forward, backward = directed(a, b), directed(b, a)
+    pooled = np.concatenate([forward, backward])
+    assert metrics.average_surface_distance(a, b, spacing) == pytest.approx(pooled.mean(), rel=1e-5)
+    expected = max(np.percentile(forward, 95), np.percentile(backward, 95))
+    assert metrics.hd95(a, b, spacing) == pytest.approx(expected, rel=1e-5)
+
+
+def test_identical_masks_have_no_distance():
+    mask = ball((20, 20, 20), (9, 9, 9), 6.0, ISOTROPIC)
+    assert metrics.average_surface_distance(mask, mask, ISOTROPIC) == 0.0
+    assert metrics.hd95(mask, mask, ISOTROPIC) == 0.0
+
+
+def test_an_organ_in_neither_map_is_no_observation_and_one_in_a_single_map_is_lost():
+    empty, mask = np.zeros((6, 6, 6), bool), cube((6, 6, 6), (1, 1, 1), (3, 3, 3))
+    assert math.isnan(metrics.dice(empty, empty))
+    assert math.isnan(metrics.average_surface_distance(empty, empty, ISOTROPIC))
+    assert math.isnan(metrics.hd95(empty, empty, ISOTROPIC))
+    for a, b in ((empty, mask), (mask, empty)):
+        assert metrics.dice(a, b) == 0.0
+        assert metrics.average_surface_distance(a, b, ISOTROPIC) == math.inf
+        assert metrics.hd95(a, b, ISOTROPIC) == math.inf
+
+
+def test_organ_scores_join_the_values_of_an_organ():
+    fixed, warped = np.zeros((12, 12, 12), np.uint8), np.zeros((12, 12, 12), np.uint8)
+    fixed[2:4, 2:6, 2:6], fixed[4:6, 2:6, 2:6], fixed[8, 8, 8] = 3, 4, 1
+    warped[2:6, 2:6, 3:7] = 3
+    scores = metrics.organ_scores(
+        fixed, warped, organs={"kidneys": (3, 4), "liver": (1,), "spleen": (2,)}, spacing=ANISOTROPIC
+    )
+    kidneys, shifted = np.isin(fixed, (3, 4)), warped == 3
+    assert scores["kidneys"] == {
+        "dice": 75.0,
+        "asd_mm": metrics.average_surface_distance(kidneys, shifted, ANISOTROPIC),
+        "hd95_mm": metrics.hd95(kidneys, shifted, ANISOTROPIC),
+    }
+    assert scores["liver"] == {"dice": 0.0, "asd_mm": math.inf, "hd95_mm": math.inf}
+    assert all(math.isnan(value) for value in scores["spleen"].values())
+
+
+def test_a_field_of_zeros_keeps_volume():
+    zero = np.zeros((4, 5, 6, 3), np.float32)
+    np.testing.assert_array_equal(metrics.jacobian_determinant(zero), np.ones((4, 5, 6)))
+    assert metrics.folding_percent(zero) == 0.0
+    assert metrics.sd_log_jacobian(zero) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("matrix", "determinant"),
+    [
+        (np.diag([1.5, 0.5, 2.0]), 1.5),
+        ([[1.0, 0.3, 0.0], [0.0, 1.0, -0.2], [0.4, 0.0, 1.0]], 1.0 - 0.024),
+        ([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]], -1.0),
+    ],
+)
+def test_an_affine_field_has_the_determinant_of_its_matrix(matrix, determinant):
+    field = linear_field(matrix, (5, 6, 7))
+    np.testing.assert_allclose(metrics.jacobian_determinant(field), determinant, atol=1e-5)
+    assert metrics.folding_percent(field) == (100.0 if determinant <= 0 else 0.0)
+
+
+def test_folding_counts_voxels_and_the_log_is_clipped_there():
+    """phi = x, y, z but the plane x = 2 comes to 0: central differences 1, 0, 1, 2, 1 along x."""
+    field = np.zeros((5, 4, 4, 3), np.float32)
+    field[2, ..., 0] = -2.0
+    determinants = [1.0, 0.0, 1.0, 2.0, 1.0]
+    np.testing.assert_allclose(metrics.jacobian_determinant(field)[:, 1, 2], determinants)
+    assert metrics.folding_percent(field) == pytest.approx(20.0)
+    assert metrics.sd_log_jacobian(field) == pytest.approx(np.std(np.log([1.0, 1e-9, 1.0, 2.0, 1.0])))
+
+
+def test_determinant_agrees_with_the_jax_one():
+    fields = pytest.importorskip("f3r_jax.ops.fields")
+    field = np.random.default_rng(0).normal(size=(7, 6, 5, 3)).astype(np.float32)
+    np.testing.assert_allclose(
+        metrics.jacobian_determinant(field), fields.jacobian_determinant(field[None])[0], atol=1e-4
+    )
+    assert metrics.folding_percent(field) == pytest.approx(float(fields.folding_percent(field[None])[0]))
+
+
+def test_end_point_error_is_in_mm():
+    truth = np.zeros((3, 3, 3, 3), np.float32)
+    field = truth.copy()
+    field[0] = (3.0, 0.0, 2.0)
+    assert metrics.end_point_error_mm(field, truth, (1.0, 9.0, 2.0)) == pytest.approx(5.0 / 3)
+    assert metrics.end_point_error_mm(field, truth, (1.0, 9.0, 2.0), cube((3, 3, 3), (0, 0, 0), (1, 2, 3))) == 5.0
+    assert math.isnan(metrics.end_point_error_mm(field, truth, ISOTROPIC, np.zeros((3, 3, 3), bool)))
+
+
+def test_target_registration_error_follows_a_field_that_is_linear():
+    """For phi(p) = M p in voxels, interpolation is exact, and the error is that of the world-frame map A M A^-1."""
+    rng = np.random.default_rng(1)
+    affine = np.eye(4)
+    affine[:3, :3] = np.linalg.qr(rng.normal(size=(3, 3)))[0] @ np.diag([1.5, 2.0, 3.0])
+    affine[:3, 3] = (-80.0, 15.0, 40.0)
+    matrix = np.eye(3) + 0.1 * rng.normal(size=(3, 3))
+    voxels = rng.uniform(0, 8, size=(20, 3))
+    fixed = voxels @ affine[:3, :3].T + affine[:3, 3]
+    mapped = voxels @ matrix.T @ affine[:3, :3].T + affine[:3, 3]
+    field = linear_field(matrix, (9, 9, 9))
+    offset = np.array([3.0, 0.0, 4.0])
+    errors = metrics.target_registration_error(fixed, mapped + offset, field, affine=affine)
+    np.testing.assert_allclose(errors, 5.0, atol=1e-4)
+
+
+def test_summary_of_cases():
+    nan, inf = math.nan, math.inf
+    assert metrics.summarise([1.0, 3.0, nan]) == {"mean": 2.0, "std": pytest.approx(math.sqrt(2)), "count": 2}
+    assert metrics.summarise([4.0]) == {"mean": 4.0, "std": 0.0, "count": 1}
+    lost = metrics.summarise([1.0, inf])
+    assert (lost["mean"], lost["count"]) == (inf, 2)
+    assert math.isnan(lost["std"])
+    for nothing in ([], [nan]):
+        summary = metrics.summarise(nothing)
+        assert summary["count"] == 0
+        assert math.isnan(summary["mean"])
+        assert math.isnan(summary["std"])
+
+
+def test_summary_follows_the_structure_of_its_rows():
+    rows = [{"liver": {"dice": 80.0}, "epe_mm": 1.0}, {"liver": {"dice": 90.0}, "epe_mm": 3.0}]
+    assert metrics.summarise(rows) == {
+        "liver": {"dice": metrics.summarise([80.0, 90.0])},
+        "epe_mm": metrics.summarise([1.0, 3.0]),
+    }
