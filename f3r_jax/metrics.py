@@ -2,13 +2,13 @@
 
 Letters: x y z voxels of the fixed grid, n landmarks. Overlap is in percent, distance in mm.
 
-A surface is the set of voxels of a mask that have one of their 6 face neighbours outside it. What lies beyond the volume
-counts as outside, so an organ cut by the field of view has a surface there, as in MONAI and DeepMind's surface-distance
-(SimpleITK's contour filters leave it out). Distances run between centres of such voxels and each voxel weighs one, as in
-MONAI (DeepMind's weighs by area).
+A surface is the set of voxels of a mask that have one of their 6 face neighbours outside it. What lies beyond the
+volume counts as outside, so an organ cut by the field of view has a surface there, as in MONAI and DeepMind's
+surface-distance (SimpleITK's contour filters leave it out). Distances run between centres of such voxels and each voxel
+weighs one, as in MONAI (DeepMind's weighs by area).
 
 An organ that neither label map has is no observation: its scores are NaN and `summarise` leaves them out. An organ that
-only one of them has is lost: Dice 0 and infinite distance, which `summarise` keeps, so the mean distance is infinite too.
+only one of them has is lost: Dice 0 and infinite distance, which `summarise` keeps, so the mean is infinite too.
 """
 
 from collections.abc import Mapping, Sequence
