@@ -1,0 +1,299 @@
+"""Cases ready for the network, from the phantom or from a folder of NIfTI pairs, and how they are split.
+
+A case is a fixed and a moving volume on one grid, the working grid of `preprocess`, with intensities in [0, 1], and
+what is known about them. `data.direction` says which of the two moves: the CT for "ct_to_mr", the MR for "mr_to_ct".
+
+The phantom's cases are generated on first use into `data.root`, one file each, in a folder named after the settings and
+the generator's source, so that neither another setting nor a change of the generator reads stale cases. NIfTI pairs are
+described in `pairs`. A split that the data do not name is drawn by the seed.
+
+Letters: x y z voxels of the working grid, n landmarks.
+"""
+
+import dataclasses
+import hashlib
+import os
+import tempfile
+import threading
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Float64, Integer
+from ml_collections import ConfigDict
+
+from f3r_jax.data import nifti, pairs, phantom, preprocess
+from f3r_jax.errors import UserError
+
+CACHE_BYTES = 2 << 30  # holds the paper's 50 pairs (27 MB each) and leaves room for a train step on an 8 GB machine
+MIN_TRAINING_CASES = 2  # with one there is nothing to generalise from, and a batch order to speak of
+DIRECTIONS = ("ct_to_mr", "mr_to_ct")
+SOURCES = ("phantom", "nifti")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A pair on the working grid. Arrays are read-only: the cache hands the same ones out again.
+
+    `affine` takes a voxel of the grid to mm (RAS+) in the fixed scan's frame, `moving_affine` to mm in the moving
+    scan's own; they differ by the initial translation. So u(p) in voxels sends affine p to moving_affine (p + u(p)).
+    """
+
+    name: str
+    fixed: Float32[np.ndarray, "x y z"]
+    moving: Float32[np.ndarray, "x y z"]
+    fixed_labels: Integer[np.ndarray, "x y z"] | None
+    moving_labels: Integer[np.ndarray, "x y z"] | None
+    displacement: Float32[np.ndarray, "x y z 3"] | None  # the truth, voxels, pull
+    spacing: Float64[np.ndarray, "3"]  # mm
+    affine: Float64[np.ndarray, "4 4"]
+    moving_affine: Float64[np.ndarray, "4 4"]
+    fixed_landmarks: Float64[np.ndarray, "n 3"] | None = None  # voxels of the grid, as are the moving ones
+    moving_landmarks: Float64[np.ndarray, "n 3"] | None = None
+
+    def arrays(self) -> list[np.ndarray]:
+        """All arrays that the case holds."""
+        return [value for value in vars(self).values() if isinstance(value, np.ndarray)]
+
+
+class _Cache:
+    """The cases used last, bounded by bytes; one thread at a time makes a case, others wait for it."""
+
+    def __init__(self) -> None:
+        self._cases: OrderedDict[str, Case] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, name: str, make: Callable[[], Case]) -> Case:
+        with self._lock:
+            if name not in self._cases:
+                case = make()
+                for array in case.arrays():
+                    array.setflags(write=False)
+                self._cases[name] = case
+                self._bytes += _bytes(case)
+                while self._bytes > CACHE_BYTES and len(self._cases) > 1:
+                    self._bytes -= _bytes(self._cases.popitem(last=False)[1])
+            self._cases.move_to_end(name)
+            return self._cases[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Names by split (always train, validation and test) and the cases behind them. Threads may share it."""
+
+    split: dict[str, tuple[str, ...]]
+    makers: dict[str, Callable[[], Case]]
+    _cache: _Cache = dataclasses.field(default_factory=_Cache, repr=False, compare=False)
+
+    def load(self, name: str) -> Case:
+        """The preprocessed case; UserError where its voxels are not fit for use."""
+        return self._cache.get(name, self.makers[name])
+
+    def check(self) -> None:
+        """Loads every case once, so that a bad voxel shows before a run writes anything; the cache keeps the work."""
+        for name in self.makers:
+            self.load(name)
+
+
+def open_dataset(data_config: ConfigDict, *, seed: int) -> Dataset:
+    """The data set that `config.data` describes, settings and headers checked; UserError for a mistake in either."""
+    _check_config(data_config)
+    if data_config.source == "phantom":
+        return _open_phantom(data_config, seed=seed)
+    found = pairs.read_pairs(Path(data_config.root))
+    if data_config.cases > len(found):
+        raise UserError(f"{data_config.root}: data.cases is {data_config.cases}, but there are {len(found)} pairs")
+    found = found[: data_config.cases or None]
+    for pair in found:
+        _check_overlap(pair, data_config)
+    if found[0].split is None:
+        split = _random_split([pair.name for pair in found], data_config, seed=seed, where=data_config.root)
+    else:
+        split = {key: tuple(pair.name for pair in found if pair.split == key) for key in pairs.SPLITS}
+        _check_named_split(split, data_config)
+    return Dataset(split, {pair.name: (lambda pair=pair: load_pair(pair, data_config)) for pair in found})
+
+
+def load_pair(pair: pairs.Pair, data_config: ConfigDict) -> Case:
+    """Reads a pair and brings it onto the working grid, each image interpolated once."""
+    moving, fixed = _in_order(pair.ct, pair.mr, data_config.direction)
+    fixed_image, moving_image = nifti.read(fixed.image), nifti.read(moving.image)
+    translation = np.zeros(3)
+    if data_config.initialisation == "body_centre":
+        translation = preprocess.body_translation(fixed_image, fixed.modality, moving_image, moving.modality)
+    grid = preprocess.working_grid(fixed_image.grid, shape=data_config.shape, spacing=data_config.spacing)
+    moving_grid = dataclasses.replace(grid, affine=preprocess.moving_affine(grid, translation))
+    return Case(
+        name=pair.name,
+        fixed=_on_grid(fixed_image, fixed.modality, grid, data_config),
+        moving=_on_grid(moving_image, moving.modality, moving_grid, data_config),
+        fixed_labels=_labels(fixed, fixed_image, grid),
+        moving_labels=_labels(moving, moving_image, moving_grid),
+        displacement=None,
+        spacing=grid.spacing,
+        affine=grid.affine,
+        moving_affine=moving_grid.affine,
+        fixed_landmarks=_landmarks(fixed, grid),
+        moving_landmarks=_landmarks(moving, moving_grid),
+    )
+
+
+def _in_order(ct: object, mr: object, direction: str) -> tuple:
+    """(moving, fixed) of what belongs to the CT and what to the MR."""
+    return (ct, mr) if direction == "ct_to_mr" else (mr, ct)
+
+
+def _normalised(image: nifti.Image, modality: str, config: ConfigDict) -> nifti.Image:
+    return preprocess.normalise(image, modality, ct_window=config.ct_window, mr_percentiles=config.mr_percentiles)
+
+
+def _on_grid(image: nifti.Image, modality: str, grid: nifti.Grid, config: ConfigDict) -> np.ndarray:
+    sampled = preprocess.resample(_normalised(image, modality, config), grid)
+    if sampled.min() == sampled.max():
+        raise UserError(
+            f"{image.path}: nothing of it shows on the working grid, {tuple(config.shape)} voxels of "
+            f"{tuple(config.spacing)} mm about the fixed image's centre; expected a larger data.shape or data.spacing"
+        )
+    return sampled
+
+
+def _labels(scan: pairs.Scan, image: nifti.Image, grid: nifti.Grid) -> np.ndarray | None:
+    if scan.labels is None:
+        return None
+    labels = nifti.read_labels(scan.labels)
+    nifti.check_same_grid(image, labels)
+    return preprocess.resample_labels(labels, grid)
+
+
+def _landmarks(scan: pairs.Scan, grid: nifti.Grid) -> np.ndarray | None:
+    return preprocess.to_voxels(pairs.read_landmarks(scan.landmarks), grid.affine) if scan.landmarks else None
+
+
+def _check_overlap(pair: pairs.Pair, config: ConfigDict) -> None:
+    if config.initialisation != "header":
+        return
+    moving, fixed = (nifti.read_grid(scan.image) for scan in _in_order(pair.ct, pair.mr, config.direction))
+    if not preprocess.has_overlap(fixed, moving):
+        raise UserError(
+            f"{moving.path}: does not overlap {fixed.path} in space by their headers; for scans in unrelated frames "
+            'set data.initialisation to "body_centre"'
+        )
+
+
+def _open_phantom(config: ConfigDict, *, seed: int) -> Dataset:
+    if config.initialisation != "header":
+        raise UserError(
+            f'data.initialisation is {config.initialisation}; the scans of a phantom share a frame: expected "header"'
+        )
+    names = [f"phantom_{index:04d}" for index in range(config.cases)]
+    split = _random_split(names, config, seed=seed, where="phantom (data.cases)")
+    folder = _phantom_folder(config, seed=seed)
+    makers = {
+        name: (lambda name=name, index=index: _phantom_case(name, index, folder, config, seed=seed))
+        for index, name in enumerate(names)
+    }
+    return Dataset(split, makers)
+
+
+def _phantom_folder(config: ConfigDict, *, seed: int) -> Path:
+    """The cache's folder: shape, spacing and seed to read, and the first digits of a hash of the generator's source."""
+    source = b"".join(path.read_bytes() for path in sorted(Path(phantom.__file__).parent.glob("phantom*.py")))
+    shape = "x".join(str(size) for size in config.shape)
+    spacing = "x".join(f"{length:g}" for length in config.spacing)
+    return Path(config.root) / f"phantom_{shape}_{spacing}mm_seed{seed}_{hashlib.sha256(source).hexdigest()[:8]}"
+
+
+def _phantom_case(name: str, index: int, folder: Path, config: ConfigDict, *, seed: int) -> Case:
+    path = folder / f"case_{index:04d}.npz"
+    if not path.exists():
+        _generate(path, index, config, seed=seed)
+    try:
+        with np.load(path) as stored:
+            volumes = dict(stored)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not a readable phantom case ({error}); delete it and it is generated anew") from error
+    affine = np.diag([*map(float, config.spacing), 1.0])
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array(config.shape) - 1) / 2)
+    scans = [
+        _normalised(nifti.Image(volumes[modality], affine, f"{path} ({modality})"), modality, config).data
+        for modality in ("ct", "mr")
+    ]
+    moving, fixed = _in_order(*scans, config.direction)
+    moving_labels, fixed_labels = _in_order(volumes["ct_labels"], volumes["mr_labels"], config.direction)
+    return Case(
+        name=name,
+        fixed=fixed,
+        moving=moving,
+        fixed_labels=fixed_labels,
+        moving_labels=moving_labels,
+        displacement=volumes[config.direction],
+        spacing=np.array(config.spacing, np.float64),
+        affine=affine,
+        moving_affine=affine.copy(),
+    )
+
+
+def _generate(path: Path, index: int, config: ConfigDict, *, seed: int) -> None:
+    """Makes a phantom case and writes it beside its place and renames, so that a killed run leaves no half file."""
+    case = phantom.make_case(seed, index, shape=tuple(config.shape), spacing=tuple(config.spacing))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
+        beside = Path(folder) / path.name
+        np.savez_compressed(beside, **dataclasses.asdict(case))
+        os.replace(beside, path)
+
+
+def _random_split(names: list[str], config: ConfigDict, *, seed: int, where: str) -> dict[str, tuple[str, ...]]:
+    """Validation and test cases of the configured numbers drawn by seed, the rest for training; file order within."""
+    needed = config.validation_cases + config.test_cases + MIN_TRAINING_CASES
+    if len(names) < needed:
+        raise UserError(
+            f"{where}: {len(names)} cases; {config.validation_cases} for validation, {config.test_cases} for the test "
+            f"and at least {MIN_TRAINING_CASES} for training need {needed}"
+        )
+    order = np.random.default_rng([seed, len(names)]).permutation(len(names))
+    test, validation, train = np.split(order, [config.test_cases, config.test_cases + config.validation_cases])
+    drawn = {"train": train, "validation": validation, "test": test}
+    return {key: tuple(names[index] for index in sorted(indices)) for key, indices in drawn.items()}
+
+
+def _check_named_split(split: dict[str, tuple[str, ...]], config: ConfigDict) -> None:
+    counts = ", ".join(f"{len(names)} {key}" for key, names in split.items())
+    if len(split["train"]) < MIN_TRAINING_CASES:
+        raise UserError(f"{config.root}: the split has {counts} cases; training needs at least {MIN_TRAINING_CASES}")
+    if config.test_cases and not split["test"]:
+        raise UserError(
+            f"{config.root}: the split has {counts} cases; the test needs one (or set data.test_cases to 0)"
+        )
+
+
+def _check_config(config: ConfigDict) -> None:
+    """UserError for a setting that no data could satisfy."""
+    for key, allowed in (
+        ("source", SOURCES),
+        ("direction", DIRECTIONS),
+        ("initialisation", preprocess.INITIALISATIONS),
+    ):
+        if config[key] not in allowed:
+            raise UserError(f"data.{key} is {config[key]!r}; expected one of {', '.join(allowed)}")
+    shape, spacing = tuple(config.shape), tuple(config.spacing)
+    if len(shape) != 3 or any(not isinstance(size, int) or size < 1 for size in shape):
+        raise UserError(f"data.shape is {shape}; expected three whole numbers of voxels, each at least 1")
+    if len(spacing) != 3 or not all(np.isfinite(length) and length > 0 for length in spacing):
+        raise UserError(f"data.spacing is {spacing}; expected three positive lengths in mm")
+    for key in ("cases", "validation_cases", "test_cases"):
+        if not isinstance(config[key], int) or config[key] < 0:
+            raise UserError(f"data.{key} is {config[key]!r}; expected a whole number, 0 or more")
+    for key, low, high in (("ct_window", -np.inf, np.inf), ("mr_percentiles", 0, 100)):
+        bounds = tuple(config[key])
+        if len(bounds) != 2 or not low <= bounds[0] < bounds[1] <= high:
+            raise UserError(
+                f"data.{key} is {bounds}; expected a lower and a greater upper bound in {low:g} to {high:g}"
+            )
+
+
+def _bytes(case: Case) -> int:
+    return sum(array.nbytes for array in case.arrays())

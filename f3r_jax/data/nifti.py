@@ -1,0 +1,203 @@
+"""NIfTI files in canonical orientation; the only module that knows nibabel.
+
+Volumes come back RAS+ (axes to the patient's right, anterior, superior, as near as flips and swaps of axes get), their
+affine takes voxel indices to mm in that frame. Oblique affines stay oblique. A file without orientation codes gets the
+standard's method 1: the spacing of its header, axes as stored, centred on zero. Every way in which a file can be wrong
+is a `UserError` of one line.
+
+Letters: x y z voxels along the axes of a RAS+ grid.
+"""
+
+import dataclasses
+import logging
+import os
+import tempfile
+import zlib
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from jaxtyping import Float64, Shaped
+
+from f3r_jax.errors import UserError
+
+Affine = Float64[np.ndarray, "4 4"]  # voxel indices to mm, RAS+
+PathLike = str | os.PathLike
+
+GRID_TOLERANCE = 1e-3  # mm (and mm a voxel): beyond it, two affines are different grids
+LABEL_TOLERANCE = 1e-3  # scaled or float storage keeps whole numbers to this
+_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, nibabel.spatialimages.HeaderDataError)
+
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it would print beside our one line
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Where voxels lie: `affine` takes an index of `shape` to mm, RAS+; `path` names the file in messages."""
+
+    shape: tuple[int, int, int]
+    affine: Affine
+    path: str = ""
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """Length of a voxel along x, y, z in mm."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Image:
+    """A volume in canonical orientation: (x y z) float32, or integers for labels."""
+
+    data: Shaped[np.ndarray, "x y z"]
+    affine: Affine
+    path: str = ""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along x, y, z."""
+        return self.data.shape
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """Length of a voxel along x, y, z in mm."""
+        return self.grid.spacing
+
+    @property
+    def grid(self) -> Grid:
+        """The same without the voxels."""
+        return Grid(self.shape, self.affine, self.path)
+
+
+def read(path: PathLike) -> Image:
+    """Reads a volume as float32; UserError for whatever is no finite 3-D NIfTI volume."""
+    stored = _open(path)
+    data = _voxels(stored, path)
+    if wrong := data.size - np.count_nonzero(np.isfinite(data)):
+        raise UserError(f"{path}: {wrong} of {data.size} voxels are NaN or infinite; every voxel must be finite")
+    return Image(data, _canonical_affine(stored), str(path))
+
+
+def read_labels(path: PathLike) -> Image:
+    """Reads a label map as uint8 where it fits, else int16; UserError where voxels are not whole numbers."""
+    image = read(path)
+    rounded = np.rint(image.data)
+    away = np.abs(image.data - rounded) > LABEL_TOLERANCE
+    if away.any():
+        raise UserError(
+            f"{path}: {np.count_nonzero(away)} voxels are not whole numbers (such as {image.data[away][0]:g}); "
+            "a label map holds whole numbers"
+        )
+    low, high = rounded.min(), rounded.max()
+    for dtype in (np.uint8, np.int16):
+        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+            return dataclasses.replace(image, data=rounded.astype(dtype))
+    raise UserError(f"{path}: labels from {low:g} to {high:g}; expected them between -32768 and 32767")
+
+
+def read_grid(path: PathLike) -> Grid:
+    """Reads the header alone: canonical shape and affine, with all the checks that need no voxels."""
+    stored = _open(path)
+    orientation = nibabel.io_orientation(stored.affine)
+    shape = [0, 0, 0]
+    for axis, (canonical, _) in enumerate(orientation.astype(int)):
+        shape[canonical] = stored.shape[axis]
+    return Grid(tuple(shape), _canonical_affine(stored), str(path))
+
+
+def check_same_grid(image: Grid | Image, labels: Grid | Image) -> None:
+    """UserError unless the label map lies on its image's grid."""
+    if image.shape != labels.shape:
+        raise UserError(
+            f"{labels.path}: label map of {_sizes(labels.shape)} voxels, but its image {image.path} has "
+            f"{_sizes(image.shape)}; both must lie on one grid"
+        )
+    difference = np.abs(image.affine - labels.affine).max()
+    if difference > GRID_TOLERANCE:
+        raise UserError(
+            f"{labels.path}: affine of the label map differs from that of its image {image.path} by {difference:.4g}; "
+            "both must lie on one grid"
+        )
+
+
+def write(path: PathLike, data: np.ndarray, affine: np.ndarray, *, intent: str = "none") -> None:
+    """Writes .nii or .nii.gz beside `path` and renames, so that a killed run leaves the old file or the new one.
+
+    `data` may be 3-D, or 5-D (x y z 1 3) with `intent="vector"`, the form in which ITK keeps displacement fields.
+    64-bit integers and booleans, which NIfTI readers reject, become int32 and uint8.
+    """
+    path = Path(path)
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise UserError(f"{path}: cannot tell the format; expected a name ending in .nii or .nii.gz")
+    narrow = {"int64": np.int32, "uint64": np.int32, "bool": np.uint8}
+    data = np.asarray(data)
+    image = nibabel.Nifti1Image(data.astype(narrow.get(data.dtype.name, data.dtype), copy=False), affine)
+    image.header.set_intent(intent)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, code="scanner")
+    image.set_qform(affine, code="scanner")  # ITK wants both; shears, which a qform cannot hold, stay in the sform
+    suffix = ".nii.gz" if path.name.endswith(".gz") else ".nii"
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        beside = Path(folder) / f"volume{suffix}"
+        nibabel.save(image, beside)
+        os.replace(beside, path)
+
+
+def _open(path: PathLike) -> nibabel.Nifti1Pair:
+    """The file's header, checked; voxels are not touched."""
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file; expected a NIfTI volume")
+    try:
+        stored = nibabel.load(path, mmap=False)
+    except nibabel.filebasedimages.ImageFileError as error:
+        raise UserError(f"{path}: not a NIfTI file; expected .nii or .nii.gz") from error
+    except _UNREADABLE as error:
+        raise UserError(f"{path}: unreadable NIfTI header ({_line(error)}); expected .nii or .nii.gz") from error
+    if not isinstance(stored, nibabel.Nifti1Pair):  # its subclasses are .nii and NIfTI-2
+        raise UserError(f"{path}: a {type(stored).__name__}, not a NIfTI file; expected .nii or .nii.gz")
+    dtype = stored.get_data_dtype()
+    if dtype.fields is not None or dtype.kind == "c":
+        raise UserError(f"{path}: voxels of type {_line(dtype)}; expected one real number each, not colour or complex")
+    if len(stored.shape) < 3 or 0 in stored.shape:
+        raise UserError(f"{path}: {len(stored.shape)}-D of {_sizes(stored.shape)} voxels; expected a 3-D volume")
+    if any(size != 1 for size in stored.shape[3:]):
+        raise UserError(
+            f"{path}: {len(stored.shape)}-D of {_sizes(stored.shape)} voxels; expected 3-D: take one volume out of it"
+        )
+    _check_affine(stored.affine, path)
+    return stored
+
+
+def _check_affine(affine: np.ndarray, path: PathLike) -> None:
+    if not np.isfinite(affine).all():
+        raise UserError(f"{path}: the affine holds NaN or infinite values; expected finite ones: mend the header")
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    # The determinant of the directions is 1 for orthogonal axes of any spacing, 0 where they do not span space.
+    if (lengths < 1e-6).any() or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-3:
+        spacing = " x ".join(f"{length:g}" for length in lengths)
+        raise UserError(
+            f"{path}: singular affine (spacing {spacing} mm); expected three independent axes: mend the header"
+        )
+
+
+def _voxels(stored: nibabel.Nifti1Pair, path: PathLike) -> np.ndarray:
+    """Voxels as float32 in canonical orientation."""
+    try:
+        data = stored.get_fdata(dtype=np.float32, caching="unchanged")
+    except (*_UNREADABLE, MemoryError) as error:
+        raise UserError(f"{path}: cannot read the voxels, the file seems truncated ({_line(error)})") from error
+    data = data.reshape(data.shape[:3])
+    return np.ascontiguousarray(nibabel.apply_orientation(data, nibabel.io_orientation(stored.affine)))
+
+
+def _canonical_affine(stored: nibabel.Nifti1Pair) -> np.ndarray:
+    orientation = nibabel.io_orientation(stored.affine)
+    return np.asarray(stored.affine @ nibabel.orientations.inv_ornt_aff(orientation, stored.shape[:3]), np.float64)
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _line(error: object) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -1,0 +1,228 @@
+"""Which volumes of a folder make a pair: its `pairs.csv`, or Learn2Reg's `*_dataset.json`. Paths are relative to it.
+
+`pairs.csv` has a row for each pair and a header with these columns, of which the first two are required:
+
+    fixed, moving                        volumes; `fixed` is the MR and `moving` the CT, unless the modalities say else
+    fixed_modality, moving_modality      ct or mr, one of each
+    fixed_labels, moving_labels          label maps, each on its image's grid
+    fixed_landmarks, moving_landmarks    CSV with columns x, y, z: mm in RAS+, corresponding row by row
+    split                                train, validation or test
+    name                                 unique; without it the fixed file's name serves, numbered where it repeats
+
+Which of the two ends up as the moving one is the configuration's choice (`data.direction`), not the table's: the
+columns say which files belong together and what they are. An empty cell means there is none. Rows may repeat files.
+
+Of the JSON come `training_paired_images`, or else the `training` entries "0" (MR, files *_0000) and "1" (CT, *_0001)
+of the same case number; `registration_val` is the validation split (and leaves the training split), `registration_test`
+the test split. Labels are the files of the same name in labelsTr (labelsTs), where there are any.
+"""
+
+import csv
+import dataclasses
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from f3r_jax.data import nifti
+from f3r_jax.data.preprocess import MODALITIES
+from f3r_jax.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+REQUIRED = ("fixed", "moving")
+OPTIONAL = tuple(f"{side}_{what}" for what in ("labels", "landmarks", "modality") for side in REQUIRED)
+COLUMNS = (*REQUIRED, *OPTIONAL, "split", "name")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """One volume and what goes with it."""
+
+    modality: str  # "ct" | "mr"
+    image: Path
+    labels: Path | None = None
+    landmarks: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A CT and an MR that show the same; `split` is None where the data leave it open."""
+
+    name: str
+    ct: Scan
+    mr: Scan
+    split: str | None = None
+
+
+def read_pairs(root: Path) -> list[Pair]:
+    """The pairs of a folder, all their headers checked; UserError for whatever a later step would trip over."""
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; data.root must hold pairs.csv or Learn2Reg's *_dataset.json")
+    table = root / "pairs.csv"
+    found = [path for path in (table, *sorted(root.glob("*_dataset.json"))) if path.is_file()]
+    if len(found) != 1:
+        names = " and ".join(path.name for path in found) or "neither"
+        raise UserError(f"{root}: found {names}; expected either pairs.csv or one *_dataset.json")
+    pairs = _from_csv(table) if found == [table] else _from_json(found[0])
+    for pair in pairs:
+        check_pair(pair)
+    return pairs
+
+
+def check_pair(pair: Pair) -> None:
+    """Checks all that can be seen without reading voxels: files, headers, label grids, landmarks."""
+    for scan in (pair.ct, pair.mr):
+        grid = nifti.read_grid(scan.image)
+        if scan.labels:
+            nifti.check_same_grid(grid, nifti.read_grid(scan.labels))
+    if bool(pair.ct.landmarks) != bool(pair.mr.landmarks):
+        alone = pair.ct.landmarks or pair.mr.landmarks
+        raise UserError(f"{alone}: landmarks of one image of pair {pair.name} alone; expected them for both or neither")
+    if pair.ct.landmarks:
+        counts = [len(read_landmarks(scan.landmarks)) for scan in (pair.ct, pair.mr)]
+        if counts[0] != counts[1]:
+            raise UserError(
+                f"{pair.ct.landmarks}: {counts[0]} landmarks, but {counts[1]} in {pair.mr.landmarks}; "
+                "they must correspond row by row"
+            )
+
+
+def read_landmarks(path: Path) -> np.ndarray:
+    """Points (n 3) in mm, RAS+, from a CSV with columns x, y, z."""
+    rows = _rows(path)
+    if missing := [axis for axis in "xyz" if axis not in rows[0]]:
+        raise UserError(f"{path}: no column {', '.join(missing)}; expected x, y, z in mm")
+    try:
+        points = np.array([[float(row[axis]) for axis in "xyz"] for row in rows])
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; expected a number in each of the columns x, y, z") from error
+    if not np.isfinite(points).all():
+        raise UserError(f"{path}: a coordinate is NaN or infinite; expected finite numbers in mm")
+    return points
+
+
+def _from_csv(path: Path) -> list[Pair]:
+    rows = _rows(path)
+    if missing := [column for column in REQUIRED if column not in rows[0]]:
+        raise UserError(f"{path}: no column {' and '.join(missing)}; found {', '.join(rows[0])}")
+    if unknown := [column for column in rows[0] if column not in COLUMNS]:
+        raise UserError(f"{path}: unknown column {', '.join(unknown)}; expected some of {', '.join(COLUMNS)}")
+    pairs = [_pair_of_row(path, number, row) for number, row in enumerate(rows, start=1)]
+    if len({pair.split is None for pair in pairs}) == 2:
+        raise UserError(f"{path}: column split is empty in some rows; expected it in all of them or in none")
+    if "name" not in rows[0]:
+        return _numbered(pairs)
+    if repeated := [name for name, count in Counter(pair.name for pair in pairs).items() if count > 1]:
+        raise UserError(f"{path}: name {repeated[0]} stands in more than one row; names must be unique")
+    return pairs
+
+
+def _pair_of_row(path: Path, number: int, row: dict[str, str]) -> Pair:
+    where = f"{path}: pair {number}"
+    if empty := [column for column in REQUIRED if not row[column]]:
+        raise UserError(f"{where} has no {empty[0]} file; expected a path relative to {path.parent}")
+    modality = {"fixed": row.get("fixed_modality") or "mr", "moving": row.get("moving_modality") or "ct"}
+    if sorted(modality.values()) != sorted(MODALITIES):
+        raise UserError(
+            f"{where} has modalities {modality['fixed']} (fixed) and {modality['moving']} (moving); "
+            "expected one ct and one mr"
+        )
+    split = row.get("split") or None
+    if split not in (None, *SPLITS):
+        raise UserError(f"{where} has split {split}; expected {', '.join(SPLITS)}")
+    name = row.get("name", _stem(row["fixed"]))
+    if not name or "/" in name or "\\" in name:
+        raise UserError(f"{where} has the name '{name}'; expected one that can be a file name")
+    scans = {}
+    for side in REQUIRED:
+        files = [row.get(column) for column in (side, f"{side}_labels", f"{side}_landmarks")]
+        scans[modality[side]] = Scan(modality[side], *(path.parent / file if file else None for file in files))
+    return Pair(name, scans["ct"], scans["mr"], split)
+
+
+def _from_json(path: Path) -> list[Pair]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        # A list of pairs where the release names them, else by case number.
+        train = [(entry["fixed"], entry["moving"]) for entry in content.get("training_paired_images", [])]
+        if not train:
+            files = {key: [entry["image"] for entry in content["training"][key]] for key in ("0", "1")}
+            ct = {_case_number(path, file): file for file in files["1"]}
+            train = [(file, ct[number]) for file in files["0"] if (number := _case_number(path, file)) in ct]
+        listed = {
+            split: [(entry["fixed"], entry["moving"]) for entry in content.get(key, [])]
+            for split, key in (("validation", "registration_val"), ("test", "registration_test"))
+        }
+    except ValueError as error:  # covers JSON and encoding errors
+        raise UserError(f"{path}: not readable as JSON ({error}); expected Learn2Reg's dataset description") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: misses or misplaces {error}; expected Learn2Reg's keys: training with lists '0' and '1' of "
+            "{image}, registration_val and registration_test of {fixed, moving}"
+        ) from error
+    held_out = {frozenset(files) for files in listed["validation"] + listed["test"]}
+    listed["train"] = [files for files in train if frozenset(files) not in held_out]
+    named = any(listed[split] for split in ("validation", "test"))
+    pairs = [_pair_of_files(path, files, split if named else None) for split in SPLITS for files in listed[split]]
+    if not pairs:
+        raise UserError(f"{path}: no pair of an MR (*_0000) and a CT (*_0001) of the same case number")
+    return _numbered(pairs)
+
+
+def _pair_of_files(path: Path, files: tuple[str, str], split: str | None) -> Pair:
+    scans = {}
+    for file in files:
+        image = path.parent / file
+        labels = image.parent.with_name(image.parent.name.replace("images", "labels")) / image.name
+        modality = {"0000": "mr", "0001": "ct"}.get(_stem(file).rpartition("_")[2])
+        scans[modality] = Scan(str(modality), image, labels if labels.is_file() and labels != image else None)
+    if set(scans) != set(MODALITIES):
+        raise UserError(f"{path}: pair {files[0]} and {files[1]}; expected one file *_0000 (MR) and one *_0001 (CT)")
+    numbers = sorted({_case_number(path, file) for file in files})
+    stem = _stem(files[0]).rsplit("_", 2)[0]
+    return Pair("_".join([stem, *numbers]), scans["ct"], scans["mr"], split)
+
+
+def _case_number(path: Path, file: str) -> str:
+    match = re.fullmatch(r".*?(\d+)_\d{4}", _stem(file))
+    if match is None:
+        raise UserError(f"{path}: file name {file}; expected Learn2Reg's form, such as AbdomenMRCT_0001_0000.nii.gz")
+    return match[1]
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV as dictionaries, cells stripped, blank lines left out; UserError where there is none."""
+    try:
+        lines = [
+            line for line in csv.reader(path.read_text(encoding="utf-8-sig").splitlines()) if any(map(str.strip, line))
+        ]
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; expected a CSV") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not readable as CSV ({error}); expected UTF-8 text with commas") from error
+    if len(lines) < 2:
+        raise UserError(f"{path}: holds no rows; expected a header and a row for each entry")
+    header = [cell.strip() for cell in lines[0]]
+    for number, line in enumerate(lines[1:], start=1):
+        if len(line) != len(header):
+            raise UserError(f"{path}: row {number} has {len(line)} cells; the header has {len(header)}")
+    return [dict(zip(header, map(str.strip, line), strict=True)) for line in lines[1:]]
+
+
+def _numbered(pairs: list[Pair]) -> list[Pair]:
+    """The same pairs, names that repeat made unique: a, a_2, a_3."""
+    taken, unique = set(), []
+    for pair in pairs:
+        name, count = pair.name, 1
+        while name in taken:
+            count += 1
+            name = f"{pair.name}_{count}"
+        taken.add(name)
+        unique.append(dataclasses.replace(pair, name=name))
+    return unique
+
+
+def _stem(file: str) -> str:
+    return Path(file).name.removesuffix(".gz").removesuffix(".nii")
