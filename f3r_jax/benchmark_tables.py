@@ -1,0 +1,123 @@
+"""What a benchmark measured, told in Markdown that reads on a terminal too."""
+
+import statistics
+from pathlib import Path
+
+NAMES = {
+    "wo_f3d": "F3RNet-w/o F3D",
+    "w_f3d": "F3RNet-w/ F3D",
+    "enc": "F3RNet-Enc",
+    "dec": "F3RNet-Dec",
+    "fr": "F3RNet-FR",
+    "ms": "F3RNet-MS",
+    "mrb": "F3RNet-MRB",
+}  # Table 1
+
+
+def as_markdown(report: dict, *, what: list[str]) -> str:
+    """The whole report as Markdown that is readable on a terminal too."""
+    machine, done = report["machine"], [row for row in report["measurements"] if "error" not in row]
+    lines = [
+        f"{report['date']}, commit {report['commit']}, {machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['memory_gib']} GiB, device {device(report)}. "
+        + ", ".join(f"{name} {version}" for name, version in report["versions"].items()) + ".",
+        f"`{report['command']}`",
+    ]  # fmt: skip
+    if report["parameters"]:
+        lines.append(table([{"network": name, "parameters": f"{n:,}"} for name, n in report["parameters"].items()]))
+    if done:
+        lines.append(
+            f"Medians of {report['repeats']} runs in seconds (minimum to maximum), batch 1. A ratio is our time over "
+            "the other's, the median over runs made in turn; under 1 we are faster."
+        )
+    lines += [table(rows) for rows in (
+        [pass_row(row, what=what) for row in done if "variant" in row],
+        [conv_row(row) for row in done if "kernel" in row],
+    ) if rows]  # fmt: skip
+    lines += [f"Failed: {title(row)}: {row['error']}." for row in report["measurements"] if "error" in row]
+    return "\n\n".join(lines) + "\n"
+
+
+def pass_row(row: dict, *, what: list[str]) -> dict[str, str]:
+    """A row of the table of networks."""
+    results = row["results"]
+    cells = {"network": NAMES[row["variant"]], "pass": row["what"]}
+    if "compile" in what:
+        cells["compile, s"] = f"{results['jax']['compile']['wall']:.1f}"
+    cells |= time_cells(row)
+    if "memory" in what:
+        for who, result in results.items():
+            peak = result["device_peak_mib"] or result["peak_mib"]
+            cells[f"{who}, peak MiB (imports)"] = f"{peak:.0f} ({result['imported_mib']:.0f})"
+    return cells
+
+
+def conv_row(row: dict) -> dict[str, str]:
+    """A row of the table of convolutions."""
+    kernel, size = ("x".join(map(str, row[key])) for key in ("kernel", "shape"))
+    direction = {"conv": "forward", "conv_gradient": "gradient"}[row["what"]]
+    return {"kernel": kernel, "channels": str(row["channels"]), "size": size, "pass": direction} | time_cells(row)
+
+
+def time_cells(row: dict) -> dict[str, str]:
+    """Seconds of each subject, and the ratios."""
+    cells = {f"{who}, s": spread(summary(result["wall"]), 3) for who, result in row["results"].items()}
+    for other, ratios in row["ratios"].items():
+        cells[f"ratio to {other}"] = spread(ratios["wall"], 2)
+        cells[f"in CPU time ({other})"] = spread(ratios["cpu"], 2)
+    return cells
+
+
+def spread(values: dict[str, float], digits: int) -> str:
+    """As in 1.25 (1.20-1.31)."""
+    median, low, high = (f"{values[key]:.{digits}f}" for key in ("median", "min", "max"))
+    return f"{median} ({low}-{high})"
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """A Markdown table with aligned columns, for rows of the same keys."""
+    lines = [list(rows[0]), *[list(row.values()) for row in rows]]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )
+
+
+def device(report: dict) -> str:
+    """What the networks ran on."""
+    done = [row["results"]["jax"]["device"] for row in report["measurements"] if "results" in row]
+    return done[0] if done else "cpu"
+
+
+def replace_section(path: Path, text: str, report: dict) -> None:
+    """Puts the text into the file in place of the section for this shape and device, or at the end."""
+    name = f"{' x '.join(map(str, report['shape']))} on {device(report)}"
+    begin, end = f"<!-- benchmark {name}: generated -->", f"<!-- end of benchmark {name} -->"
+    old = path.read_text() if path.exists() else "# Benchmarks\n"
+    section = f"{begin}\n## {name}\n\n{text}{end}\n"
+    before, found, after = old.partition(begin)
+    rest = after.partition(f"{end}\n")[2] if found else ""
+    write(path, (before if found else f"{before.rstrip()}\n\n") + section + rest)
+
+
+def write(path: Path, text: str) -> None:
+    """A killed run leaves the old file or the new one."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def title(task: dict) -> str:
+    """What a group of jobs measures, in words."""
+    size = " x ".join(str(size) for size in task["shape"])
+    if "variant" in task:
+        return f"{NAMES[task['variant']]}, {task['what']} at {size}"
+    kernel = "x".join(str(size) for size in task["kernel"])
+    gradient = ", gradient" * (task["what"] == "conv_gradient")
+    return f"conv {kernel}, {task['channels']} channels{gradient} at {size}"
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Median and spread."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}

@@ -1,0 +1,106 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from f3r_jax import benchmark_tables
+
+COUNTS = {
+    "F3RNet-w/o F3D": 746_339,
+    "F3RNet-w/ F3D": 237_609,
+    "F3RNet-Enc": 490_707,
+    "F3RNet-Dec": 543_683,
+    "F3RNet-FR": 695_897,
+    "F3RNet-MS": 288_051,
+    "F3RNet-MRB": 297_289,
+}
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "f3r_jax.benchmark", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_parameters_prints_name_and_count_of_each_network():
+    finished = run("--parameters")
+    assert finished.returncode == 0, finished.stderr
+    lines = (line.rsplit(" ", 1) for line in finished.stdout.splitlines())
+    counts = {name: int(count) for name, count in lines}
+    assert {name: counts[name] for name in COUNTS} == COUNTS
+
+
+def test_tiny_run_writes_json_and_keeps_other_sections_of_the_markdown(tmp_path):
+    page = tmp_path / "BENCHMARKS.md"
+    page.write_text("# Benchmarks\n\nBy hand.\n\n<!-- benchmark 8 x 8 x 8 on gpu: generated -->\nother\n")
+    what = "--what=parameters,compile,forward,memory"
+    options = [what, "--variant=mrb", "--shape=16,16,16", "--repeats=1", f"--markdown={page}"]
+    finished = run(*options, f"--json={tmp_path / 'b.json'}")
+    assert finished.returncode == 0, finished.stderr
+    report = json.loads((tmp_path / "b.json").read_text())
+    assert report["parameters"] == {"F3RNet-MRB": 297_289}
+    (row,) = report["measurements"]
+    assert (row["what"], row["variant"], row["shape"]) == ("forward", "mrb", [16, 16, 16])
+    result = row["results"]["jax"]
+    assert len(result["wall"]) == len(result["cpu"]) == 1
+    assert result["compile"]["wall"] > 0
+    assert result["peak_mib"] > result["imported_mib"] > 0
+    assert report["versions"]["jax"]
+    assert "--repeats=1" in report["command"]
+    text = page.read_text()
+    assert text.startswith("# Benchmarks\n\nBy hand.\n") and "\nother\n" in text
+    assert "297,289" in text and "| F3RNet-MRB | forward |" in text
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ("--variant=unet", "--variant: unknown 'unet'; known are wo_f3d"),
+        ("--what=speed", "--what: unknown 'speed'"),
+        ("--shape=64,64", "--shape=64,64: expected three sizes"),
+        ("--shape=64,64,0", "--shape=64,64,0: expected three sizes"),
+        ("--repeats=0", "--repeats=0: expected 1 or more"),
+        ("--json=/no/such/folder/b.json", "/no/such/folder/b.json: no such folder"),
+    ],
+)
+def test_mistakes_get_one_line_and_status_2(argument, told):
+    finished = run(argument)
+    assert finished.returncode == 2
+    assert finished.stdout == ""
+    (line,) = finished.stderr.splitlines()
+    assert told in line
+
+
+def row_of(**seconds: list[float]) -> dict:
+    subject = {"cpu": [1.0], "compile": {"wall": 7.0}, "peak_mib": 500.0, "imported_mib": 200.0, "device": "cpu"}
+    results = {who: subject | {"wall": wall, "device_peak_mib": None} for who, wall in seconds.items()}
+    ratio = benchmark_tables.summary([1.0, 1.5, 4.0])
+    ratios = {who: {"wall": ratio, "cpu": ratio} for who in seconds if who != "jax"}
+    return {"what": "train", "variant": "ms", "shape": [8, 8, 8], "results": results, "ratios": ratios}
+
+
+def test_row_of_a_pass_tells_medians_and_spread():
+    cells = benchmark_tables.pass_row(row_of(jax=[2.0, 1.0, 3.0], torch=[2.0]), what=["compile", "memory"])
+    assert cells == {
+        "network": "F3RNet-MS",
+        "pass": "train",
+        "compile, s": "7.0",
+        "jax, s": "2.000 (1.000-3.000)",
+        "torch, s": "2.000 (2.000-2.000)",
+        "ratio to torch": "1.50 (1.00-4.00)",
+        "in CPU time (torch)": "1.50 (1.00-4.00)",
+        "jax, peak MiB (imports)": "500 (200)",
+        "torch, peak MiB (imports)": "500 (200)",
+    }
+
+
+def test_section_is_replaced_where_it_stands(tmp_path):
+    page = tmp_path / "BENCHMARKS.md"
+    reports = [{"shape": shape, "measurements": []} for shape in ([8, 8, 8], [9, 9, 9])]
+    for text, report in (("first\n", reports[0]), ("second\n", reports[1]), ("third\n", reports[0])):
+        benchmark_tables.replace_section(page, text, report)
+    written = page.read_text()
+    assert "first" not in written
+    assert written.index("third") < written.index("second")
+    assert written.count("## 8 x 8 x 8 on cpu\n") == 1
