@@ -22,6 +22,8 @@ from scipy import ndimage
 from f3r_jax.data.nifti import Grid, Image
 from f3r_jax.errors import UserError
 
+Numbers = Sequence[float | int] | np.ndarray
+
 MODALITIES = ("ct", "mr")
 INITIALISATIONS = ("header", "body_centre")
 BODY_HU = -300.0  # between fat (-100) and air or lung (-1000, -800)
@@ -30,7 +32,7 @@ FWHM = 2.3548  # full width at half maximum of a Gaussian of standard deviation 
 LATTICE = 24  # points along an axis by which the overlap of two fields of view is judged
 
 
-def normalise(image: Image, modality: str, *, ct_window: Sequence[float], mr_percentiles: Sequence[float]) -> Image:
+def normalise(image: Image, modality: str, *, ct_window: Numbers, mr_percentiles: Numbers) -> Image:
     """Scales intensities to [0, 1]: CT between the bounds of a window in HU, MR between two percentiles of the body.
 
     The percentiles are those of the voxels of `body_mask`, so they do not move with the amount of air around it.
@@ -53,7 +55,7 @@ def normalise(image: Image, modality: str, *, ct_window: Sequence[float], mr_per
     return dataclasses.replace(image, data=data)
 
 
-def working_grid(fixed: Grid, *, shape: Sequence[int], spacing: Sequence[float]) -> Grid:
+def working_grid(fixed: Grid, *, shape: Sequence[int], spacing: Numbers) -> Grid:
     """The grid of `shape` and `spacing` (mm) along the fixed image's axes, about the centre of its field of view."""
     linear = fixed.affine[:3, :3] / fixed.spacing * np.asarray(spacing, np.float64)
     affine = np.eye(4)
@@ -62,7 +64,7 @@ def working_grid(fixed: Grid, *, shape: Sequence[int], spacing: Sequence[float])
     return Grid(tuple(int(size) for size in shape), affine, fixed.path)
 
 
-def moving_affine(working: Grid, translation: Sequence[float] = (0.0, 0.0, 0.0)) -> np.ndarray:
+def moving_affine(working: Grid, translation: Numbers = (0.0, 0.0, 0.0)) -> np.ndarray:
     """Working voxels to mm in the moving scan's frame, which lies `translation` (mm) from the fixed one's."""
     affine = working.affine.copy()
     affine[:3, 3] += translation
@@ -137,7 +139,7 @@ def resample_labels(labels: Image, grid: Grid) -> Shaped[np.ndarray, "x y z"]:
     return _sample(labels.data, labels, grid, order=0)
 
 
-def has_overlap(fixed: Grid, moving: Grid, translation: Sequence[float] = (0.0, 0.0, 0.0)) -> bool:
+def has_overlap(fixed: Grid, moving: Grid, translation: Numbers = (0.0, 0.0, 0.0)) -> bool:
     """Whether two fields of view share more than a sliver (a 48th of a width), `translation` leading to the moving."""
     to_moving = np.linalg.inv(moving.affine) @ moving_affine(fixed, translation)
     return _reaches(fixed, moving, to_moving) or _reaches(moving, fixed, np.linalg.inv(to_moving))
