@@ -187,7 +187,7 @@ def _voxels(stored: nibabel.Nifti1Pair, path: PathLike) -> np.ndarray:
     except (*_UNREADABLE, MemoryError) as error:
         raise UserError(f"{path}: cannot read the voxels, the file seems truncated ({_line(error)})") from error
     data = data.reshape(data.shape[:3])
-    return np.ascontiguousarray(nibabel.apply_orientation(data, nibabel.io_orientation(stored.affine)))
+    return nibabel.apply_orientation(data, nibabel.io_orientation(stored.affine))
 
 
 def _canonical_affine(stored: nibabel.Nifti1Pair) -> np.ndarray:
