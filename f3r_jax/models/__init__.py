@@ -1,0 +1,54 @@
+"""The registration networks, by the names that configs use."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from f3r_jax.errors import UserError
+from f3r_jax.models.f3rnet import COARSEST, VARIANTS, F3RNet
+
+SMALLEST = 2**COARSEST  # below it the coarsest scale would see nothing but padding
+
+NETWORKS = {"f3rnet": lambda model: F3RNet(factorisation=VARIANTS[model.variant], flow_init=model.flow_init)}
+
+
+def build(model: ConfigDict) -> nn.Module:
+    """The network that `config.model` names; `apply(params, moving, fixed)` gives the displacement.
+
+    Raises:
+      UserError: no such network or variant.
+    """
+    if model.name not in NETWORKS:
+        raise UserError(f"model.name is {model.name!r}, expected one of {', '.join(NETWORKS)}")
+    if model.name == "f3rnet" and model.variant not in VARIANTS:
+        raise UserError(f"model.variant is {model.variant!r}, expected one of {', '.join(VARIANTS)}")
+    return NETWORKS[model.name](model)
+
+
+def label(model: ConfigDict) -> str:
+    """The name a paper's table would print."""
+    return VARIANTS[model.variant].label if model.name == "f3rnet" else model.name
+
+
+def initialise(network: nn.Module, key: jax.Array) -> dict:
+    """Fresh parameters. Their shapes don't depend on the size of the volume."""
+    volume = jnp.zeros((1, *(SMALLEST,) * 3, 1), jnp.float32)
+    return network.init(key, volume, volume)["params"]
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Number of trained numbers, found without computing any."""
+    shapes = jax.eval_shape(lambda key: initialise(network, key), jax.random.key(0))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
+def check_shape(shape: tuple[int, ...], origin: str) -> None:
+    """Raises a UserError if a volume is too small for the coarsest scale."""
+    if min(shape) < SMALLEST:
+        size = " x ".join(map(str, shape))
+        raise UserError(
+            f"{origin}: {size} voxels are too small for the network, expected at least {SMALLEST} along each axis"
+        )

@@ -1,0 +1,264 @@
+"""3-D convolution that is fast where XLA's own is not.
+
+Letters: b batch, x y z voxels, i input channels, o output channels; kernels are (kx, ky, kz, i, o).
+
+XLA hands 2-D convolutions on a CPU to Eigen, which is fast, and runs 3-D ones in a slow loop of its own. On a CPU
+every 3-D convolution of this package is therefore written as one 2-D convolution, most of them without moving a voxel: in the
+row-major layout (b, x, y, z, c) the pair of axes (y, z) is also one long axis on which a step along y is a step of z
+places, that is, a dilated tap. The gradients are written the same way in a `custom_vjp`, since XLA's derivative of these forms is
+slow again. On other platforms `lax.conv_general_dilated` is called directly; the choice is made when the program is
+lowered, so one jitted function serves every platform. `python -m f3r_jax.benchmark --what=conv` measures both.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float
+
+from f3r_jax.shapes import Volume
+
+Kernel = Float[Array, "kx ky kz i o"]
+Bias = Float[Array, " o"]
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
+_NXYZC = ("NXYZC", "XYZIO", "NXYZC")
+_FOLDED = ((1, 1, 1), (3, 3, 1), (1, 1, 3), (3, 3, 3))  # kernel sizes that have a 2-D form
+
+# Eigen's product loses half its speed below this many output columns: two planes along x then share one convolution.
+_NARROW = 16
+
+
+def conv3d(x: Volume, kernel: Kernel, bias: Bias | None = None, *, stride: int = 1) -> Volume:
+    """3-D convolution (cross-correlation) with zero padding, "SAME" as TensorFlow and Keras define it.
+
+    Args:
+      x: (b x y z i).
+      kernel: (kx ky kz i o) of any size; 1x1x1, 3x3x1, 1x1x3 and 3x3x3 have the fast form on a CPU.
+      bias: (o,), added to every voxel.
+      stride: step along all three axes; the result has ceil(n / stride) voxels along an axis of n.
+
+    Returns:
+      (b x y z o).
+    """
+    if kernel.shape[:3] in _FOLDED and stride in (1, 2):
+        y = _conv(x, kernel, stride)
+    else:
+        y = _native(x, kernel, stride)
+    return y if bias is None else y + bias
+
+
+def _native(x: Array, kernel: Array, stride: int) -> Array:
+    return lax.conv_general_dilated(x, kernel, (stride,) * 3, "SAME", dimension_numbers=_NXYZC)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv(x: Array, kernel: Array, stride: int) -> Array:
+    return lax.platform_dependent(
+        x, kernel, cpu=partial(_folded, stride=stride), default=partial(_native, stride=stride)
+    )
+
+
+def _conv_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    return _conv(x, kernel, stride), (x, kernel)
+
+
+def _conv_backward(stride: int, residuals: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    return lax.platform_dependent(
+        *residuals, g, cpu=partial(_folded_gradients, stride=stride), default=partial(_native_gradients, stride=stride)
+    )
+
+
+_conv.defvjp(_conv_forward, _conv_backward)
+
+
+def _native_gradients(x: Array, kernel: Array, g: Array, *, stride: int) -> tuple[Array, Array]:
+    return jax.vjp(partial(_native, stride=stride), x, kernel)[1](g)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# CPU: forward
+
+
+def _folded(x: Array, kernel: Array, *, stride: int) -> Array:
+    if stride == 2:
+        return _strided(x, kernel)
+    size = kernel.shape[:3]
+    if size == (1, 1, 1):
+        return x @ kernel[0, 0, 0]
+    if size == (1, 1, 3):
+        return _along_z(x, kernel)
+    if size == (3, 3, 1):
+        narrow = kernel.shape[-1] <= _NARROW and x.shape[1] % 2 == 0
+        return _in_plane_by_pairs(x, kernel) if narrow else _in_plane(x, kernel)
+    return _full(x, kernel)
+
+
+def _along_z(x: Array, kernel: Array) -> Array:
+    """1x1x3: a 2-D convolution over (xy, z) with a 1x3 kernel."""
+    b, nx, ny, nz, i = x.shape
+    y = lax.conv_general_dilated(
+        x.reshape(b, nx * ny, nz, i), kernel[0], (1, 1), ((0, 0), (1, 1)), dimension_numbers=_NHWC
+    )
+    return y.reshape(b, nx, ny, nz, -1)
+
+
+def _in_plane(x: Array, kernel: Array) -> Array:
+    """3x3x1: a 2-D convolution over (x, yz) whose second axis is dilated by the depth."""
+    b, nx, ny, nz, i = x.shape
+    y = lax.conv_general_dilated(
+        x.reshape(b, nx, ny * nz, i),
+        kernel[:, :, 0],
+        (1, 1),
+        ((1, 1), (nz, nz)),
+        rhs_dilation=(1, nz),
+        dimension_numbers=_NHWC,
+    )
+    return y.reshape(b, nx, ny, nz, -1)
+
+
+def _in_plane_by_pairs(x: Array, kernel: Array) -> Array:
+    """3x3x1 with few output channels: a window of four planes makes two output planes at once."""
+    b, nx, ny, nz, i = x.shape
+    o = kernel.shape[-1]
+    planes = kernel[:, :, 0]
+    pair = jnp.stack([jnp.pad(planes, ((s, 1 - s), (0, 0), (0, 0), (0, 0))) for s in (0, 1)], axis=-2)
+    y = lax.conv_general_dilated(
+        x.reshape(b, nx, ny * nz, i),
+        pair.reshape(4, 3, i, 2 * o),
+        (2, 1),
+        ((1, 1), (nz, nz)),
+        rhs_dilation=(1, nz),
+        dimension_numbers=_NHWC,
+    )
+    return y.reshape(b, nx // 2, ny * nz, 2, o).swapaxes(2, 3).reshape(b, nx, ny, nz, o)
+
+
+def _full(x: Array, kernel: Array) -> Array:
+    """3x3x3: the taps along y stacked in channels, the rest a 2-D convolution over (xy, z) dilated along x."""
+    b, nx, ny, nz, i = x.shape
+    o = kernel.shape[-1]
+    padded = _zero_border(x, axis=2)
+    stacked = jnp.concatenate([padded[:, :, t : t + ny] for t in range(3)], axis=-1)
+    y = lax.conv_general_dilated(
+        stacked.reshape(b, nx * ny, nz, 3 * i),
+        kernel.transpose(0, 2, 1, 3, 4).reshape(3, 3, 3 * i, o),
+        (1, 1),
+        ((ny, ny), (1, 1)),
+        rhs_dilation=(ny, 1),
+        dimension_numbers=_NHWC,
+    )
+    return y.reshape(b, nx, ny, nz, o)
+
+
+def _strided(x: Array, kernel: Array) -> Array:
+    """Stride 2: the taps along z stacked in channels of a strided 2-D convolution over (x, y), depth in the batch."""
+    b, nx, ny, nz, i = x.shape
+    kx, ky, kz, _, o = kernel.shape
+    (_, _, (low, high)), mz = _same_padding(x.shape[1:4], kernel.shape[:3]), -(-nz // 2)
+    padded = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (low, high), (0, 0)))
+    stacked = jnp.concatenate([padded[:, :, :, t : t + 2 * mz - 1 : 2] for t in range(kz)], axis=-1)
+    y = lax.conv_general_dilated(
+        jnp.moveaxis(stacked, 3, 1).reshape(b * mz, nx, ny, kz * i),
+        kernel.reshape(kx, ky, kz * i, o),
+        (2, 2),
+        "SAME",
+        dimension_numbers=_NHWC,
+    )
+    return jnp.moveaxis(y.reshape(b, mz, *y.shape[1:]), 1, 3)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# CPU: gradients
+
+
+def _folded_gradients(x: Array, kernel: Array, g: Array, *, stride: int) -> tuple[Array, Array]:
+    if stride == 2:
+        g = _zeros_between(g, x.shape[1:4], kernel.shape[:3])
+    flipped = kernel[::-1, ::-1, ::-1].swapaxes(3, 4)
+    return _folded(g, flipped, stride=1), _kernel_gradient(x, g, kernel.shape[:3])
+
+
+def _kernel_gradient(x: Array, g: Array, size: tuple[int, int, int]) -> Array:
+    """Gradient of the kernel: for every tap the sum over voxels of x, moved by the tap, times g."""
+    if size == (1, 1, 1):
+        return _taps_by_products(x, g)[None, None]
+    if size == (1, 1, 3):
+        return _taps_by_products(x, g, (-1, 0, 1))[None, None]
+    if size == (3, 3, 3):
+        return _taps_by_convolution(_moved_along_z(x), g).reshape(3, 3, 3, x.shape[-1], g.shape[-1])
+    if g.shape[-1] > _NARROW:
+        return _taps_by_lines(x, g)
+    return _taps_by_convolution(x, g)[:, :, None]
+
+
+def _taps_by_products(x: Array, g: Array, offsets: tuple[int, ...] = (0,)) -> Array:
+    """(kz i o): one matrix product a tap, over the voxels whose neighbour along z exists."""
+    nz = x.shape[3]
+
+    def tap(d: int) -> Array:
+        return jnp.einsum(
+            "bxyzi,bxyzo->io", x[:, :, :, max(d, 0) : nz + min(d, 0)], g[:, :, :, max(-d, 0) : nz + min(-d, 0)]
+        )
+
+    return jnp.stack([tap(d) for d in offsets])
+
+
+def _moved_along_z(x: Array) -> Array:
+    """(b x y z 3i), x moved by the three taps along z, tap-major in channels."""
+    padded = _zero_border(x, axis=3)
+    return jnp.concatenate([padded[:, :, :, t : t + x.shape[3]] for t in range(3)], axis=-1)
+
+
+def _taps_by_convolution(x: Array, g: Array) -> Array:
+    """(3 3 i o): x convolved with g as one large kernel; channels of x are the batch, lines along z the channels."""
+    lines = x.transpose(4, 1, 2, 0, 3)
+    b, nx, ny, nz, o = g.shape
+    taps = lax.conv_general_dilated(
+        lines.reshape(x.shape[-1], nx, ny, b * nz),
+        g.transpose(1, 2, 0, 3, 4).reshape(nx, ny, b * nz, o),
+        (1, 1),
+        ((1, 1), (1, 1)),
+        dimension_numbers=_NHWC,
+    )
+    return taps.transpose(1, 2, 0, 3)
+
+
+def _taps_by_lines(x: Array, g: Array) -> Array:
+    """(3 3 1 i o): as `_taps_by_convolution`, with the taps along y stacked beside the channels of g: a 1-D convolution."""
+    b, nx, ny, nz, i = x.shape
+    o = g.shape[-1]
+    padded = _zero_border(g, axis=2)
+    stacked = jnp.concatenate([padded[:, :, 2 - t : 2 - t + ny] for t in range(3)], axis=-1)
+    taps = lax.conv_general_dilated(
+        x.transpose(4, 1, 0, 2, 3).reshape(i, nx, b * ny * nz),
+        stacked.transpose(1, 0, 2, 3, 4).reshape(nx, b * ny * nz, 3 * o),
+        (1,),
+        ((1, 1),),
+        dimension_numbers=("NWC", "WIO", "NWC"),
+    )
+    return taps.reshape(i, 3, 3, o).transpose(1, 2, 0, 3)[:, :, None]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Borders
+
+
+def _zero_border(x: Array, *, axis: int) -> Array:
+    # A concatenation is a block copy; XLA's pad on a CPU visits every element.
+    zeros = jnp.zeros_like(lax.slice_in_dim(x, 0, 1, axis=axis))
+    return jnp.concatenate([zeros, x, zeros], axis=axis)
+
+
+def _same_padding(shape: tuple[int, ...], size: tuple[int, ...]) -> list[tuple[int, int]]:
+    return lax.padtype_to_pads(shape, size, (2,) * len(size), "SAME")
+
+
+def _zeros_between(g: Array, shape: tuple[int, ...], size: tuple[int, ...]) -> Array:
+    """Spreads the gradient of a strided result onto the input's grid: stride 2 is every second voxel of stride 1."""
+    config = [(0, 0, 0)]
+    for n, m, k, (low, _) in zip(shape, g.shape[1:4], size, _same_padding(shape, size), strict=True):
+        first = k // 2 - low
+        config.append((first, n - first - (2 * m - 1), 1))
+    return lax.pad(g, jnp.zeros((), g.dtype), [*config, (0, 0, 0)])
