@@ -9,6 +9,7 @@ Figures are built without pyplot, so no state is shared between them. Files are 
 import itertools
 import os
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path as Outline
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 from scipy.ndimage import binary_fill_holes, gaussian_filter, uniform_filter, uniform_filter1d
 
 from f3r_jax import metrics
@@ -36,7 +38,7 @@ COLOURS = ("#E69F00", "#56B4E9", "#CC79A7", "#2CC295", "#F0E442", "#D55E00", "#0
 INK, MUTED = "#1a1a1a", "#6b6b6b"
 STYLES = {"fixed": "solid", "moving": (0, (3.2, 1.6)), "warped": (0, (1.0, 0.8))}
 SMALL, NORMAL, LARGE = 6.5, 7.5, 9.5  # points
-SCALES = {"Axial": 50, "Coronal": None, "Zoom": 20}  # mm, of the bar in each row; axial and coronal share one
+SCALES = {"Axial": 50.0, "Coronal": None, "Zoom": 20.0}  # mm, of the bar in each row; axial and coronal share one
 SHADOW = [withStroke(linewidth=1.6, foreground="#000000a0")]
 NO_LOSS = (
     "seconds",
@@ -172,7 +174,7 @@ def deformation(path: str | os.PathLike, *, fixed: Image, displacement: Field, s
         _draw(line[0], fixed, view, spacing, _display_range(fixed))
         _draw_grid(line[0], displacement, view, spacing)
         shown = _draw(line[1], log_determinant, view, spacing, (-limit, limit), cmap="RdBu_r")
-        _draw(line[1], np.where(folded, 1.0, np.nan), view, spacing, (0, 1), cmap="gray_r", interpolation="nearest")
+        _draw(line[1], np.where(folded, 1.0, np.nan), view, spacing, (0.0, 1.0), cmap="gray_r", interpolation="nearest")
         _outline(line[1], _body(fixed), view, spacing, color=INK, linewidth=0.6)
         _annotate(line[0], scale_mm=SCALES[name])
     height = figure.get_figheight()
@@ -201,8 +203,17 @@ def training_curves(path: str | os.PathLike, train_rows: Sequence[Mapping], vali
     FigureCanvasAgg(figure)
     for position, (name, (steps, values)) in enumerate(losses.items(), 1):
         ax = _plot(figure, (rows, columns, position), _words(name))
-        ax.plot(steps, values, color=COLOURS[6], linewidth=0.6, alpha=0.35, marker=".", markersize=1.5)
-        if len(steps) > SMOOTHED:
+        few = len(steps) <= SMOOTHED
+        ax.plot(
+            steps,
+            values,
+            color=COLOURS[6],
+            linewidth=0.6,
+            marker="o",
+            markersize=2.2 if few else 0.8,
+            alpha=1.0 if few else 0.35,
+        )
+        if not few:
             ax.plot(steps, uniform_filter1d(values, SMOOTHED, mode="nearest"), color=COLOURS[6], linewidth=1.4)
     ax = _plot(figure, (rows, columns, count), "validation Dice, %")
     colours = itertools.cycle(COLOURS)
@@ -212,6 +223,7 @@ def training_curves(path: str | os.PathLike, train_rows: Sequence[Mapping], vali
     if dices:
         ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), fontsize=SMALL, frameon=False, labelcolor=INK)
     else:
+        ax.set(xticks=[], yticks=[])
         ax.text(0.5, 0.5, "no validation yet", transform=ax.transAxes, size=SMALL, color=MUTED, ha="center")
     _save(figure, path)
 
@@ -221,7 +233,7 @@ def _curves(rows: Sequence[Mapping]) -> dict[str, tuple[np.ndarray, np.ndarray]]
     points: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         for key, value in row.items():
-            if key != "step" and isinstance(value, int | float) and np.isfinite(value):
+            if key != "step" and isinstance(value, Real) and np.isfinite(value):
                 points.setdefault(key, []).append((row["step"], value))
     return {key: tuple(np.array(pairs, np.float64).T) for key, pairs in points.items()}
 
@@ -231,6 +243,7 @@ def _plot(figure: Figure, place: tuple[int, int, int], name: str) -> Axes:
     ax.set_title(name, size=NORMAL, color=INK, loc="left")
     ax.set_xlabel("step", size=SMALL, color=INK)
     ax.tick_params(labelsize=SMALL, length=2, width=0.5, colors=INK)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     ax.grid(color="#e6e6e6", linewidth=0.5)
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_linewidth(0.5)
