@@ -15,13 +15,13 @@ from scipy.interpolate import make_interp_spline
 from scipy.ndimage import gaussian_filter
 
 from f3r_jax.data.phantom_anatomy import draw_anatomy
-from f3r_jax.data.phantom_shapes import Anatomy, Points, draw_waves, paint, sum_of_waves
+from f3r_jax.data.phantom_shapes import Anatomy, Points, draw_waves, frame_of, paint, sum_of_waves
 
 # tissue: HU in the portal venous phase, then MR signal of a T1- and of a T2-weighted scan
 TISSUES = {
     "air": (-1000, 0, 0),
     "skin": (10, 260, 200),
-    "fat": (-100, 880, 720),
+    "fat": (-100, 880, 840),
     "muscle": (60, 330, 150),
     "lung": (-840, 45, 40),
     "heart": (110, 330, 220),
@@ -37,9 +37,9 @@ TISSUES = {
     "tumour": (65, 270, 470),
     "necrosis": (30, 190, 760),
     "cyst": (8, 130, 1080),
-    "spleen": (122, 260, 500),
-    "cortex": (185, 350, 560),
-    "medulla": (145, 220, 720),
+    "spleen": (122, 260, 440),
+    "cortex": (185, 350, 420),
+    "medulla": (145, 220, 570),
     "urine": (20, 150, 980),
     "bile": (8, 240, 1050),
     "bowel": (85, 370, 300),
@@ -48,7 +48,7 @@ TISSUES = {
     "gas": (-950, 15, 15),
     "pancreas": (95, 540, 330),
 }
-KNOTS_MM = 10.0  # the deformation is integrated on a lattice of this spacing; its shortest wave is 8 times that
+KNOTS_MM = 8.0  # the deformation is integrated on a lattice of this spacing; its shortest wave is 10 times that
 SLAB_VOXELS = 400_000  # painted at a time, to bound the memory
 
 
@@ -64,7 +64,7 @@ class PhantomCase:
     mr_to_ct: np.ndarray  # (x y z 3) float32, its inverse
 
 
-def make_case(seed: int, index: int, *, shape: Sequence[int], spacing: Sequence[float]) -> PhantomCase:
+def make_case(seed: int, index: int, *, shape: Sequence[int], spacing: Sequence | np.ndarray) -> PhantomCase:
     """Case `index` of the data set `seed` on a grid of `shape` voxels of `spacing` mm, RAS."""
     anatomy_rng, motion_rng, look_rng, noise_rng = (default_rng([seed, index, stream]) for stream in range(4))
     spacing = np.asarray(spacing, float)
@@ -85,7 +85,7 @@ def make_case(seed: int, index: int, *, shape: Sequence[int], spacing: Sequence[
 
 
 def image_of(
-    anatomy: Anatomy, axes: list[np.ndarray], displacement: np.ndarray | None, values: dict[str, float], blur: float
+    anatomy: Anatomy, axes: list[np.ndarray], displacement: np.ndarray | None, values: dict, blur: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Intensities and labels of the anatomy at p + displacement(p), slab by slab."""
     images, labels = [], []
@@ -117,37 +117,26 @@ def draw_motion(rng: Generator) -> Motion:
     """MR in expiration against CT in inspiration: the organs stand higher in the MR, the liver most."""
     breath = float(np.clip(rng.normal(-19, 5), -30, 4))
     belly = float(np.clip(rng.normal(5, 3), -2, 12))
-    waves = draw_waves(rng, 6, shortest=80, longest=160, amplitude=4.5)
-    angles, shift = np.radians(np.clip(rng.normal(0, 1.2, 3), -2.5, 2.5)), np.clip(rng.normal(0, 2.5, 3), -5, 5)
+    waves = draw_waves(rng, 6, shortest=85, longest=160, amplitude=4.9)
+    degrees, shift = np.clip(rng.normal(0, 1.2, 3), -2.5, 2.5), np.clip(rng.normal(0, 2.5, 3), -5, 5)
 
     def velocity(p: Points) -> list[np.ndarray]:
         x, y, z = p
-        spine = np.exp(-((x / 42) ** 2) - (np.maximum(y + 45, 0) / 32) ** 2)
-        wall = np.exp(-0.7 * ((x / 140) ** 2 + (y / 105) ** 2) ** 3)
+        spine = np.exp(-((x / 42) ** 2)) / (1 + np.exp((y + 20) / 12))
+        wall = np.exp(-(((x / 140) ** 2 + (y / np.where(y < 0, 95, 110)) ** 2) ** 3))
         free = (1 - spine) * wall
         organs = np.exp(-(((x - 35) / 150) ** 2) - ((z - 45) / 105) ** 2)
         front = np.exp(-((x / 85) ** 2) - ((y - 80) / 50) ** 2 - ((z + 10) / 90) ** 2)
-        u = [free * wave for wave in sum_of_waves(p, waves)]
+        u = [free * wall * wave for wave in sum_of_waves(p, waves)]
         return [u[0], u[1] + belly * front, u[2] + breath * organs * free]
 
-    return Motion(velocity, rotation_of(angles), shift)
-
-
-def rotation_of(angles: np.ndarray) -> np.ndarray:
-    """Rotation about x, then y, then z, by radians."""
-    rotation = np.eye(3)
-    for (i, j), angle in zip([(1, 2), (2, 0), (0, 1)], angles, strict=True):
-        turn = np.eye(3)
-        turn[i, i] = turn[j, j] = np.cos(angle)
-        turn[j, i], turn[i, j] = np.sin(angle), -np.sin(angle)
-        rotation = turn @ rotation
-    return rotation
+    return Motion(velocity, frame_of(*degrees), shift)
 
 
 def displacement_mm(motion: Motion, axes: list[np.ndarray], *, backward: bool) -> np.ndarray:
     """Displacement (x, y, z, 3) float64 in mm of the motion or of its inverse.
 
-    Integrated on a lattice and interpolated by cubic splines: the motion is so smooth that this is exact to 0.01 mm,
+    Integrated on a lattice and interpolated by cubic splines: the motion is so smooth that this is exact to 0.02 mm,
     and it costs the same at any spacing of the voxels. The flow of the negative velocity is the inverse.
     """
     knots = [np.linspace(a[0] - 1, a[-1] + 1, max(4, int(np.ceil((a[-1] - a[0] + 2) / KNOTS_MM)) + 1)) for a in axes]
@@ -169,7 +158,7 @@ def rigid(rotation: np.ndarray, points: np.ndarray) -> np.ndarray:
     return np.einsum("ij,jxyz->ixyz", rotation, points)
 
 
-def flow(velocity: Callable[[Points], list[np.ndarray]], points: np.ndarray, time: float, steps: int = 4) -> np.ndarray:
+def flow(velocity: Callable[[Points], list[np.ndarray]], points: np.ndarray, time: float, steps: int = 3) -> np.ndarray:
     """Where the velocity carries the points (3, ...) in `time`: Runge-Kutta of order 4."""
 
     def at(p: np.ndarray) -> np.ndarray:
@@ -188,7 +177,7 @@ def flow(velocity: Callable[[Points], list[np.ndarray]], points: np.ndarray, tim
 # Appearance
 
 
-def draw_contrast(rng: Generator) -> tuple[dict[str, float], dict[str, float]]:
+def draw_contrast(rng: Generator) -> tuple[dict, dict]:
     """CT values in HU and MR signals by tissue: one of two MR weightings, each tissue off by some percent."""
     column = rng.integers(1, 3)
     ct, mr = {}, {}

@@ -7,31 +7,29 @@ order of painting; a later solid part with a gap gives way to the earlier ones.
 import numpy as np
 from numpy.random import Generator
 
+from f3r_jax.data.phantom_body import Body, chest, spine, spread
 from f3r_jax.data.phantom_shapes import (
-    FAR,
     LEFT_KIDNEY,
     LIVER,
     RIGHT_KIDNEY,
     SPLEEN,
     Anatomy,
+    Number,
     Part,
     Points,
     Vector,
-    box,
     curve,
     draw_waves,
     ellipsoid,
     ellipsoid_part,
     frame_of,
     layers_of,
-    section,
     smooth_max,
-    smooth_min,
     tube_part,
+    turn,
 )
 
 LEFT, RIGHT = -1, 1
-FAT, MUSCLE, LUNG = layers_of("fat"), layers_of("muscle"), layers_of("lung")
 
 
 def draw_anatomy(rng: Generator) -> Anatomy:
@@ -63,169 +61,6 @@ def draw_anatomy(rng: Generator) -> Anatomy:
     return Anatomy(tuple(parts), body.room, waves)
 
 
-def spread(rng: Generator, size: float, *shape: int) -> np.ndarray:
-    """Normal deviates of a standard deviation, cut at twice that: no patient is impossible."""
-    return np.clip(rng.normal(0, size, shape), -2 * size, 2 * size)
-
-
-class Body:
-    """Wall, cavity, diaphragm and the line of the spine."""
-
-    def __init__(self, rng: Generator):
-        self.cavity_radii = 116 + spread(rng, 4), 80 + spread(rng, 4)
-        self.wall = 11 + spread(rng, 1.5)
-        self.fat = float(np.clip(rng.lognormal(np.log(13), 0.35), 6, 24))
-        self.heights = 84 + spread(rng, 4), 72 + spread(rng, 5)  # of the right and left dome
-        self.spine_y = -48 + spread(rng, 2)
-        self.bend = spread(rng, 3), rng.uniform(0, 2 * np.pi)
-
-    def cavity(self, p: Points) -> np.ndarray:
-        x, y, z = p
-        return section(x, y - 2, (self.cavity_radii[0] * (1 - 0.09 * ((z - 10) / 110) ** 2), self.cavity_radii[1]))
-
-    def muscle(self, p: Points) -> np.ndarray:
-        x, y, z = p
-        half_x = (self.cavity_radii[0] + self.wall) * (1 - 0.09 * ((z - 10) / 110) ** 2)
-        groove = 7 * np.exp(-((x / 16) ** 2)) * (y < 0)
-        return section(x, y - groove + 8, (half_x, self.cavity_radii[1] + 10 + self.wall))
-
-    def skin(self, p: Points) -> np.ndarray:
-        x, y, z = p
-        u = np.minimum(np.abs(x) / 120, 1)
-        belly = np.clip(y / 80, 0, 1) * np.exp(-(((z + 50) / 80) ** 2))
-        return self.muscle(p) - self.fat * (0.7 + 0.45 * u * u + 0.45 * belly)
-
-    def diaphragm(self, p: Points) -> np.ndarray:
-        """Distance of the room below the diaphragm: two domes that end in cylinders downwards."""
-        x, y, z = p
-        z = np.maximum(z - 0.22 * y, 0)
-        right = ellipsoid((x, y, z), (56, 4, 0), (self.cavity_radii[0] - 40, 94, self.heights[0]))
-        left = ellipsoid((x, y, z), (-58, 4, 0), (self.cavity_radii[0] - 42, 94, self.heights[1]))
-        return smooth_min(right, left, 30)
-
-    def room(self, p: Points) -> np.ndarray:
-        """Distance of the room for organs: in the cavity, below the diaphragm."""
-        return np.maximum(self.cavity(p), self.diaphragm(p))
-
-    def spine_frame(self, p: Points) -> Points:
-        """Coordinates along the spine: from its axis sideways and forwards, and up."""
-        x, y, z = p
-        return x - self.bend[0] * np.sin(z / 60 + self.bend[1]), y - self.spine_y - 6 * np.cos((z + 60) / 70), z
-
-    def along(self, x: float, y: float, z: np.ndarray) -> np.ndarray:
-        """Path (k, 3) at the heights z that keeps its place beside the spine."""
-        side, front, _ = self.spine_frame((np.zeros_like(z), np.zeros_like(z), z))
-        return np.stack([x - side, y - front, z], axis=1)
-
-    def layers(self) -> list[Part]:
-        fascia = 0.4 * self.wall
-        muscle = (("muscle", 0.0), ("fat", fascia), ("muscle", fascia + 1.2))
-        return [
-            Part((("skin", 0.0), ("fat", 2.0)), self.skin, solid=False),
-            Part(muscle, self.muscle, solid=False),
-            Part(FAT, self.cavity, solid=False),
-        ]
-
-    def back_muscles(self) -> list[Part]:
-        """Psoas, quadratus lumborum, crura, and the fat that parts the extensors from the wall."""
-
-        def psoas(p: Points) -> np.ndarray:
-            x, y, z = self.spine_frame(p)
-            radius = 3 + 16 * np.clip((25 - z) / 120, 0, 1) ** 0.8
-            return np.hypot((np.abs(x) - 20 - 0.75 * radius) * 1.1, (y + 3) * 0.85) - radius
-
-        def quadratus(p: Points) -> np.ndarray:
-            x, y, _ = self.spine_frame(p)
-            return ellipsoid((np.abs(x), y, 0 * y), (52, -24, 0), (19, 7, 1))
-
-        def crus(p: Points) -> np.ndarray:
-            x, y, _ = self.spine_frame(p)
-            return np.hypot((np.abs(x) - 13) * 0.8, y - 17) - 5
-
-        def cleft(p: Points) -> np.ndarray:
-            x, y, _ = self.spine_frame(p)
-            return np.maximum(np.abs(np.hypot((np.abs(x) - 30) / 1.5, y + 42) - 24) - 0.8, y + 24)
-
-        lumbar = (90.0, 0.0, 5.0)
-        return [
-            Part(FAT, cleft, (-90, -130, -1e3), (90, -50, 1e3), solid=False),
-            Part(MUSCLE, psoas, (-80, -100, -1e3), (80, 0, 27)),
-            Part(MUSCLE, quadratus, (-90, -100, -1e3), lumbar),
-            Part(MUSCLE, crus, (-40, -60, -40), (40, 0, 50)),
-        ]
-
-
-def chest(rng: Generator, body: Body) -> list[Part]:
-    """Lungs, diaphragm, heart and ribs."""
-    centre = np.array([-16.0, 24.0, 104.0]) + spread(rng, 4, 3)
-    radii = np.array([58.0, 44.0, 46.0])
-    frame = frame_of(0, 25, 0)
-    offset, drop = rng.uniform(0, 27), 55 + spread(rng, 6)
-
-    def lung(p: Points) -> np.ndarray:
-        return np.maximum(body.cavity(p) + 1, 3 - body.diaphragm(p))
-
-    def heart(p: Points) -> np.ndarray:
-        return np.maximum(ellipsoid(p, centre, radii, frame), lung(p))
-
-    def diaphragm(p: Points) -> np.ndarray:
-        return np.maximum(np.abs(body.diaphragm(p) - 1.5) - 1.5, body.cavity(p))
-
-    def ribs(p: Points) -> np.ndarray:
-        x, y, z = p
-        angle = np.arctan2(np.abs(x) / 118, -y / 82)  # 0 behind, pi in front
-        height = z + drop * np.sin(0.72 * angle)
-        across = (np.mod(height + offset, 27) - 13.5) / 1.25
-        ring = np.hypot(across, (body.cavity(p) - 5) * 1.4) - 5
-        ends = 40 * (angle - 1.25 - np.maximum(height + 30, 0) / 75)  # lower ribs end farther back
-        return np.maximum(np.maximum(ring, ends), np.maximum(-30 - height, 20 * (0.33 - angle)))
-
-    walls = (("fat", 0.0), ("heart", 4.0), ("blood", 15.0))
-    return [
-        Part(LUNG, lung, (-FAR, -FAR, -40), solid=False),
-        Part(walls, heart, centre - 58, centre + 58, solid=False),
-        Part(MUSCLE, diaphragm, solid=False),
-        Part((("cortical", 0.0), ("marrow", 1.8)), ribs, solid=False),
-    ]
-
-
-def spine(rng: Generator, body: Body) -> list[Part]:
-    """Vertebrae with discs, arch, processes and canal."""
-    offset, period = rng.uniform(0, 33), 33 + spread(rng, 1)
-
-    def level(z: np.ndarray) -> np.ndarray:
-        return np.mod(z + offset, period) - period / 2
-
-    def column(p: Points) -> np.ndarray:
-        x, y, z = body.spine_frame(p)
-        waist = 1.5 * np.cos(level(z) * 2 * np.pi / period)
-        return ellipsoid((x, y, 0 * z), (0, 0, 0), (22, 16.5, 1)) + waist
-
-    def vertebra(p: Points) -> np.ndarray:
-        return np.maximum(column(p), np.abs(level(p[2])) - 12.5)
-
-    def arch(p: Points) -> np.ndarray:
-        x, y, z = body.spine_frame(p)
-        z = level(z)
-        ring = np.maximum(np.hypot(x, y + 24) - 13.5, np.abs(z) - 11)
-        spinous = box(x, y + 43 + 0.3 * z, z + 5, (3.2, 16, 9))
-        transverse = box(np.abs(x) - 24, y + 24 + 0.25 * np.abs(x) - 4, z - 2, (16, 4, 5))
-        return np.minimum(np.minimum(ring, spinous), transverse)
-
-    def canal(p: Points) -> np.ndarray:
-        x, y, _ = body.spine_frame(p)
-        return np.hypot(x, (y + 23.5) * 1.15) - 9.5
-
-    low, high = (-60, -130, -FAR), (60, 0, FAR)
-    return [
-        Part(layers_of("disc"), column, low, high),
-        Part((("cortical", 0.0), ("marrow", 1.8)), vertebra, low, high),
-        Part((("cortical", 0.0), ("marrow", 2.5)), arch, low, high),
-        Part((("fat", 0.0), ("fluid", 1.5)), canal, low, high, solid=False),
-        Part((("cord", 5.0),), canal, (-60, -130, 0), high, solid=False),
-    ]
-
-
 def great_vessels(rng: Generator, body: Body) -> list[Part]:
     """Aorta with coeliac trunk and mesenteric artery, vena cava, mesenteric vein."""
     aorta = body.along(-9 + spread(rng, 2), 28 + spread(rng, 1), np.linspace(-140, 150, 9))
@@ -249,7 +84,7 @@ def great_vessels(rng: Generator, body: Body) -> list[Part]:
 def renal_vessels(body: Body) -> list[Part]:
     """An artery and a vein to the hilum of either kidney."""
 
-    def vessel(tissue: str, side: int, start: np.ndarray, radius: float) -> Part:
+    def vessel(tissue: str, side: int, start: np.ndarray, radius: Number) -> Part:
         hilum = start * 0 + (side * 47, -30, -31 + 7 * (side == LEFT))
         return tube_part(tissue, curve([start, (start + hilum) / 2 + (0, 5, 3), hilum], 5), radius)
 
@@ -268,19 +103,18 @@ def kidney(rng: Generator, side: int) -> list[Part]:
     radii = np.array([28.5, 25.5, 53.0]) * (1 + spread(rng, 0.06, 3))
     frame = frame_of(10 + spread(rng, 4), -side * (14 + spread(rng, 4)), side * (-28 + spread(rng, 8)))
     label = RIGHT_KIDNEY if side == RIGHT else LEFT_KIDNEY
-    turns = rng.uniform(0, 2 * np.pi, 2)
+    turns = rng.uniform(0, 2 * np.pi, 2).tolist()
     to_hilum = -side * frame[0]
     hilum = centre + to_hilum * 0.75 * radii[0]
 
     def pyramids(p: Points) -> np.ndarray:
-        q = [c - m for c, m in zip(p, centre, strict=True)]
-        u, v, w = (sum(np.float32(a) * c for a, c in zip(row, q, strict=True)) for row in frame)
-        angle = np.arctan2(v / radii[1], u / radii[0])
+        u, v, w = turn([c - float(m) for c, m in zip(p, centre, strict=True)], frame)
+        angle = np.arctan2(v * float(radii[0] / radii[1]), u)
         columns = np.cos(4 * angle + turns[0] + w / 15) * np.cos(w * 2 * np.pi / 38 + turns[1])
         depth = ellipsoid(p, centre, radii, frame)
-        return depth + 7.5 - 2.5 * columns
+        return depth + 9 - 5 * columns
 
-    sinus_radii = np.array([0.62, 0.36, 0.45]) * radii
+    sinus_radii = np.array([0.66, 0.4, 0.52]) * radii
     return [
         ellipsoid_part("cortex", centre, radii, frame, gap=3.0, label=label),
         Part(layers_of("medulla"), pyramids, centre - 60, centre + 60, inside=0.0, solid=False),
@@ -295,10 +129,12 @@ def liver_distance(rng: Generator):
     tip = -62 + spread(rng, 14)
     rise = 0.66 + spread(rng, 0.05)
     hilum = np.array([22, 6, 0]) + spread(rng, 4, 3)
+    phases = rng.uniform(0, 2 * np.pi, 2).tolist()
 
     def distance(p: Points) -> np.ndarray:
         x, y, z = p
-        floor = (low + rise * (118 - x) - 0.25 * y - z) / np.sqrt(1 + rise**2)
+        lobes = 5 * np.sin(x / 24 + phases[0]) + 4 * np.sin(y / 20 + phases[1])
+        floor = (low + lobes + rise * (118 - x) - 0.25 * y - z) / float(np.sqrt(1 + rise**2))
         medial = (-14 - 0.85 * (y + 30) - x + 0.15 * z) / 1.32
         left = (tip - x) * 0.7 + 0.35 * (z - 40) * (z > 40)
         porta = -ellipsoid(p, hilum, (30, 17, 26))
@@ -317,7 +153,7 @@ def gallbladder(rng: Generator) -> list[Part]:
     return [ellipsoid_part((("bowel", 0.0), ("bile", 1.5)), centre, radii, frame_of(35, -15, 0), gap=3.0)]
 
 
-def grow(rng: Generator, root: np.ndarray, heading: np.ndarray, length: float, radius: float, depth: int):
+def grow(rng: Generator, root: np.ndarray, heading: np.ndarray, length: Number, radius: Number, depth: int):
     """Segments (k, 2, 3) and radii (k,) of a branching vessel."""
     heading = heading / np.linalg.norm(heading)
     middle = root + heading * length / 2 + rng.normal(0, length / 12, 3)

@@ -14,10 +14,12 @@ from scipy.interpolate import make_interp_spline
 
 Points = tuple[np.ndarray, np.ndarray, np.ndarray]  # x, y, z in mm, each (n,) float32
 Distance = Callable[[Points], np.ndarray]  # signed distance in mm, negative inside
+Number = int | float | np.number
 Vector = Sequence | np.ndarray  # three lengths in mm
-Layers = tuple[tuple[str, float], ...]  # tissues from outside inwards, each with the depth in mm at which it begins
+Layers = tuple[tuple[str, Number], ...]  # tissues from outside inwards, each with the depth in mm at which it begins
 LIVER, SPLEEN, RIGHT_KIDNEY, LEFT_KIDNEY = 1, 2, 3, 4
-FAR = np.float32(1e3)
+FAR = 1e3
+REACH = 12.0
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Part:
     distance: Distance
     low: Vector = (-FAR, -FAR, -FAR)
     high: Vector = (FAR, FAR, FAR)
-    gap: float | None = None
-    inside: float | None = None
+    gap: Number | None = None
+    inside: Number | None = None
     solid: bool = True
     label: int | None = None
 
@@ -63,7 +65,7 @@ def sum_of_waves(points: Points, waves: np.ndarray) -> list[np.ndarray]:
     return total
 
 
-def draw_waves(rng: Generator, count: int, *, shortest: float, longest: float, amplitude: float) -> np.ndarray:
+def draw_waves(rng: Generator, count: int, *, shortest: Number, longest: Number, amplitude: Number) -> np.ndarray:
     """Random plane waves with wavelengths in mm; `amplitude` is the standard deviation of their sum in mm."""
     direction = rng.normal(size=(count, 3))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
@@ -72,7 +74,7 @@ def draw_waves(rng: Generator, count: int, *, shortest: float, longest: float, a
     return np.concatenate([vectors, amplitudes, rng.uniform(0, 2 * np.pi, (count, 1))], axis=1)
 
 
-def paint(anatomy: Anatomy, points: Points, values: dict[str, float], *, blur: float) -> tuple[np.ndarray, np.ndarray]:
+def paint(anatomy: Anatomy, points: Points, values: dict, *, blur: Number) -> tuple[np.ndarray, np.ndarray]:
     """Intensities (n,) float32 and labels (n,) uint8 at `points`; edges are `blur` mm wide, as wide as a voxel."""
     points = anatomy.irregular(points)
     image = np.full(points[0].shape, values["air"], np.float32)
@@ -122,27 +124,33 @@ def indices_in_box(points: Points, extent: list, low: np.ndarray, high: np.ndarr
 # Shapes
 
 
-def smooth_max(a: np.ndarray, b: np.ndarray, k: float) -> np.ndarray:
+def smooth_max(a: np.ndarray, b: np.ndarray, k: Number) -> np.ndarray:
     """The larger of the two, its crease rounded over about `k` mm."""
     return np.maximum(a, b) + np.maximum(k - np.abs(a - b), 0) ** 2 / (4 * k)
 
 
-def smooth_min(a: np.ndarray, b: np.ndarray, k: float) -> np.ndarray:
+def smooth_min(a: np.ndarray, b: np.ndarray, k: Number) -> np.ndarray:
     """The smaller of the two, its crease rounded over about `k` mm."""
     return -smooth_max(-a, -b, k)
 
 
 def ellipsoid(points: Points, centre: Vector, radii: Vector, frame: np.ndarray | None = None) -> np.ndarray:
     """Distance of an ellipsoid, to first order at its surface; the rows of `frame` are its axes."""
-    q = [c - m for c, m in zip(points, centre, strict=True)]
+    q = [c - float(m) for c, m in zip(points, centre, strict=True)]  # float: a NumPy scalar would promote float32
+    radii = [float(r) for r in radii]
     if frame is not None:
-        q = [sum(np.float32(w) * c for w, c in zip(row, q, strict=True)) for row in frame]
+        q = turn(q, frame)
     norm = np.sqrt(sum((c / r) ** 2 for c, r in zip(q, radii, strict=True)))
     slope = np.sqrt(sum((c / r**2) ** 2 for c, r in zip(q, radii, strict=True)))
     return norm * (norm - 1) / np.maximum(slope, 1e-6)
 
 
-def section(x: np.ndarray, y: np.ndarray, radii: tuple[np.ndarray | float, float]) -> np.ndarray:
+def turn(q: Sequence, frame: np.ndarray) -> list[np.ndarray]:
+    """Components of vectors q along the rows of `frame`."""
+    return [sum(w * c for w, c in zip(row, q, strict=True)) for row in frame.tolist()]
+
+
+def section(x: np.ndarray, y: np.ndarray, radii: tuple) -> np.ndarray:
     """Distance of a cylinder along z whose cross-section is a superellipse of power 2.5."""
     u, v = np.abs(x) / radii[0], np.abs(y) / radii[1]
     u15, v15 = u * np.sqrt(u), v * np.sqrt(v)
@@ -156,18 +164,24 @@ def box(x: np.ndarray, y: np.ndarray, z: np.ndarray, radii: Vector) -> np.ndarra
 
 
 def tube(points: Points, starts: np.ndarray, ends: np.ndarray, radii: np.ndarray) -> np.ndarray:
-    """Distance of the union of k round-ended cylinders; starts and ends (k, 3), radii (k,)."""
+    """Distance of the union of k round-ended cylinders; starts and ends (k, 3), radii (k,).
+
+    Beyond `REACH` mm it is only known to be large: most points are near few of the segments.
+    """
     distance = np.full(points[0].shape, FAR, np.float32)
+    extent = [(c.min(), c.max()) for c in points]
     for start, end, radius in zip(starts.astype(np.float32), ends.astype(np.float32), radii, strict=True):
+        margin = radius + REACH
+        here = indices_in_box(points, extent, np.minimum(start, end) - margin, np.maximum(start, end) + margin)
         axis = end - start
-        q = [c - s for c, s in zip(points, start, strict=True)]
+        q = [c[here] - s for c, s in zip(points, start, strict=True)]
         along = np.clip((q[0] * axis[0] + q[1] * axis[1] + q[2] * axis[2]) / (axis @ axis), 0, 1)
         square = sum((c - along * a) ** 2 for c, a in zip(q, axis, strict=True))
-        distance = np.minimum(distance, np.sqrt(square) - np.float32(radius))
+        distance[here] = np.minimum(distance[here], np.sqrt(square) - np.float32(radius))
     return distance
 
 
-def tube_part(layers: str | Layers, path: np.ndarray, radii: np.ndarray | float, **options) -> Part:
+def tube_part(layers: str | Layers, path: np.ndarray, radii: np.ndarray | Number, **options) -> Part:
     """A tube along a path (k + 1, 3) in mm, or through segments (k, 2, 3)."""
     starts, ends = (path[:-1], path[1:]) if path.ndim == 2 else (path[:, 0], path[:, 1])
     radii = np.broadcast_to(radii, len(starts))
@@ -189,20 +203,20 @@ def layers_of(layers: str | Layers) -> Layers:
     return ((layers, 0.0),) if isinstance(layers, str) else layers
 
 
-def curve(knots: Sequence, count: int) -> np.ndarray:
+def curve(knots: Sequence | np.ndarray, count: int) -> np.ndarray:
     """A smooth path (count + 1, 3) through the knots."""
     return make_interp_spline(np.arange(len(knots)), knots, k=min(3, len(knots) - 1))(
         np.linspace(0, len(knots) - 1, count + 1)
     )
 
 
-def frame_of(*degrees: float) -> np.ndarray:
+def frame_of(*degrees: Number) -> np.ndarray:
     """Axes of an organ turned about x, y and z in turn, by degrees; rows for `ellipsoid`."""
     frame = np.eye(3)
     for axis, angle in enumerate(np.radians(degrees)):
         i, j = [(1, 2), (2, 0), (0, 1)][axis]
-        turn = np.eye(3)
-        turn[i, i] = turn[j, j] = np.cos(angle)
-        turn[j, i], turn[i, j] = np.sin(angle), -np.sin(angle)
-        frame = turn @ frame
+        one = np.eye(3)
+        one[i, i] = one[j, j] = np.cos(angle)
+        one[j, i], one[i, j] = np.sin(angle), -np.sin(angle)
+        frame = one @ frame
     return frame.T
