@@ -23,18 +23,20 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+import jax
 from absl import app, flags
 
-from f3r_jax.benchmark_tables import NAMES, as_markdown, replace_section, summary, title, write
+from f3r_jax.benchmark_tables import as_markdown, replace_section, summary, title, write
 from f3r_jax.errors import UserError, exit_on_user_error
-from f3r_jax.measurements import abstract_network
+from f3r_jax.models import check_shape, count_parameters
+from f3r_jax.models.f3rnet import VARIANTS, F3RNet
 
 WHAT = ("parameters", "compile", "forward", "train", "memory", "conv", "torch")
 KERNELS = ((3, 3, 3), (3, 3, 1), (1, 1, 3))
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("variant", ["mrb", "wo_f3d"], f"Networks: {', '.join(NAMES)}.")
+flags.DEFINE_list("variant", ["mrb", "wo_f3d"], f"Networks: {', '.join(VARIANTS)}.")
 flags.DEFINE_list("shape", ["64", "64", "64"], "Voxels of the volume along x, y, z.")
 flags.DEFINE_list(
     "what",
@@ -57,7 +59,7 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: options are written --name=value")
     if FLAGS.parameters:
-        print("\n".join(f"{name} {count}" for name, count in parameters(NAMES).items()))
+        print("\n".join(f"{name} {count}" for name, count in parameters(VARIANTS).items()))
         return 0
     check_flags()
     shape = tuple(int(size) for size in FLAGS.shape)
@@ -79,13 +81,14 @@ def main(argv: list[str]) -> int:
 
 def check_flags() -> None:
     """Raises `UserError` at the first flag that can't be meant."""
-    for flag, values, known in (("what", FLAGS.what, WHAT), ("variant", FLAGS.variant, NAMES)):
+    for flag, values, known in (("what", FLAGS.what, WHAT), ("variant", FLAGS.variant, VARIANTS)):
         if not values:
             raise UserError(f"--{flag}: expected at least one of {', '.join(known)}")
         if unknown := [value for value in values if value not in known]:
             raise UserError(f"--{flag}: unknown {unknown[0]!r}; known are {', '.join(known)}")
     if len(FLAGS.shape) != 3 or not all(size.isdecimal() and int(size) > 0 for size in FLAGS.shape):
         raise UserError(f"--shape={','.join(FLAGS.shape)}: expected three sizes in voxels, like 64,64,64")
+    check_shape(tuple(int(size) for size in FLAGS.shape), "--shape")
     if FLAGS.repeats < 1:
         raise UserError(f"--repeats={FLAGS.repeats}: expected 1 or more")
     for path in filter(None, (FLAGS.json, FLAGS.markdown)):
@@ -120,11 +123,8 @@ def plan(*, what: list[str], variants: list[str], shape: tuple[int, ...]) -> lis
 
 def parameters(variants: Iterable[str]) -> dict[str, int]:
     """Number of parameters under the paper's names, without making any."""
-    import jax  # here, so that a mistake in a flag is told at once
-
     jax.config.update("jax_platforms", "cpu")  # this process must not take the memory of an accelerator
-    shapes = {variant: abstract_network(variant, (16, 16, 16))[1] for variant in variants}
-    return {NAMES[variant]: sum(leaf.size for leaf in jax.tree.leaves(tree)) for variant, tree in shapes.items()}
+    return {VARIANTS[variant].label: count_parameters(F3RNet(VARIANTS[variant])) for variant in variants}
 
 
 # Measuring

@@ -3,15 +3,7 @@
 import statistics
 from pathlib import Path
 
-NAMES = {
-    "wo_f3d": "F3RNet-w/o F3D",
-    "w_f3d": "F3RNet-w/ F3D",
-    "enc": "F3RNet-Enc",
-    "dec": "F3RNet-Dec",
-    "fr": "F3RNet-FR",
-    "ms": "F3RNet-MS",
-    "mrb": "F3RNet-MRB",
-}  # Table 1
+from f3r_jax.models.f3rnet import VARIANTS
 
 
 def as_markdown(report: dict, *, what: list[str]) -> str:
@@ -41,7 +33,7 @@ def as_markdown(report: dict, *, what: list[str]) -> str:
 def pass_row(row: dict, *, what: list[str]) -> dict[str, str]:
     """A row of the table of networks."""
     results = row["results"]
-    cells = {"network": NAMES[row["variant"]], "pass": row["what"]}
+    cells = {"network": VARIANTS[row["variant"]].label, "pass": row["what"]}
     if "compile" in what:
         cells["compile, s"] = f"{results['jax']['compile']['wall']:.1f}"
     cells |= time_cells(row)
@@ -112,7 +104,7 @@ def title(task: dict) -> str:
     """What a group of jobs measures, in words."""
     size = " x ".join(str(size) for size in task["shape"])
     if "variant" in task:
-        return f"{NAMES[task['variant']]}, {task['what']} at {size}"
+        return f"{VARIANTS[task['variant']].label}, {task['what']} at {size}"
     kernel = "x".join(str(size) for size in task["kernel"])
     gradient = ", gradient" * (task["what"] == "conv_gradient")
     return f"conv {kernel}, {task['channels']} channels{gradient} at {size}"

@@ -73,18 +73,17 @@ def random_arrays(shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
 # JAX
 
 
-def prepare_jax(function: Callable, arguments: tuple, *, imported_mib: float, feedback: int = 0) -> Prepared:
-    """Compiles; the first `feedback` results of a run replace the first arguments of the next, and are donated."""
+def prepare_jax(function: Any, arguments: tuple, *, imported_mib: float, feedback: bool = False) -> Prepared:
+    """Compiles a jitted function; with `feedback`, its first result replaces the first argument of the next run."""
     import jax
 
     arguments = list(jax.device_put(arguments))
-    lowered = jax.jit(function, donate_argnums=tuple(range(feedback)))
-    compiled, cost = timed(lambda: lowered.lower(*arguments).compile())
+    compiled, cost = timed(lambda: function.lower(*arguments).compile())
 
     def run() -> None:
         results = jax.block_until_ready(compiled(*arguments))
         if feedback:
-            arguments[:feedback] = results[:feedback]
+            arguments[0] = results[0]
 
     device = jax.devices()[0]
     stats = device.memory_stats
@@ -92,63 +91,45 @@ def prepare_jax(function: Callable, arguments: tuple, *, imported_mib: float, fe
     return Prepared(run, imported_mib, name, lambda: stats() and stats()["peak_bytes_in_use"] / MIB, cost)
 
 
-def abstract_network(variant: str, shape: tuple[int, ...]) -> tuple[Any, Any]:
-    """The Linen module of an F3RNet and the shapes of its parameters; runs nothing."""
-    import jax
-    from ml_collections import ConfigDict
-
-    from f3r_jax.models import build
-
-    model = build(ConfigDict({"name": "f3rnet", "variant": variant}))
-    volume = jax.ShapeDtypeStruct((1, *shape, 1), "float32")
-    return model, jax.eval_shape(model.init, jax.random.key(0), volume, volume)
-
-
 def jax_network(job: dict) -> tuple[Any, Any]:
-    """The Linen module and random parameters: to initialise it properly would take memory and a compilation."""
+    """The network and random parameters: initialising it would take a compilation of its own."""
     import jax
 
-    model, shapes = abstract_network(job["variant"], job["shape"])
-    generator = np.random.default_rng(0)
-    return model, jax.tree.map(lambda leaf: generator.normal(scale=0.05, size=leaf.shape).astype(np.float32), shapes)
+    from f3r_jax.models import initialise
+    from f3r_jax.models.f3rnet import VARIANTS, F3RNet
+
+    network, generator = F3RNet(VARIANTS[job["variant"]]), np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: initialise(network, jax.random.key(0)))
+    params = jax.tree.map(lambda leaf: generator.normal(scale=0.05, size=leaf.shape).astype(np.float32), shapes)
+    return network, {"params": params}
 
 
 def jax_forward(job: dict) -> Prepared:
     """The network alone."""
-    import jax  # noqa: F401
+    import jax
 
-    import f3r_jax.models  # noqa: F401
+    import f3r_jax.models  # noqa: F401  counted among the imports
 
     imported = peak_mib()
-    model, params = jax_network(job)
+    network, params = jax_network(job)
     volumes = random_arrays([(1, *job["shape"], 1)] * 2)
-    return prepare_jax(model.apply, (params, *volumes), imported_mib=imported)
+    return prepare_jax(jax.jit(network.apply), (params, *volumes), imported_mib=imported)
 
 
 def jax_train(job: dict) -> Prepared:
     """A step of the training: network, warp, loss, gradient and Adam."""
-    import jax
+    import jax.numpy as jnp
     import optax
 
-    from f3r_jax import losses
-    from f3r_jax.ops.warp import warp
+    from f3r_jax.train import Batch, State, make_train_step
 
     imported = peak_mib()
-    model, params = jax_network(job)
+    network, params = jax_network(job)
     optimiser = optax.adam(LEARNING_RATE)
-
-    def loss(params: Any, moving: jax.Array, fixed: jax.Array) -> jax.Array:
-        displacement = model.apply(params, moving, fixed)
-        similarity = losses.mind_l1(fixed, warp(moving, displacement), preset=MIND)
-        return similarity + LAM * losses.gradient_l2(displacement)
-
-    def step(params: Any, state: Any, moving: jax.Array, fixed: jax.Array) -> tuple:
-        value, gradient = jax.value_and_grad(loss)(params, moving, fixed)
-        updates, state = optimiser.update(gradient, state)
-        return optax.apply_updates(params, updates), state, value
-
-    volumes = random_arrays([(1, *job["shape"], 1)] * 2)
-    return prepare_jax(step, (params, optimiser.init(params), *volumes), imported_mib=imported, feedback=2)
+    state = State(jnp.zeros((), jnp.int32), params["params"], optimiser.init(params["params"]))
+    batch = Batch(*random_arrays([(1, *job["shape"], 1)] * 2))
+    step = make_train_step(network, optimiser, mind=MIND)
+    return prepare_jax(step, (state, batch, jnp.float32(LAM)), imported_mib=imported, feedback=True)
 
 
 def jax_conv(job: dict) -> Prepared:
@@ -172,8 +153,8 @@ def jax_conv(job: dict) -> Prepared:
     volume = (1, *job["shape"], channels)
     x, kernel, bias, cotangent = random_arrays([volume, (*job["kernel"], channels, channels), (channels,), volume])
     if job["what"] == "conv":
-        return prepare_jax(convolve, (x, kernel, bias), imported_mib=imported)
-    return prepare_jax(gradient, (x, kernel, bias, cotangent), imported_mib=imported)
+        return prepare_jax(jax.jit(convolve), (x, kernel, bias), imported_mib=imported)
+    return prepare_jax(jax.jit(gradient), (x, kernel, bias, cotangent), imported_mib=imported)
 
 
 # PyTorch

@@ -5,9 +5,11 @@ the faster one on a CPU. Displacements are in voxels, components in axis order, 
 Section numbers are those of the paper.
 """
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,44 +47,43 @@ class F3RNet(nn.Module):
         super().__init__()
         f3d = VARIANTS[variant]
         self.stem = conv(2, FULL, factorised=f3d.full)
-        self.before = nn.ModuleList(full_block(factorised=f3d.full) for _ in range(3))
-        levels = [1, 2, 3, 4] + [LEVELS] * f3d.extra_mrbs
-        self.encoder = nn.ModuleList(
-            MultiScaleBlock(level, first=n == 0, factorised=f3d.encoder or n >= LEVELS)
-            for n, level in enumerate(levels)
+        self.early = nn.ModuleList(full_block(factorised=f3d.full) for _ in range(3))
+        self.encoder = scales((1, 2, 3, 4), factorised=f3d.encoder)
+        self.extra = nn.ModuleList(MultiScaleBlock(LEVELS, factorised=True) for _ in range(f3d.extra_mrbs))
+        self.decoder = nn.ModuleDict(
+            {str(level): MultiScaleBlock(level, factorised=f3d.decoder) for level in (3, 2, 1)}
         )
-        self.decoder = nn.ModuleList(MultiScaleBlock(level, factorised=f3d.decoder) for level in (3, 2, 1))
-        self.after = nn.ModuleList(full_block(factorised=f3d.full) for _ in range(3))
-        self.fuse = conv(FULL, FULL, factorised=f3d.full)
-        self.flow = conv(FULL, 3, factorised=False)
+        self.late = nn.ModuleList(full_block(factorised=f3d.full) for _ in range(3))
+        self.reduce = conv(FULL, FULL, factorised=f3d.full)
+        self.flow = Conv(FULL, 3, (3, 3, 3))
         nn.init.normal_(self.flow.weight, std=1e-5)
         nn.init.zeros_(self.flow.bias)
         self.to(memory_format=CHANNELS_LAST)
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
-        """Pads to a multiple of 2^4 at the far ends, and crops the field back."""
+        """Pads to a multiple of 2^4 with edge values at the far ends, and crops the field back."""
         low = torch.cat([moving, fixed], dim=1)
         x, y, z = shape = low.shape[2:]
-        extra = [-size % 2**LEVELS for size in reversed(shape)]
-        low = F.pad(low, [n for size in extra for n in (0, size)]).contiguous(memory_format=CHANNELS_LAST)
-        low = act(self.stem(low))
-        for block in self.before:
+        if any(size % 2**LEVELS for size in shape):
+            low = F.pad(low, [n for size in reversed(shape) for n in (0, -size % 2**LEVELS)], mode="replicate")
+        low = act(self.stem(low.contiguous(memory_format=CHANNELS_LAST)))
+        for block in self.early:
             low = block(low)
         low = self.multi_scale(low)
-        for block in self.after:
+        for block in self.late:
             low = block(low)
-        return self.flow(act(self.fuse(low)))[:, :, :x, :y, :z]
+        return self.flow(act(self.reduce(low)))[:, :, :x, :y, :z]
 
     def multi_scale(self, low: Tensor) -> Tensor:
         """The full-resolution features with the residuals of all MRBs added in turn, Section 2.3."""
         high, skips = None, {}
-        for block in self.encoder:
-            if high is not None and high.shape[2] != low.shape[2] >> block.level:
-                high = F.avg_pool3d(high, 2)
+        for level, block in self.encoder.items():
+            low, high = block(low, high if high is None else pool(high, 2))
+            skips[level] = high
+        for block in self.extra:
             low, high = block(low, high)
-            skips[block.level] = high
-        for block in self.decoder:
-            low, high = block(low, upsample(high, 2) + skips[block.level])
+        for level, block in self.decoder.items():
+            low, high = block(low, upsample(high, 2) + skips[level])
         return low
 
 
@@ -105,30 +106,38 @@ class MultiScaleBlock(nn.Module):
     def __init__(self, level: int, *, first: bool = False, factorised: bool):
         super().__init__()
         self.level = level
-        self.merge = conv(FULL if first else FULL + SCALED, SCALED, factorised=factorised)
+        self.conv = conv(FULL if first else FULL + SCALED, SCALED, factorised=factorised)
         kernels = ((3, 3, 1), (1, 1, 3)) if factorised else ((3, 3, 3), (3, 3, 3))
-        self.block = ResidualBlock(*(plain_conv(SCALED, SCALED, kernel) for kernel in kernels))
-        self.squeeze = plain_conv(SCALED, FULL, (1, 1, 1))
+        self.block = ResidualBlock(*(Conv(SCALED, SCALED, kernel) for kernel in kernels))
+        self.bottleneck = Conv(SCALED, FULL, (1, 1, 1))
 
     def forward(self, low: Tensor, high: Tensor | None) -> tuple[Tensor, Tensor]:
         """The first MRB of the network has no `high`."""
-        pooled = F.avg_pool3d(low, 2**self.level)
+        pooled = pool(low, 2**self.level)
         merged = pooled if high is None else torch.cat([pooled, high], dim=1)
-        high = self.block(act(self.merge(merged)))
-        return low + upsample(self.squeeze(high), 2**self.level), high
+        high = self.block(act(self.conv(merged)))
+        return low + upsample(self.bottleneck(high), 2**self.level), high
 
 
-def plain_conv(inputs: int, outputs: int, kernel: tuple[int, int, int]) -> nn.Conv3d:
+class Conv(nn.Conv3d):
     """A convolution that keeps the size."""
-    return nn.Conv3d(inputs, outputs, kernel, padding=tuple(size // 2 for size in kernel))
+
+    def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int, int]):
+        super().__init__(inputs, outputs, kernel, padding=tuple(size // 2 for size in kernel))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b i x y z) to (b o x y z)."""
+        # PyTorch computes small volumes channels first, and all that is added to them later would stay so.
+        return super().forward(x).contiguous(memory_format=CHANNELS_LAST)
 
 
 def conv(inputs: int, outputs: int, *, factorised: bool) -> nn.Module:
     """3x3x3, or its factors 3x3x1 and 1x1x3 with nothing between them, Section 2.4."""
     if not factorised:
-        return plain_conv(inputs, outputs, (3, 3, 3))
+        return Conv(inputs, outputs, (3, 3, 3))
     middle = min(inputs, outputs)
-    return nn.Sequential(plain_conv(inputs, middle, (3, 3, 1)), plain_conv(middle, outputs, (1, 1, 3)))
+    factors = {"plane": Conv(inputs, middle, (3, 3, 1)), "line": Conv(middle, outputs, (1, 1, 3))}
+    return nn.Sequential(OrderedDict(factors))
 
 
 def full_block(*, factorised: bool) -> ResidualBlock:
@@ -136,16 +145,46 @@ def full_block(*, factorised: bool) -> ResidualBlock:
     return ResidualBlock(*(conv(FULL, FULL, factorised=factorised) for _ in range(2)))
 
 
+def scales(levels: tuple[int, ...], *, factorised: bool) -> nn.ModuleDict:
+    """MRBs by level; the network begins with the one that comes first at level 1."""
+    return nn.ModuleDict({str(n): MultiScaleBlock(n, first=levels[0] == n == 1, factorised=factorised) for n in levels})
+
+
 def act(x: Tensor) -> Tensor:
     """LeakyReLU, in place: its gradient needs the output only."""
     return F.leaky_relu_(x, SLOPE)
 
 
+def pool(x: Tensor, factor: int) -> Tensor:
+    """Average over cubes of `factor` voxels an edge."""
+    # avg_pool3d falls back to channels first and copies, which takes ten times as long.
+    b, c, nx, ny, nz = x.shape
+    slices = F.avg_pool2d(x.movedim(1, -1).reshape(b * nx, ny, nz, c).movedim(-1, 1), factor)
+    slabs = slices.movedim(1, -1).reshape(b, nx // factor, factor, ny // factor, nz // factor, c)
+    return slabs.mean(2).movedim(-1, 1)
+
+
 def upsample(x: Tensor, factor: int) -> Tensor:
     """Trilinear, with half-pixel centres."""
-    # PyTorch's convolution of small volumes leaves channels first, and every later sum with the other format is slow.
-    x = x.contiguous(memory_format=CHANNELS_LAST)
     return F.interpolate(x, scale_factor=factor, mode="trilinear", align_corners=False)
+
+
+def state_from_flax(params: Mapping) -> dict[str, Tensor]:
+    """The tree of parameters, or of their gradients, of the Flax network as a state of this one: the names agree."""
+    state = {}
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            state |= {f"{name.replace('_', '.')}.{rest}": tensor for rest, tensor in state_from_flax(value).items()}
+        elif name == "kernel":
+            state["weight"] = torch.from_numpy(np.array(value).transpose(4, 3, 0, 1, 2).copy())
+        else:
+            state[name] = torch.from_numpy(np.array(value))
+    return state
+
+
+def load_flax(model: F3RNet, params: Mapping) -> None:
+    """Copies the parameters of the Flax network of the same variant; raises where one is missing or left over."""
+    model.load_state_dict(state_from_flax(params))
 
 
 def warp(moving: Tensor, displacement: Tensor) -> Tensor:

@@ -60,6 +60,7 @@ def test_tiny_run_writes_json_and_keeps_other_sections_of_the_markdown(tmp_path)
         ("--what=speed", "--what: unknown 'speed'"),
         ("--shape=64,64", "--shape=64,64: expected three sizes"),
         ("--shape=64,64,0", "--shape=64,64,0: expected three sizes"),
+        ("--shape=64,64,8", "--shape: 64 x 64 x 8 voxels are too small"),
         ("--repeats=0", "--repeats=0: expected 1 or more"),
         ("--json=/no/such/folder/b.json", "/no/such/folder/b.json: no such folder"),
     ],
