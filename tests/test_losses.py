@@ -1,0 +1,74 @@
+"""The loss terms against their definitions, and the gradient that training takes through warp and MIND."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from f3r_jax.losses import gradient_l2, mind_l1
+from f3r_jax.ops.mind import PRESETS, mind
+from f3r_jax.ops.warp import warp
+
+SHAPE = (6, 5, 7)
+
+
+def random_images(dtype=np.float32):
+    return jnp.asarray(np.random.default_rng(0).random((2, 1, *SHAPE, 1)).astype(dtype))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_mind_l1_is_the_mean_over_voxels_and_channels(preset):
+    fixed, warped = random_images()
+    difference = np.asarray(mind(fixed, preset=preset)) - np.asarray(mind(warped, preset=preset))
+    np.testing.assert_allclose(mind_l1(fixed, warped, preset=preset), np.abs(difference).mean(), rtol=1e-5)
+    assert mind_l1(fixed, fixed, preset=preset) == 0
+
+
+def test_gradient_l2_of_a_linear_field():
+    grid = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), -1)
+    matrix = np.array([[0.1, 0.2, 0.3], [0.0, -0.1, 0.4], [0.2, 0.0, 0.5]])
+    displacement = jnp.asarray((grid @ matrix.T)[None], jnp.float32)
+    np.testing.assert_allclose(gradient_l2(displacement), np.mean(matrix**2), rtol=1e-4)
+
+
+def test_gradient_l2_agrees_with_a_loop():
+    displacement = np.random.default_rng(1).normal(size=(2, 4, 3, 2, 3)).astype(np.float32)
+    terms = [[], [], []]
+    for b, x, y, z, c in np.ndindex(displacement.shape):
+        for axis, (dx, dy, dz) in enumerate(np.eye(3, dtype=int)):
+            if x + dx < 4 and y + dy < 3 and z + dz < 2:
+                terms[axis].append((displacement[b, x + dx, y + dy, z + dz, c] - displacement[b, x, y, z, c]) ** 2)
+    np.testing.assert_allclose(gradient_l2(jnp.asarray(displacement)), np.mean([np.mean(t) for t in terms]), rtol=1e-5)
+
+
+def test_gradient_l2_of_a_single_slice_is_finite():
+    assert gradient_l2(jnp.ones((1, 4, 4, 1, 3))) == 0
+
+
+def test_gradient_through_the_whole_loss_agrees_with_finite_differences():
+    with jax.enable_x64(True):
+        fixed, moving = random_images(np.float64)
+        rng = np.random.default_rng(2)
+        displacement = jnp.asarray(rng.uniform(0.2, 0.8, (1, *SHAPE, 3)))
+        direction = jnp.asarray(rng.normal(size=displacement.shape))
+
+        @jax.jit
+        def loss(displacement):
+            return mind_l1(fixed, warp(moving, displacement), preset="mind_fixed") + 1.5 * gradient_l2(displacement)
+
+        slope = jnp.vdot(jax.jit(jax.grad(loss))(displacement), direction)
+        numeric = (loss(displacement + 1e-7 * direction) - loss(displacement - 1e-7 * direction)) / 2e-7
+        np.testing.assert_allclose(slope, numeric, rtol=1e-4)
+
+
+def test_descent_moves_a_shifted_image_back():
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in (12, 10, 8)), indexing="ij")
+
+    def blob(offset):
+        return jnp.asarray(np.exp(-4 * ((x - offset) ** 2 + y**2 + z**2))[None, ..., None], jnp.float32)
+
+    # One voxel is 2 / 11: what sits at x = 0 in the fixed image is one voxel further in the moving one.
+    fixed, moving = blob(0.0), blob(2 / 11)
+    field = jnp.zeros((1, 12, 10, 8, 3))
+    gradient = jax.jit(jax.grad(lambda u: mind_l1(fixed, warp(moving, u), preset="mind_fixed")))(field)
+    assert gradient[..., 0].sum() < 0 and abs(gradient[..., 0].sum()) > 3 * abs(gradient[..., 1].sum())
