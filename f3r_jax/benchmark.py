@@ -150,7 +150,8 @@ class Subject:
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        self.process.stdout.close()
 
     def answer(self) -> dict:
         """The next thing the process says."""

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from f3r_jax.models.f3rnet import VARIANTS
 
+LABELS = {"jax": "ours", "xla": "XLA", "torch": "PyTorch"}
+
 
 def as_markdown(report: dict, *, what: list[str]) -> str:
     """The whole report as Markdown that is readable on a terminal too."""
@@ -20,7 +22,7 @@ def as_markdown(report: dict, *, what: list[str]) -> str:
     if done:
         lines.append(
             f"Medians of {report['repeats']} runs in seconds (minimum to maximum), batch 1. A ratio is our time over "
-            "the other's, the median over runs made in turn; under 1 we are faster."
+            "the other's, the median over runs made in turn, in wall-clock and in CPU time; under 1 we are faster."
         )
     lines += [table(rows) for rows in (
         [pass_row(row, what=what) for row in done if "variant" in row],
@@ -40,7 +42,7 @@ def pass_row(row: dict, *, what: list[str]) -> dict[str, str]:
     if "memory" in what:
         for who, result in results.items():
             peak = result["device_peak_mib"] or result["peak_mib"]
-            cells[f"{who}, peak MiB (imports)"] = f"{peak:.0f} ({result['imported_mib']:.0f})"
+            cells[f"{LABELS[who]}, peak MiB (imports)"] = f"{peak:.0f} ({result['imported_mib']:.0f})"
     return cells
 
 
@@ -53,10 +55,10 @@ def conv_row(row: dict) -> dict[str, str]:
 
 def time_cells(row: dict) -> dict[str, str]:
     """Seconds of each subject, and the ratios."""
-    cells = {f"{who}, s": spread(summary(result["wall"]), 3) for who, result in row["results"].items()}
+    cells = {f"{LABELS[who]}, s": spread(summary(result["wall"]), 3) for who, result in row["results"].items()}
     for other, ratios in row["ratios"].items():
-        cells[f"ratio to {other}"] = spread(ratios["wall"], 2)
-        cells[f"in CPU time ({other})"] = spread(ratios["cpu"], 2)
+        cells[f"ratio to {LABELS[other]}"] = spread(ratios["wall"], 2)
+        cells[f"CPU ratio to {LABELS[other]}"] = spread(ratios["cpu"], 2)
     return cells
 
 

@@ -87,12 +87,12 @@ def test_row_of_a_pass_tells_medians_and_spread():
         "network": "F3RNet-MS",
         "pass": "train",
         "compile, s": "7.0",
-        "jax, s": "2.000 (1.000-3.000)",
-        "torch, s": "2.000 (2.000-2.000)",
-        "ratio to torch": "1.50 (1.00-4.00)",
-        "in CPU time (torch)": "1.50 (1.00-4.00)",
-        "jax, peak MiB (imports)": "500 (200)",
-        "torch, peak MiB (imports)": "500 (200)",
+        "ours, s": "2.000 (1.000-3.000)",
+        "PyTorch, s": "2.000 (2.000-2.000)",
+        "ratio to PyTorch": "1.50 (1.00-4.00)",
+        "CPU ratio to PyTorch": "1.50 (1.00-4.00)",
+        "ours, peak MiB (imports)": "500 (200)",
+        "PyTorch, peak MiB (imports)": "500 (200)",
     }
 
 
