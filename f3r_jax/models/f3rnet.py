@@ -45,7 +45,7 @@ class MultiScaleResidualBlock(nn.Module):
     features: int = 32
 
     @nn.compact
-    def __call__(self, l: Volume, h: Volume | None) -> tuple[Volume, Volume]:  # noqa: E741
+    def __call__(self, l: Volume, h: Volume | None) -> tuple[Volume, Volume]:
         factor = 2**self.scale
         low = pool(l, factor)
         joined = low if h is None else jnp.concatenate([low, h], axis=-1)
@@ -59,7 +59,8 @@ class F3RNet(nn.Module):
     """Predicts the displacement that pulls a moving volume onto a fixed one.
 
     Any size works: the volumes are padded with their edge values to a multiple of 16 and the field is cropped back.
-    `apply(..., mutable="features")` also returns the features l and h after every block, those of Fig. 6; they cost nothing otherwise.
+    `apply(..., mutable="features")` also returns the features l and h after every block, those of Fig. 6; they cost
+    nothing otherwise.
 
     Attributes:
       factorisation: the row of Table 1.
@@ -80,11 +81,11 @@ class F3RNet(nn.Module):
         size = images.shape[1:4]
         images = _pad_to_multiple(images, 2**COARSEST)
 
-        l = self._conv("stem", images)  # noqa: E741
-        l = self._blocks("early", l)  # noqa: E741
-        l = self._multi_scale_stream(l)  # noqa: E741
-        l = self._blocks("late", l)  # noqa: E741
-        l = self._conv("reduce", l)  # noqa: E741
+        l = self._conv("stem", images)
+        l = self._blocks("early", l)
+        l = self._multi_scale_stream(l)
+        l = self._blocks("late", l)
+        l = self._conv("reduce", l)
         u = Conv(3, kernel_init=nn.initializers.normal(self.flow_init), name="flow")(l)
         return u[:, : size[0], : size[1], : size[2]]
 
@@ -97,13 +98,13 @@ class F3RNet(nn.Module):
             x = ResidualBlock(form, self.slope, name=f"{name}_{n}")(x)
         return x
 
-    def _multi_scale_stream(self, l: Volume) -> Volume:  # noqa: E741
+    def _multi_scale_stream(self, l: Volume) -> Volume:
         part = self.factorisation
 
         def block(name: str, scale: int, factorised: bool, h: Volume | None) -> Volume:
             nonlocal l
             residual, h = MultiScaleResidualBlock(scale, factorised, self.slope, name=name)(l, h)
-            l = l + residual  # noqa: E741
+            l = l + residual
             self.sow("features", f"l_{name}", l)
             self.sow("features", f"h_{name}", h)
             return h

@@ -3,11 +3,12 @@
 Letters: b batch, x y z voxels, i input channels, o output channels; kernels are (kx, ky, kz, i, o).
 
 XLA hands 2-D convolutions on a CPU to Eigen, which is fast, and runs 3-D ones in a slow loop of its own. On a CPU
-every 3-D convolution of this package is therefore written as one 2-D convolution, most of them without moving a voxel: in the
-row-major layout (b, x, y, z, c) the pair of axes (y, z) is also one long axis on which a step along y is a step of z
-places, that is, a dilated tap. The gradients are written the same way in a `custom_vjp`, since XLA's derivative of these forms is
-slow again. On other platforms `lax.conv_general_dilated` is called directly; the choice is made when the program is
-lowered, so one jitted function serves every platform. `python -m f3r_jax.benchmark --what=conv` measures both.
+every 3-D convolution of this package is therefore written as one 2-D convolution, most of them without moving a voxel:
+in the row-major layout (b, x, y, z, c) the pair of axes (y, z) is also one long axis on which a step along y is a step
+of z places, that is, a dilated tap. The gradients are written the same way in a `custom_vjp`, since XLA's derivative of
+these forms is slow again. On other platforms `lax.conv_general_dilated` is called directly; the choice is made when the
+program is lowered, so one jitted function serves every platform. `python -m f3r_jax.benchmark --what=conv` measures
+both.
 """
 
 from functools import partial
@@ -183,9 +184,10 @@ def _folded_gradients(x: Array, kernel: Array, g: Array, *, stride: int) -> tupl
 def _kernel_gradient(x: Array, g: Array, size: tuple[int, int, int]) -> Array:
     """Gradient of the kernel: for every tap the sum over voxels of x, moved by the tap, times g."""
     if size == (1, 1, 1):
-        return _taps_by_products(x, g)[None, None]
+        return _product(x, g)[None, None, None]
     if size == (1, 1, 3):
-        return _taps_by_products(x, g, (-1, 0, 1))[None, None]
+        padded = _zero_border(x, axis=3)
+        return jnp.stack([_product(padded[:, :, :, t : t + x.shape[3]], g) for t in range(3)])[None, None]
     if size == (3, 3, 3):
         return _taps_by_convolution(_moved_along_z(x), g).reshape(3, 3, 3, x.shape[-1], g.shape[-1])
     if g.shape[-1] > _NARROW:
@@ -193,16 +195,9 @@ def _kernel_gradient(x: Array, g: Array, size: tuple[int, int, int]) -> Array:
     return _taps_by_convolution(x, g)[:, :, None]
 
 
-def _taps_by_products(x: Array, g: Array, offsets: tuple[int, ...] = (0,)) -> Array:
-    """(kz i o): one matrix product a tap, over the voxels whose neighbour along z exists."""
-    nz = x.shape[3]
-
-    def tap(d: int) -> Array:
-        return jnp.einsum(
-            "bxyzi,bxyzo->io", x[:, :, :, max(d, 0) : nz + min(d, 0)], g[:, :, :, max(-d, 0) : nz + min(-d, 0)]
-        )
-
-    return jnp.stack([tap(d) for d in offsets])
+def _product(x: Array, g: Array) -> Array:
+    """(i o): sum over voxels of x times g."""
+    return x.reshape(-1, x.shape[-1]).T @ g.reshape(-1, g.shape[-1])
 
 
 def _moved_along_z(x: Array) -> Array:
@@ -226,7 +221,7 @@ def _taps_by_convolution(x: Array, g: Array) -> Array:
 
 
 def _taps_by_lines(x: Array, g: Array) -> Array:
-    """(3 3 1 i o): as `_taps_by_convolution`, with the taps along y stacked beside the channels of g: a 1-D convolution."""
+    """(3 3 1 i o): as `_taps_by_convolution`, but 1-D, the taps along y stacked beside the channels of g."""
     b, nx, ny, nz, i = x.shape
     o = g.shape[-1]
     padded = _zero_border(g, axis=2)

@@ -1,0 +1,30 @@
+"""What all entry points share: flags that are parsed with one clear line for a mistake, and exit statuses."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+
+from f3r_jax.errors import EXIT_USER_ERROR, exit_on_user_error
+from f3r_jax.memory import keep_freed_memory
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Parses the flags and runs `main`; a user's mistake ends in one line on standard error and exit status 2."""
+    keep_freed_memory()
+    app.run(exit_on_user_error(main), flags_parser=_parse)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
+        # ml_collections reports an unknown or ill-typed config key with any of these.
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+
+
+def _one_line(error: Exception) -> str:
+    # str(KeyError) quotes its text.
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(text).split())

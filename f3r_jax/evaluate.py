@@ -1,0 +1,285 @@
+"""Evaluates a checkpoint on the test cases of its config: scores before and after, pictures, a table.
+
+  python -m f3r_jax.evaluate --workdir=runs/mrb [--step=120]
+
+Writes <workdir>/evaluation/: cases.csv (a row a case and organ), summary.json, table.md and pictures. Everything comes
+from the checkpoint, which holds its config, and from the data. A case that was scored before a kill is not scored again.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from f3r_jax import checkpoints, cli, metrics, models, pictures
+from f3r_jax.data.datasets import Case, Dataset, open_dataset
+from f3r_jax.errors import UserError
+from f3r_jax.predict import Registration, make_predictor, register
+from f3r_jax.progress import Progress
+from f3r_jax.train import FOLDING_LIMIT, read_rows
+
+FOLDER = "evaluation"
+SCORES = ("dice", "asd_mm", "hd95_mm")
+
+
+def evaluate(workdir: Path, *, step: int | None = None, dataset: Dataset | None = None, drawn: int = 3) -> dict:
+    """Scores one checkpoint of a run on its test cases and writes the files; returns the summary.
+
+    Args:
+      workdir: the run's folder.
+      step: which checkpoint; the newest if None.
+      dataset: the run's data set, opened from its config if None.
+      drawn: how many cases get pictures.
+
+    Raises:
+      UserError: no such checkpoint, or it doesn't fit its config.
+    """
+    checkpoint = checkpoints.find(workdir, step)
+    config = checkpoints.load_config(checkpoint)
+    network = models.build(config.model)
+    params = checkpoints.load_params(
+        checkpoint, jax.eval_shape(lambda k: models.initialise(network, k), jax.random.key(0))
+    )
+    if dataset is None:
+        dataset = open_dataset(config.data, seed=config.seed)
+    names = dataset.split["test"]
+    if not names:
+        raise UserError(
+            f"{config.data.root}: no test cases, expected data.test_cases of 1 or more, or a split that names some"
+        )
+    folder = workdir / FOLDER
+    folder.mkdir(exist_ok=True)
+
+    scored = _Scored(folder / "scored.jsonl", int(checkpoint.name))
+    predict = _compiled(network, params, dataset.load(names[0]))
+    organs = config.data.organs.to_dict()
+    with Progress("evaluating", len(names)) as progress:
+        for n, name in enumerate(names):
+            if name not in scored.rows:
+                case = dataset.load(name)
+                start = time.perf_counter()
+                result = register(predict, params, case)
+                seconds = time.perf_counter() - start
+                if n < drawn:
+                    draw(folder, case, result, organs, models.label(config.model))
+                scored.add(name, {"seconds": seconds, **score(case, result, organs)})
+            progress.advance()
+
+    summary = summarise(config, network, int(checkpoint.name), [scored.rows[name] for name in names])
+    rows = read_rows(workdir / "metrics.jsonl")
+    kinds = {kind: [_numbers(row) for row in rows if row["kind"] == kind] for kind in ("train", "validation")}
+    pictures.training_curves(folder / "training.png", kinds["train"], kinds["validation"])
+    _write(folder / "cases.csv", cases_csv(names, [scored.rows[name] for name in names]))
+    _write(folder / "table.md", table(summary))
+    _write(folder / "summary.json", json.dumps(_finite(summary), indent=2) + "\n")
+    scored.forget()
+    return summary
+
+
+def score(case: Case, result: Registration, organs: dict[str, tuple[int, ...]]) -> dict:
+    """Scores of one case after registration and, under "moving", before. What the case has no truth for is None."""
+    still = np.zeros_like(result.displacement)
+    after = _scores(case, result.displacement, result.warped_labels, organs)
+    return {
+        "folding_percent": metrics.folding_percent(result.displacement),
+        "sd_log_jacobian": metrics.sd_log_jacobian(result.displacement),
+        **after,
+        "moving": _scores(case, still, case.moving_labels, organs),
+    }
+
+
+def _scores(case: Case, displacement: np.ndarray, labels: np.ndarray | None, organs: dict) -> dict:
+    known = case.fixed_labels is not None
+    scores = {"organs": None, "epe_mm": None, "tre_mm": None}
+    if known and labels is not None:
+        scores["organs"] = metrics.organ_scores(case.fixed_labels, labels, organs=organs, spacing=case.spacing)
+    if case.displacement is not None:
+        inside = np.isin(case.fixed_labels, [v for values in organs.values() for v in values]) if known else None
+        scores["epe_mm"] = metrics.end_point_error_mm(displacement, case.displacement, case.spacing, inside)
+    if case.fixed_landmarks is not None and case.moving_landmarks is not None:
+        points = (points * case.spacing for points in (case.fixed_landmarks, case.moving_landmarks))
+        errors = metrics.target_registration_error(*points, displacement, affine=np.diag([*case.spacing, 1.0]))
+        scores["tre_mm"] = float(errors.mean())
+    return scores
+
+
+def summarise(config: ConfigDict, network: nn.Module, step: int, rows: Sequence[dict]) -> dict:
+    """Mean and standard deviation over cases, in the layout that studies read."""
+    return {
+        "method": models.label(config.model),
+        "direction": config.data.direction,
+        "cases": len(rows),
+        "parameters": models.count_parameters(network),
+        "step": step,
+        "seconds_per_pair": float(np.mean([row["seconds"] for row in rows])),
+        "device": jax.devices()[0].platform,
+        "folding_percent": _spread([row["folding_percent"] for row in rows]),
+        "sd_log_jacobian": _spread([row["sd_log_jacobian"] for row in rows]),
+        **_summarise_scores(rows),
+        "moving": _summarise_scores([row["moving"] for row in rows]),
+    }
+
+
+def _summarise_scores(rows: Sequence[dict]) -> dict:
+    known = [row["organs"] for row in rows if row["organs"] is not None]
+    summary = {
+        "organs": {
+            organ: {name: _spread([row[organ][name] for row in known]) for name in SCORES}
+            for organ in (known[0] if known else {})
+        }
+    }
+    for name in ("epe_mm", "tre_mm"):
+        values = [row[name] for row in rows if row[name] is not None]
+        summary[name] = _spread(values) if values else None
+    return summary
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {key: value for key, value in metrics.summarise(list(values)).items() if key != "count"}
+
+
+def cases_csv(names: Sequence[str], rows: Sequence[dict]) -> str:
+    """A row a case and organ; what is unknown stays empty."""
+    wide = [*SCORES, *(f"{score}_before" for score in SCORES)]
+    columns = ["case", "organ", *wide, "epe_mm", "epe_mm_before", "folding_percent", "sd_log_jacobian", "seconds"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for name, row in zip(names, rows, strict=True):
+        shared = {key: row[key] for key in ("epe_mm", "folding_percent", "sd_log_jacobian", "seconds")}
+        shared |= {"case": name, "epe_mm_before": row["moving"]["epe_mm"]}
+        if row["organs"] is None:
+            writer.writerow(shared)
+            continue
+        for organ, after in row["organs"].items():
+            before = {f"{key}_before": value for key, value in row["moving"]["organs"][organ].items()}
+            writer.writerow(shared | {"organ": organ} | after | before)
+    return text.getvalue()
+
+
+def table(summary: dict) -> str:
+    """The paper's columns as Markdown: before and after, mean ± standard deviation over cases."""
+    lines = [
+        f"{summary['method']}, {summary['direction']}, {summary['cases']} test cases, step {summary['step']}",
+        "",
+        "| organ | Dice before, % | Dice, % | ASD before, mm | ASD, mm | HD95 before, mm | HD95, mm |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    before = summary["moving"]["organs"]
+    for organ, after in summary["organs"].items():
+        cells = [_cell(side[organ][name]) for name in SCORES for side in (before, summary["organs"])]
+        lines.append(f"| {organ.replace('_', ' ')} | {' | '.join(cells)} |")
+    if before:
+        means = [
+            np.mean([side[organ][name]["mean"] for organ in side])
+            for name in SCORES
+            for side in (before, summary["organs"])
+        ]
+        lines.append(f"| mean | {' | '.join(f'{mean:.2f}' for mean in means)} |")
+    lines += [
+        "",
+        f"folding {_cell(summary['folding_percent'], 3)} % of voxels, SD of log Jacobian {_cell(summary['sd_log_jacobian'], 3)}",
+    ]
+    for key, words in (("epe_mm", "end-point error"), ("tre_mm", "landmark error")):
+        if summary[key] is not None:
+            lines.append(f"{words} {_cell(summary['moving'][key])} mm before, {_cell(summary[key])} mm after")
+    lines.append(
+        f"{summary['seconds_per_pair']:.2f} s a pair on {summary['device']}, {summary['parameters']:,} parameters"
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: dict[str, float], digits: int = 2) -> str:
+    return f"{value['mean']:.{digits}f} ± {value['std']:.{digits}f}"
+
+
+def draw(folder: Path, case: Case, result: Registration, organs: dict, method: str) -> None:
+    """The pictures of one case: overlay, checkerboard, deformation."""
+    shared = {"fixed": case.fixed, "spacing": case.spacing, "title": f"{method}, {case.name}"}
+    images = {"moving": case.moving, "warped": result.warped}
+    labels = {
+        "fixed_labels": case.fixed_labels,
+        "moving_labels": case.moving_labels,
+        "warped_labels": result.warped_labels,
+    }
+    pictures.overlay(folder / f"{case.name}_overlay.png", **shared, **images, **labels, organs=organs)
+    pictures.checkerboard(folder / f"{case.name}_checkerboard.png", **shared, **images)
+    pictures.deformation(folder / f"{case.name}_deformation.png", **shared, displacement=result.displacement)
+
+
+class _Scored:
+    """The scores of the cases done so far, on disk, so that a killed evaluation goes on where it was."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self._path, self._step = path, step
+        self.rows = {row["name"]: row["scores"] for row in read_rows(path) if row["step"] == step}
+        _write(path, "".join(self._line(name) for name in self.rows))
+
+    def add(self, name: str, scores: dict) -> None:
+        self.rows[name] = scores
+        with self._path.open("a") as file:
+            file.write(self._line(name))
+
+    def forget(self) -> None:
+        self._path.unlink()
+
+    def _line(self, name: str) -> str:
+        return json.dumps({"step": self._step, "name": name, "scores": self.rows[name]}) + "\n"
+
+
+def _compiled(network: nn.Module, params: dict, case: Case):
+    """The predictor, run once, so that the time of a case holds no compilation."""
+    predict = make_predictor(network)
+    register(predict, params, case)
+    return predict
+
+
+def _numbers(row: dict) -> dict:
+    return {key: value for key, value in row.items() if key != "kind"}
+
+
+def _finite(value: object) -> object:
+    """JSON has no NaN or infinity: a mean over no case, or over one that lost an organ, becomes null."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_suffix(path.suffix + ".tmp")
+    beside.write_text(text)
+    os.replace(beside, path)
+
+
+def report(summary: dict, workdir: Path) -> None:
+    """Prints the table and where the files are."""
+    print(f"\n{table(summary)}\nevaluation: {workdir / FOLDER}")
+    if summary["folding_percent"]["mean"] > FOLDING_LIMIT:
+        print(
+            f"WARNING: fields fold in more than {FOLDING_LIMIT} % of voxels; raise loss.lam or lower optim.learning_rate"
+        )
+
+
+if __name__ == "__main__":
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+    _STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.")
+    _PICTURES = flags.DEFINE_integer("pictures", 3, "How many cases get pictures.", lower_bound=0)
+
+    def main(argv: Sequence[str]) -> None:
+        """Reads the flags, evaluates and prints."""
+        if argv[1:] or _WORKDIR.value is None:
+            raise UserError("expected --workdir=FOLDER [--step=N] [--pictures=N]")
+        workdir = Path(_WORKDIR.value)
+        report(evaluate(workdir, step=_STEP.value, drawn=_PICTURES.value), workdir)
+
+    cli.run(main)

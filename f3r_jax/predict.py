@@ -1,0 +1,52 @@
+"""From parameters and a case to a displacement, a warped volume and warped labels."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from f3r_jax.data.datasets import Case
+from f3r_jax.ops.warp import warp, warp_nearest
+from f3r_jax.shapes import Displacement, Volume
+
+Predictor = Callable[[dict, Volume, Volume], tuple[Displacement, Volume]]
+
+
+class Registration(NamedTuple):
+    """The result for one case, on the fixed grid."""
+
+    displacement: Float[np.ndarray, "x y z 3"]  # voxels
+    warped: Float[np.ndarray, "x y z"]
+    warped_labels: np.ndarray | None  # (x y z), the dtype of the moving labels
+
+
+def make_predictor(network: nn.Module) -> Predictor:
+    """A jitted function (params, moving, fixed) -> (displacement, warped moving)."""
+
+    @jax.jit
+    def predict(params: dict, moving: Volume, fixed: Volume) -> tuple[Displacement, Volume]:
+        displacement = network.apply({"params": params}, moving, fixed)
+        return displacement, warp(moving, displacement)
+
+    return predict
+
+
+_warp_labels = jax.jit(warp_nearest)
+
+
+def volume(array: Float[np.ndarray, "x y z"]) -> Volume:
+    """(x y z) -> (1 x y z 1) on the device."""
+    return jnp.asarray(array)[None, ..., None]
+
+
+def register(predict: Predictor, params: dict, case: Case) -> Registration:
+    """Registers one case."""
+    displacement, warped = predict(params, volume(case.moving), volume(case.fixed))
+    labels = case.moving_labels
+    if labels is not None:
+        labels = np.asarray(_warp_labels(jnp.asarray(labels)[None, ..., None], displacement))[0, ..., 0]
+    return Registration(np.asarray(displacement)[0], np.asarray(warped)[0, ..., 0], labels)
