@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -17,8 +16,9 @@ from f3r_jax.shapes import Volume
 
 Initializer = Callable[..., Array]
 
-# He et al. 2015: keeps the variance of a LeakyReLU network's activations, whatever the channel count.
-he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
+# Keras' default, and so presumably the paper's. He initialisation, the usual choice before LeakyReLU, lets the
+# features grow a thousandfold along the chain of residual blocks, and training diverges at the first step.
+glorot = nn.initializers.glorot_uniform()
 
 
 def leaky_relu(x: Volume, slope: float) -> Volume:
@@ -32,7 +32,7 @@ class Conv(nn.Module):
     features: int
     size: tuple[int, int, int] = (3, 3, 3)
     stride: int = 1
-    kernel_init: Initializer = he_normal
+    kernel_init: Initializer = glorot
 
     @nn.compact
     def __call__(self, x: Volume) -> Volume:
