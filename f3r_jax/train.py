@@ -34,6 +34,7 @@ from f3r_jax.shapes import Scalar, Volume
 
 DECAYS = ("cosine", "constant")
 FOLDING_LIMIT = 0.5  # percent of voxels; a field that folds more is no deformation of a body
+AGAINST_FOLDING = "raise loss.lam or lower optim.learning_rate"
 
 
 class Batch(NamedTuple):
@@ -153,8 +154,8 @@ def batches(dataset: Dataset, config: ConfigDict, first: int) -> Iterator[tuple[
 class Log:
     """`metrics.jsonl`, one row a step or validation, and the same curves for TensorBoard.
 
-    Rows hold nothing that differs between two runs of the same config, so they can be compared to the bit. On resuming, rows after the
-    checkpoint are dropped: their steps are done again.
+    Rows hold nothing that differs between two runs of the same config, so they can be compared to the bit. On resuming,
+    rows after the checkpoint are dropped: their steps are done again.
     """
 
     def __init__(self, workdir: Path, step: int) -> None:
@@ -263,9 +264,8 @@ def _loop(network, optimiser, state, dataset, config, checkpoints, log, progress
 
 
 def _validation_line(step: int, values: dict[str, float]) -> str:
-    line = f"step {step}: validation " + ", ".join(
-        f"{name} {values[name]:.2f} %" for name in ("dice", "folding") if name in values
-    )
+    shown = ", ".join(f"{name} {values[name]:.2f} %" for name in ("dice", "folding") if name in values)
+    line = f"step {step}: validation {shown}"
     if values["folding"] > FOLDING_LIMIT:
-        line += f"  WARNING: the field folds in more than {FOLDING_LIMIT} % of voxels; raise loss.lam or lower the learning rate"
+        line += f"  WARNING: over {FOLDING_LIMIT} % of voxels fold; {AGAINST_FOLDING}"
     return line

@@ -1,7 +1,8 @@
 """F3RNet, the full-resolution residual registration network (Xu et al., Sec. 2 and Fig. 1).
 
-Letters: l features of the full-resolution stream (16 channels), h of the multi-scale residual stream (32 channels), k scale:
-1/2^k of the input. The paper leaves some counts open; this reading gives Table 2's parameter column within 0.8 %.
+Letters: l features of the full-resolution stream (16 channels), h of the multi-scale residual stream (32 channels),
+k scale: 1/2^k of the input. The paper leaves some counts open; this reading gives the parameter column of Table 2
+within 0.8 %.
 """
 
 from typing import NamedTuple
