@@ -1,0 +1,88 @@
+# The commands of the project. Each makes .venv first, or brings it up to date.
+
+PYTHON ?= python3
+EXTRAS ?=
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Two lines: this folder, because an environment that was moved is stale, and the extras that are installed.
+STAMP := $(VENV)/.installed
+UNFINISHED := $(VENV)/.unfinished
+
+empty :=
+space := $(empty) $(empty)
+comma := ,
+
+known := baselines bench cuda dev
+unknown := $(filter-out $(known),$(subst $(comma), ,$(EXTRAS)))
+$(if $(unknown),$(error EXTRAS: unknown $(unknown); known are $(known)))
+WITH ?=
+wanted := core $(subst $(comma), ,$(WITH))
+installed := $(shell $(BIN)/python -c '' 2>/dev/null && [ "$$(sed -n 1p $(STAMP) 2>/dev/null)" = "$(CURDIR)" ] && sed -n 2p $(STAMP))
+# Installed together with those that are there already, so that pip finds versions that suit all of them.
+extras := $(sort $(filter-out core,$(installed) $(wanted)))
+
+venv = $(MAKE) --no-print-directory $(STAMP) WITH="$(strip $(1) $(EXTRAS))"
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint bench constraints FORCE
+
+help: ## this list
+	@echo "make TARGET [EXTRAS=...] [ARGS=...] [PYTHON=...]"
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  EXTRAS=cuda      for a machine with an NVIDIA GPU; bench adds PyTorch; baselines adds SimpleITK"
+	@echo "  ARGS=\"...\"       for the program, as in make run ARGS=\"--config.train.steps=10\""
+	@echo "  PYTHON=python3   makes .venv; Python 3.11 or newer"
+
+run: ## train F3RNet-MRB on the phantom and evaluate it, in runs/mrb
+	@$(venv)
+	$(BIN)/python -m f3r_jax.main --config=configs/mrb.py --workdir=runs/mrb $(ARGS)
+
+test: ## run the tests; EXTRAS=bench adds the comparisons with PyTorch
+	@$(call venv,dev)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+lint: ## check format and style
+	@$(call venv,dev)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+bench: ## measure speed and memory, also against PyTorch, and write BENCHMARKS.md
+	@$(call venv,bench)
+	$(BIN)/python -m f3r_jax.benchmark --markdown=BENCHMARKS.md $(ARGS)
+
+constraints: ## remake constraints.txt from the newest versions
+	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; trap 'exit 130' INT TERM; \
+	echo "resolving the newest versions in a new environment"; \
+	$(PYTHON) -m venv "$$folder/venv"; \
+	"$$folder/venv/bin/python" -m pip install -qq --disable-pip-version-check \
+	  --upgrade setuptools "$$(grep '^torch==' constraints.txt)" --editable '.[dev,bench,baselines]'; \
+	{ sed '/^[^#]/,$$d' constraints.txt; \
+	  "$$folder/venv/bin/python" -m pip list --format=freeze --disable-pip-version-check --exclude pip --exclude f3r_jax \
+	  | grep -Eiv '^(nvidia|cuda|triton)' | sed 's/+.*//'; } > "$$folder/new"; \
+	mv "$$folder/new" constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt f3r_jax/__init__.py $(if $(filter-out $(installed),$(wanted)),FORCE)
+	@set -e; trap 'exit 130' INT TERM; \
+	pip="$(BIN)/python -m pip --disable-pip-version-check"; \
+	if [ -e $(UNFINISHED) ]; then echo "$(VENV) is unfinished, making it anew"; rm -rf $(VENV); \
+	elif [ -e $(VENV) ] && ! $$pip --version >/dev/null 2>&1; then echo "$(VENV) is broken, making it anew"; rm -rf $(VENV); fi; \
+	fresh=; if [ ! -e $(VENV) ]; then \
+	  fresh=yes; \
+	  version=$$($(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3]); sys.exit(sys.version_info < (3, 11))' 2>/dev/null) \
+	  || { echo "error: $(PYTHON) is $${version:-not there}, expected Python 3.11 or newer: make PYTHON=python3.11 ..." >&2; exit 2; }; \
+	  echo "setting up $(VENV) with $(PYTHON) ($$version); the first time takes minutes"; \
+	  mkdir $(VENV); touch $(UNFINISHED); \
+	  $(PYTHON) -m venv $(VENV); \
+	fi; \
+	touch $(UNFINISHED); \
+	echo "installing f3r_jax$(if $(extras),[$(subst $(space),$(comma),$(extras))]) and what it needs into $(VENV)"; \
+	$$pip install -qq --constraint constraints.txt --editable '.$(if $(extras),[$(subst $(space),$(comma),$(extras))])' \
+	|| { [ -n "$$fresh" ] || rm -f $(UNFINISHED); exit 1; }; \
+	printf '%s\n' "$(CURDIR)" "core $(extras)" > $(STAMP); \
+	rm -f $(UNFINISHED)
+
+FORCE:
