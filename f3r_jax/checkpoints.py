@@ -4,7 +4,9 @@ A checkpoint is a folder `<workdir>/checkpoints/<step>` with the items `params`,
 evaluation needs. Orbax writes it beside and renames, so a killed run leaves only whole ones.
 """
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -110,19 +112,27 @@ def load_params(checkpoint: Path, abstract: dict) -> dict:
 
 
 def _metadata(checkpoint: Path) -> dict:
-    try:
-        with ocp.StandardCheckpointer() as reader:
-            return reader.metadata((checkpoint / "params").absolute()).item_metadata.tree
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{checkpoint}: not a readable checkpoint of this package ({type(error).__name__})") from error
+    with _reader(checkpoint) as reader:
+        return reader.metadata(checkpoint.absolute()).item_metadata.params.tree
 
 
 def _restore(checkpoint: Path, item: str, args: ocp.args.CheckpointArgs) -> dict:
+    with _reader(checkpoint) as reader:
+        return reader.restore(checkpoint.absolute(), args=ocp.args.Composite(**{item: args}))[item]
+
+
+@contextlib.contextmanager
+def _reader(checkpoint: Path) -> Iterator[ocp.Checkpointer]:
+    # All items have a handler, also those not asked for: Orbax warns of an item that it knows none for.
+    handler = ocp.CompositeCheckpointHandler(
+        params=ocp.StandardCheckpointHandler(),
+        optimiser=ocp.StandardCheckpointHandler(),
+        config=ocp.JsonCheckpointHandler(),
+    )
     try:
-        handlers = {"config": ocp.JsonCheckpointHandler, "params": ocp.StandardCheckpointHandler}
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**{item: handlers[item]()})) as reader:
-            return reader.restore(checkpoint.absolute(), args=ocp.args.Composite(**{item: args}))[item]
-    except (OSError, ValueError, KeyError) as error:
+        with ocp.Checkpointer(handler) as reader:
+            yield reader
+    except (OSError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{checkpoint}: not a readable checkpoint of this package ({type(error).__name__})") from error
 
 

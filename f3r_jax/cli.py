@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from f3r_jax.errors import EXIT_USER_ERROR, exit_on_user_error
 from f3r_jax.memory import keep_freed_memory
@@ -17,11 +17,15 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
         # ml_collections reports an unknown or ill-typed config key with any of these.
         print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+    # absl shows INFO unless told otherwise, and Orbax writes dozens of such lines a checkpoint.
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+    return rest
 
 
 def _one_line(error: Exception) -> str:

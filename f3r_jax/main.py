@@ -38,6 +38,8 @@ def main(argv: Sequence[str]) -> int:
             "--config=FILE and --workdir=FOLDER are required, for example --config=configs/mrb.py --workdir=runs/mrb"
         )
     config, workdir = _CONFIG.value, Path(_WORKDIR.value)
+    if config.data.root is None:
+        raise UserError("data.root is not set, expected the folder of the data: --config.data.root=FOLDER")
     # Everything that can be wrong is looked at before anything is written.
     network = models.build(config.model)
     models.check_shape(config.data.shape, "data.shape")
@@ -70,7 +72,8 @@ def check_same_run(config: ConfigDict, workdir: Path) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir}: is a file, expected a folder for the run")
     if not path.exists():
-        if workdir.is_dir() and any(workdir.iterdir()):
+        # A run killed while it wrote its config leaves that half-written file alone.
+        if workdir.is_dir() and any(file.name != f"{CONFIG_FILE}.tmp" for file in workdir.iterdir()):
             raise UserError(
                 f"{workdir}: holds files but no {CONFIG_FILE}, expected an empty folder or that of a run to go on with"
             )
