@@ -18,10 +18,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from f3r_jax.shapes import Volume
-
+Input = Float[Array, "b x y z i"]
 Kernel = Float[Array, "kx ky kz i o"]
 Bias = Float[Array, " o"]
+Result = Float[Array, "b mx my mz o"]
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _NXYZC = ("NXYZC", "XYZIO", "NXYZC")
@@ -31,7 +31,7 @@ _FOLDED = ((1, 1, 1), (3, 3, 1), (1, 1, 3), (3, 3, 3))  # kernel sizes that have
 _NARROW = 16
 
 
-def conv3d(x: Volume, kernel: Kernel, bias: Bias | None = None, *, stride: int = 1) -> Volume:
+def conv3d(x: Input, kernel: Kernel, bias: Bias | None = None, *, stride: int = 1) -> Result:
     """3-D convolution (cross-correlation) with zero padding, "SAME" as TensorFlow and Keras define it.
 
     Args:
@@ -185,14 +185,13 @@ def _kernel_gradient(x: Array, g: Array, size: tuple[int, int, int]) -> Array:
     """Gradient of the kernel: for every tap the sum over voxels of x, moved by the tap, times g."""
     if size == (1, 1, 1):
         return _product(x, g)[None, None, None]
+    if size == (3, 3, 1):
+        return _taps_by_lines([x], g)
+    padded = _zero_border(x, axis=3)
+    moved = [padded[:, :, :, t : t + x.shape[3]] for t in range(3)]
     if size == (1, 1, 3):
-        padded = _zero_border(x, axis=3)
-        return jnp.stack([_product(padded[:, :, :, t : t + x.shape[3]], g) for t in range(3)])[None, None]
-    if size == (3, 3, 3):
-        return _taps_by_convolution(_moved_along_z(x), g).reshape(3, 3, 3, x.shape[-1], g.shape[-1])
-    if g.shape[-1] > _NARROW:
-        return _taps_by_lines(x, g)
-    return _taps_by_convolution(x, g)[:, :, None]
+        return jnp.stack([_product(x, g) for x in moved])[None, None]
+    return _taps_by_lines(moved, g)
 
 
 def _product(x: Array, g: Array) -> Array:
@@ -200,40 +199,25 @@ def _product(x: Array, g: Array) -> Array:
     return x.reshape(-1, x.shape[-1]).T @ g.reshape(-1, g.shape[-1])
 
 
-def _moved_along_z(x: Array) -> Array:
-    """(b x y z 3i), x moved by the three taps along z, tap-major in channels."""
-    padded = _zero_border(x, axis=3)
-    return jnp.concatenate([padded[:, :, :, t : t + x.shape[3]] for t in range(3)], axis=-1)
+def _taps_by_lines(moved: list[Array], g: Array) -> Array:
+    """(3 3 kz i o): x convolved with g as one large 1-D kernel along x.
 
-
-def _taps_by_convolution(x: Array, g: Array) -> Array:
-    """(3 3 i o): x convolved with g as one large kernel; channels of x are the batch, lines along z the channels."""
-    lines = x.transpose(4, 1, 2, 0, 3)
-    b, nx, ny, nz, o = g.shape
-    taps = lax.conv_general_dilated(
-        lines.reshape(x.shape[-1], nx, ny, b * nz),
-        g.transpose(1, 2, 0, 3, 4).reshape(nx, ny, b * nz, o),
-        (1, 1),
-        ((1, 1), (1, 1)),
-        dimension_numbers=_NHWC,
-    )
-    return taps.transpose(1, 2, 0, 3)
-
-
-def _taps_by_lines(x: Array, g: Array) -> Array:
-    """(3 3 1 i o): as `_taps_by_convolution`, but 1-D, the taps along y stacked beside the channels of g."""
-    b, nx, ny, nz, i = x.shape
+    The batch holds the channels of x for each tap along z, the output channels those of g for each tap along y, and the
+    sum runs over whole planes: one product with a long inner dimension and no arithmetic in vain.
+    """
+    b, nx, ny, nz, i = moved[0].shape
     o = g.shape[-1]
+    lines = jnp.concatenate([x.transpose(4, 1, 0, 2, 3).reshape(i, nx, b * ny * nz) for x in moved])
     padded = _zero_border(g, axis=2)
     stacked = jnp.concatenate([padded[:, :, 2 - t : 2 - t + ny] for t in range(3)], axis=-1)
     taps = lax.conv_general_dilated(
-        x.transpose(4, 1, 0, 2, 3).reshape(i, nx, b * ny * nz),
+        lines,
         stacked.transpose(1, 0, 2, 3, 4).reshape(nx, b * ny * nz, 3 * o),
         (1,),
         ((1, 1),),
         dimension_numbers=("NWC", "WIO", "NWC"),
     )
-    return taps.reshape(i, 3, 3, o).transpose(1, 2, 0, 3)[:, :, None]
+    return taps.reshape(len(moved), i, 3, 3, o).transpose(2, 3, 0, 1, 4)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
