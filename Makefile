@@ -23,7 +23,7 @@ installed := $(shell $(BIN)/python -c '' 2>/dev/null && [ "$$(sed -n 1p $(STAMP)
 # Installed together with those that are there already, so that pip finds versions that suit all of them.
 extras := $(sort $(filter-out core,$(installed) $(wanted)))
 
-venv = $(MAKE) --no-print-directory $(STAMP) WITH="$(strip $(1) $(EXTRAS))"
+venv = $(MAKE) --silent --no-print-directory $(STAMP) WITH="$(strip $(1) $(EXTRAS))"
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint bench constraints FORCE
@@ -68,8 +68,8 @@ constraints: ## remake constraints.txt from the newest versions
 $(STAMP): pyproject.toml constraints.txt f3r_jax/__init__.py $(if $(filter-out $(installed),$(wanted)),FORCE)
 	@set -e; trap 'exit 130' INT TERM; \
 	pip="$(BIN)/python -m pip --disable-pip-version-check"; \
-	if [ -e $(UNFINISHED) ]; then echo "$(VENV) is unfinished, making it anew"; rm -rf $(VENV); \
-	elif [ -e $(VENV) ] && ! $$pip --version >/dev/null 2>&1; then echo "$(VENV) is broken, making it anew"; rm -rf $(VENV); fi; \
+	if [ -e $(UNFINISHED) ]; then echo "$(VENV) is unfinished, making it anew"; rm -rf $(BIN) $(VENV); \
+	elif [ -e $(VENV) ] && ! $$pip --version >/dev/null 2>&1; then echo "$(VENV) is broken, making it anew"; rm -rf $(BIN) $(VENV); fi; \
 	fresh=; if [ ! -e $(VENV) ]; then \
 	  fresh=yes; \
 	  version=$$($(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3]); sys.exit(sys.version_info < (3, 11))' 2>/dev/null) \
