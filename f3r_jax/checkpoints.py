@@ -1,7 +1,7 @@
 """Checkpoints of a run: parameters, optimiser state and the config they belong to. The only user of Orbax.
 
-A checkpoint is a folder `<workdir>/checkpoints/<step>` with the items `params`, `optimiser` and `config`; params and config are all that an
-evaluation needs. Orbax writes it beside and renames, so a killed run leaves only whole ones.
+A checkpoint is a folder `<workdir>/checkpoints/<step>` with the items `params`, `optimiser` and `config`; params and
+config are all that an evaluation needs. Orbax writes it beside and renames, so a killed run leaves only whole ones.
 """
 
 import contextlib
