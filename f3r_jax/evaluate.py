@@ -3,7 +3,7 @@
   python -m f3r_jax.evaluate --workdir=runs/mrb [--step=120]
 
 Writes <workdir>/evaluation/: cases.csv (a row a case and organ), summary.json, table.md and pictures. Everything comes
-from the checkpoint, which holds its config, and from the data. A case that was scored before a kill is not scored again.
+from the checkpoint, which holds its config, and from the data. A case scored before a kill is not scored again.
 """
 
 import csv
@@ -26,7 +26,7 @@ from f3r_jax.data.datasets import Case, Dataset, open_dataset
 from f3r_jax.errors import UserError
 from f3r_jax.predict import Registration, make_predictor, register
 from f3r_jax.progress import Progress
-from f3r_jax.train import FOLDING_LIMIT, read_rows
+from f3r_jax.train import AGAINST_FOLDING, FOLDING_LIMIT, read_rows
 
 FOLDER = "evaluation"
 SCORES = ("dice", "asd_mm", "hd95_mm")
@@ -176,7 +176,7 @@ def table(summary: dict) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     before = summary["moving"]["organs"]
-    for organ, after in summary["organs"].items():
+    for organ in before:
         cells = [_cell(side[organ][name]) for name in SCORES for side in (before, summary["organs"])]
         lines.append(f"| {organ.replace('_', ' ')} | {' | '.join(cells)} |")
     if before:
@@ -186,10 +186,8 @@ def table(summary: dict) -> str:
             for side in (before, summary["organs"])
         ]
         lines.append(f"| mean | {' | '.join(f'{mean:.2f}' for mean in means)} |")
-    lines += [
-        "",
-        f"folding {_cell(summary['folding_percent'], 3)} % of voxels, SD of log Jacobian {_cell(summary['sd_log_jacobian'], 3)}",
-    ]
+    folding, roughness = (_cell(summary[name], 3) for name in ("folding_percent", "sd_log_jacobian"))
+    lines += ["", f"folding {folding} % of voxels, SD of log Jacobian {roughness}"]
     for key, words in (("epe_mm", "end-point error"), ("tre_mm", "landmark error")):
         if summary[key] is not None:
             lines.append(f"{words} {_cell(summary['moving'][key])} mm before, {_cell(summary[key])} mm after")
@@ -265,9 +263,7 @@ def report(summary: dict, workdir: Path) -> None:
     """Prints the table and where the files are."""
     print(f"\n{table(summary)}\nevaluation: {workdir / FOLDER}")
     if summary["folding_percent"]["mean"] > FOLDING_LIMIT:
-        print(
-            f"WARNING: fields fold in more than {FOLDING_LIMIT} % of voxels; raise loss.lam or lower optim.learning_rate"
-        )
+        print(f"WARNING: over {FOLDING_LIMIT} % of voxels fold; {AGAINST_FOLDING}")
 
 
 if __name__ == "__main__":

@@ -106,6 +106,8 @@ PRESETS = {
     # Heinrich et al., MICCAI 2013, with radius and dilation 2 as in the PyTorch versions in use. Those take the mean
     # that V is clamped about for a constant; here it is differentiated.
     "mind_ssc": Preset(_self_similarity_context(2), _box(2), "edge", "before", _clamp_about_mean),
+    # The same with radius and dilation 1, for voxels of 4 mm and more, where 2 blurs whole organs together.
+    "mind_ssc_near": Preset(_self_similarity_context(1), _box(1), "edge", "before", _clamp_about_mean),
     # The Keras fork of VoxelMorph around 2019, the likely origin of Eq. 4. Its patch is a single voxel.
     "mind_fixed": Preset(_star(1), _box(0), "zero", "never", _fixed),
 }
