@@ -188,7 +188,7 @@ def test_kernel_of_another_size_is_left_to_xla():
 
 
 def test_vmap_over_volumes_and_over_kernels():
-    x, kernel, bias, g = random_arrays((3, 3, 3), 1, ((2, 3), (4, 3, 5), 1))
+    x, kernel, bias, g = map(jnp.asarray, random_arrays((3, 3, 3), 1, ((2, 3), (4, 3, 5), 1)))
     scales = np.array([0.5, -2.0], np.float32)
 
     def value_and_gradient(x, scale):
