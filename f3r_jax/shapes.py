@@ -8,5 +8,6 @@ from jax import Array
 from jaxtyping import Float
 
 Volume = Float[Array, "b x y z c"]
+Features = Float[Array, "_b _x _y _z _c"]  # a volume whose size or channels differ from another's in the same call
 Displacement = Float[Array, "b x y z 3"]  # voxels of the fixed grid, pull: phi(p) = p + u(p)
 Scalar = Float[Array, ""]

@@ -58,7 +58,7 @@ def inner_modules():
 
 def test_there_are_sources_to_read():
     assert PACKAGE / "ops" / "conv.py" in SOURCES
-    assert "f3r_jax.shapes.Volume" in imports(PACKAGE / "ops" / "conv.py")
+    assert "f3r_jax.shapes.Features" in imports(PACKAGE / "ops" / "conv.py")
 
 
 @pytest.mark.parametrize("path", inner_modules(), ids=name_of)

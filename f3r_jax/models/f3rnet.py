@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from f3r_jax.models.layers import Conv, ResidualBlock, convolution, leaky_relu, pool, upsample
-from f3r_jax.shapes import Displacement, Volume
+from f3r_jax.shapes import Displacement, Features, Volume
 
 COARSEST = 4  # the lowest resolution is 1/16, the paper's N = 4
 
@@ -46,7 +46,7 @@ class MultiScaleResidualBlock(nn.Module):
     features: int = 32
 
     @nn.compact
-    def __call__(self, l: Volume, h: Volume | None) -> tuple[Volume, Volume]:
+    def __call__(self, l: Features, h: Features | None) -> tuple[Features, Features]:
         factor = 2**self.scale
         low = pool(l, factor)
         joined = low if h is None else jnp.concatenate([low, h], axis=-1)
@@ -90,19 +90,19 @@ class F3RNet(nn.Module):
         u = Conv(3, kernel_init=nn.initializers.normal(self.flow_init), name="flow")(l)
         return u[:, : size[0], : size[1], : size[2]]
 
-    def _conv(self, name: str, x: Volume) -> Volume:
+    def _conv(self, name: str, x: Features) -> Features:
         return leaky_relu(convolution(self.features, factorised=self.factorisation.full, name=name)(x), self.slope)
 
-    def _blocks(self, name: str, x: Volume, count: int = 3) -> Volume:
+    def _blocks(self, name: str, x: Features, count: int = 3) -> Features:
         form = "factorised" if self.factorisation.full else "full"
         for n in range(count):
             x = ResidualBlock(form, self.slope, name=f"{name}_{n}")(x)
         return x
 
-    def _multi_scale_stream(self, l: Volume) -> Volume:
+    def _multi_scale_stream(self, l: Features) -> Features:
         part = self.factorisation
 
-        def block(name: str, scale: int, factorised: bool, h: Volume | None) -> Volume:
+        def block(name: str, scale: int, factorised: bool, h: Features | None) -> Features:
             nonlocal l
             residual, h = MultiScaleResidualBlock(scale, factorised, self.slope, name=name)(l, h)
             l = l + residual
@@ -121,7 +121,7 @@ class F3RNet(nn.Module):
         return l
 
 
-def _pad_to_multiple(x: Volume, multiple: int) -> Volume:
+def _pad_to_multiple(x: Features, multiple: int) -> Features:
     """Repeats the last plane: zeros would draw an edge that the network sees."""
     extra = [(0, -n % multiple) for n in x.shape[1:4]]
     return jnp.pad(x, [(0, 0), *extra, (0, 0)], mode="edge") if any(e for _, e in extra) else x

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from f3r_jax.ops.conv import conv3d
-from f3r_jax.shapes import Volume
+from f3r_jax.shapes import Features
 
 Initializer = Callable[..., Array]
 
@@ -21,7 +21,7 @@ Initializer = Callable[..., Array]
 glorot = nn.initializers.glorot_uniform()
 
 
-def leaky_relu(x: Volume, slope: float) -> Volume:
+def leaky_relu(x: Features, slope: float) -> Features:
     """max(x, slope x): one elementwise operation, which XLA fuses into the one before it."""
     return jnp.maximum(x, slope * x)
 
@@ -35,7 +35,7 @@ class Conv(nn.Module):
     kernel_init: Initializer = glorot
 
     @nn.compact
-    def __call__(self, x: Volume) -> Volume:
+    def __call__(self, x: Features) -> Features:
         kernel = self.param("kernel", self.kernel_init, (*self.size, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         return conv3d(x, kernel, bias, stride=self.stride)
@@ -50,7 +50,7 @@ class F3D(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, x: Volume) -> Volume:
+    def __call__(self, x: Features) -> Features:
         x = Conv(min(x.shape[-1], self.features), (3, 3, 1), name="plane")(x)
         return Conv(self.features, (1, 1, 3), name="line")(x)
 
@@ -73,7 +73,7 @@ class ResidualBlock(nn.Module):
     slope: float
 
     @nn.compact
-    def __call__(self, z: Volume) -> Volume:
+    def __call__(self, z: Features) -> Features:
         c = z.shape[-1]
         layers = {
             "full": (Conv, Conv),
@@ -84,7 +84,7 @@ class ResidualBlock(nn.Module):
         return z + leaky_relu(second(leaky_relu(first(z), self.slope)), self.slope)
 
 
-def pool(x: Volume, factor: int) -> Volume:
+def pool(x: Features, factor: int) -> Features:
     """Average over cubes of `factor` voxels an edge; every axis must be a multiple of it.
 
     The mean is taken because it keeps the position of an edge to a fraction of a coarse voxel, which a maximum does
@@ -98,7 +98,7 @@ def pool(x: Volume, factor: int) -> Volume:
     return x.reshape(b, nx // f, f, ny // f, f, nz // f, f, c).mean((2, 4, 6))
 
 
-def upsample(x: Volume, factor: int) -> Volume:
+def upsample(x: Features, factor: int) -> Features:
     """Trilinear interpolation to `factor` times the size; voxel centres as in `pool`, edge values outside.
 
     Linear rather than nearest: the residual that the multi-scale stream adds is then smooth, and so is the field. Each

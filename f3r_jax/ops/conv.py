@@ -18,10 +18,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from f3r_jax.shapes import Features
+
 Input = Float[Array, "b x y z i"]
 Kernel = Float[Array, "kx ky kz i o"]
 Bias = Float[Array, " o"]
-Result = Float[Array, "b mx my mz o"]
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _NXYZC = ("NXYZC", "XYZIO", "NXYZC")
@@ -31,7 +32,7 @@ _FOLDED = ((1, 1, 1), (3, 3, 1), (1, 1, 3), (3, 3, 3))  # kernel sizes that have
 _NARROW = 16
 
 
-def conv3d(x: Input, kernel: Kernel, bias: Bias | None = None, *, stride: int = 1) -> Result:
+def conv3d(x: Input, kernel: Kernel, bias: Bias | None = None, *, stride: int = 1) -> Features:
     """3-D convolution (cross-correlation) with zero padding, "SAME" as TensorFlow and Keras define it.
 
     Args:
