@@ -33,7 +33,9 @@ TINY_CONFIG = {
     "train.steps": 6,
     "train.validate_every": 3,
     "train.checkpoint_every": 2,
+    "optim.learning_rate": 1e-2,
     "optim.warmup_steps": 2,
+    "optim.decay": "constant",
     "model.name": "tiny",
 }
 
