@@ -20,17 +20,17 @@ def get_config(option: str = "") -> ConfigDict:
     config.model.flow_init = 1e-5  # standard deviation of the last kernel: training starts from the identity
 
     config.loss = ConfigDict()
-    config.loss.lam = 1.0  # weight of the gradient penalty
-    config.loss.mind = "mind_ssc"  # "mind2012", "mind_ssc" or "mind_fixed"
+    config.loss.lam = 0.5  # weight of the gradient penalty
+    config.loss.mind = "mind_ssc_near"  # or "mind2012", "mind_ssc", "mind_fixed"
 
     config.optim = ConfigDict()
-    config.optim.learning_rate = 1e-3
+    config.optim.learning_rate = 5e-4
     config.optim.warmup_steps = 10
     config.optim.decay = "cosine"  # "cosine" to zero at the last step, or "constant"
     config.optim.clip_norm = 1.0  # of the whole gradient
 
     config.train = ConfigDict()
-    config.train.steps = 120
+    config.train.steps = 160
     config.train.batch_size = 1
     config.train.validate_every = 40
     config.train.checkpoint_every = 20
@@ -39,7 +39,7 @@ def get_config(option: str = "") -> ConfigDict:
     config.data = ConfigDict()
     config.data.source = "phantom"  # "phantom" or "nifti"
     config.data.root = "runs/data"  # where the phantom is kept, or the folder of the NIfTI pairs
-    config.data.shape = (64, 64, 48)
+    config.data.shape = (64, 48, 48)
     config.data.spacing = (4.8, 4.8, 4.8)  # mm
     config.data.direction = "ct_to_mr"  # or "mr_to_ct"
     config.data.cases = 40  # of the phantom; of NIfTI pairs 0 means all
@@ -52,6 +52,7 @@ def get_config(option: str = "") -> ConfigDict:
 
     if option == "paper":
         config.loss.lam = 1.5
+        config.loss.mind = "mind_ssc"
         config.optim.learning_rate = 1e-5
         config.optim.warmup_steps = 0
         config.optim.decay = "constant"

@@ -129,9 +129,8 @@ def test_organs_stand_out_in_both_images(index: int):
 
 
 def test_mr_is_no_monotone_function_of_ct():
-    for column in (1, 2):
-        hu, signal = np.array([(row[0], row[column]) for row in TISSUES.values()]).T
-        assert abs(spearmanr(hu, signal).statistic) < 0.6
+    hu, signal = np.array(list(TISSUES.values())).T
+    assert abs(spearmanr(hu, signal).statistic) < 0.6
     c = case(0)
     aligned = pull(c.ct, c.ct_to_mr, 1)
     means = [c.mr[(aligned > lo) & (aligned < hi)].mean() for lo, hi in [(-1024, -900), (-120, -80), (90, 130)]]

@@ -17,36 +17,36 @@ from scipy.ndimage import gaussian_filter
 from f3r_jax.data.phantom_anatomy import draw_anatomy
 from f3r_jax.data.phantom_shapes import Anatomy, Points, draw_waves, frame_of, paint, sum_of_waves
 
-# tissue: HU in the portal venous phase, then MR signal of a T1- and of a T2-weighted scan
+# tissue: HU in the portal venous phase, then MR signal of a T2-weighted scan
 TISSUES = {
-    "air": (-1000, 0, 0),
-    "skin": (10, 260, 200),
-    "fat": (-100, 880, 840),
-    "muscle": (60, 330, 150),
-    "lung": (-840, 45, 40),
-    "heart": (110, 330, 220),
-    "blood": (150, 120, 70),
-    "cortical": (620, 60, 50),
-    "marrow": (230, 480, 380),
-    "disc": (85, 240, 480),
-    "fluid": (12, 140, 1050),
-    "cord": (40, 300, 360),
-    "artery": (155, 110, 50),
-    "vein": (170, 190, 90),
-    "liver": (112, 450, 270),
-    "tumour": (65, 270, 470),
-    "necrosis": (30, 190, 760),
-    "cyst": (8, 130, 1080),
-    "spleen": (122, 260, 440),
-    "cortex": (185, 350, 420),
-    "medulla": (145, 220, 570),
-    "urine": (20, 150, 980),
-    "bile": (8, 240, 1050),
-    "bowel": (85, 370, 300),
-    "chyme": (22, 200, 880),
-    "stool": (30, 420, 330),
-    "gas": (-950, 15, 15),
-    "pancreas": (95, 540, 330),
+    "air": (-1000, 0),
+    "skin": (10, 200),
+    "fat": (-100, 840),
+    "muscle": (60, 150),
+    "lung": (-840, 40),
+    "heart": (110, 220),
+    "blood": (150, 70),
+    "cortical": (620, 50),
+    "marrow": (230, 380),
+    "disc": (85, 480),
+    "fluid": (12, 1050),
+    "cord": (40, 360),
+    "artery": (155, 50),
+    "vein": (170, 90),
+    "liver": (112, 270),
+    "tumour": (65, 470),
+    "necrosis": (30, 760),
+    "cyst": (8, 1080),
+    "spleen": (122, 440),
+    "cortex": (185, 420),
+    "medulla": (145, 570),
+    "urine": (20, 980),
+    "bile": (8, 1050),
+    "bowel": (85, 300),
+    "chyme": (22, 880),
+    "stool": (30, 330),
+    "gas": (-950, 15),
+    "pancreas": (95, 330),
 }
 KNOTS_MM = 8.0  # the deformation is integrated on a lattice of this spacing; its shortest wave is 10 times that
 SLAB_VOXELS = 400_000  # painted at a time, to bound the memory
@@ -115,9 +115,9 @@ class Motion:
 
 def draw_motion(rng: Generator) -> Motion:
     """MR in expiration against CT in inspiration: the organs stand higher in the MR, the liver most."""
-    breath = float(np.clip(rng.normal(-19, 5), -30, 4))
+    breath = float(np.clip(rng.normal(-27, 8), -42, -5))
     belly = float(np.clip(rng.normal(5, 3), -2, 12))
-    waves = draw_waves(rng, 6, shortest=85, longest=160, amplitude=4.9)
+    waves = draw_waves(rng, 6, shortest=85, longest=160, amplitude=3.8)
     degrees, shift = np.clip(rng.normal(0, 1.2, 3), -2.5, 2.5), np.clip(rng.normal(0, 2.5, 3), -5, 5)
 
     def velocity(p: Points) -> list[np.ndarray]:
@@ -125,7 +125,7 @@ def draw_motion(rng: Generator) -> Motion:
         spine = np.exp(-((x / 42) ** 2)) / (1 + np.exp((y + 20) / 12))
         wall = np.exp(-(((x / 140) ** 2 + (y / np.where(y < 0, 95, 110)) ** 2) ** 3))
         free = (1 - spine) * wall
-        organs = np.exp(-(((x - 35) / 150) ** 2) - ((z - 45) / 105) ** 2)
+        organs = np.exp(-(((x - 45) / 120) ** 2) - ((z - 45) / 105) ** 2)
         front = np.exp(-((x / 85) ** 2) - ((y - 80) / 50) ** 2 - ((z + 10) / 90) ** 2)
         u = [free * wall * wave for wave in sum_of_waves(p, waves)]
         return [u[0], u[1] + belly * front, u[2] + breath * organs * free]
@@ -178,13 +178,12 @@ def flow(velocity: Callable[[Points], list[np.ndarray]], points: np.ndarray, tim
 
 
 def draw_contrast(rng: Generator) -> tuple[dict, dict]:
-    """CT values in HU and MR signals by tissue: one of two MR weightings, each tissue off by some percent."""
-    column = rng.integers(1, 3)
+    """CT values in HU and MR signals by tissue, of one clinic's protocols, each tissue off by some percent."""
     ct, mr = {}, {}
     for tissue, row in TISSUES.items():
         ct_offset, mr_factor = np.clip(rng.normal(size=2), -2, 2)
         ct[tissue] = row[0] + (0.0 if tissue in ("air", "gas") else 5.0 * ct_offset)
-        mr[tissue] = row[column] * float(np.exp(0.08 * mr_factor))
+        mr[tissue] = row[1] * float(np.exp(0.08 * mr_factor))
     return ct, mr
 
 
