@@ -155,12 +155,12 @@ class Log:
     """`metrics.jsonl`, one row a step or validation, and the same curves for TensorBoard.
 
     Rows hold nothing that differs between two runs of the same config, so they can be compared to the bit. On resuming,
-    rows after the checkpoint are dropped: their steps are done again.
+    rows after the checkpoint are dropped, without one all of them: their steps are done again.
     """
 
     def __init__(self, workdir: Path, step: int) -> None:
         self._path = workdir / "metrics.jsonl"
-        kept = [row for row in read_rows(self._path) if row["step"] <= step]
+        kept = [row for row in read_rows(self._path) if row["step"] <= step] if step else []
         beside = self._path.with_suffix(".tmp")
         beside.write_text("".join(json.dumps(row) + "\n" for row in kept))
         os.replace(beside, self._path)
