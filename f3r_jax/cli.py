@@ -30,5 +30,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 def _one_line(error: Exception) -> str:
     # str(KeyError) quotes its text.
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return " ".join(str(text).split())
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
+    if "Traceback (most recent call last)" in text:  # ml_collections quotes what a config file raised
+        text = text.splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split())

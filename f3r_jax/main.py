@@ -38,14 +38,17 @@ def main(argv: Sequence[str]) -> int:
             "--config=FILE and --workdir=FOLDER are required, for example --config=configs/mrb.py --workdir=runs/mrb"
         )
     config, workdir = _CONFIG.value, Path(_WORKDIR.value)
+    file = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+    if not file.is_file():
+        raise UserError(f"{file}: no such file, expected a config such as configs/mrb.py")
     if config.data.root is None:
         raise UserError("data.root is not set, expected the folder of the data: --config.data.root=FOLDER")
     # Everything that can be wrong is looked at before anything is written.
     network = models.build(config.model)
-    models.check_shape(config.data.shape, "data.shape")
     check_settings(config)
-    check_same_run(config, workdir)
     dataset = open_dataset(config.data, seed=config.seed)
+    models.check_shape(config.data.shape, "data.shape")
+    check_same_run(config, workdir)
     read_all(dataset)
     workdir.mkdir(parents=True, exist_ok=True)
     write_config(config, workdir)

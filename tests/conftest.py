@@ -1,5 +1,6 @@
 """Tiny data, a network that compiles in a second, and the entry points as child processes."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -37,6 +38,8 @@ TINY_CONFIG = {
     "optim.warmup_steps": 2,
     "optim.decay": "constant",
     "model.name": "tiny",
+    "loss.lam": 1.0,
+    "loss.mind": "mind_ssc",
 }
 
 
@@ -88,9 +91,11 @@ class Commands:
         self._server.stdin.flush()
         child = int(self._server.stdout.readline())
         if kill_when is not None:
-            while not kill_when():
-                time.sleep(0.001)
-            os.kill(child, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it may end before that
+                while not kill_when():
+                    os.kill(child, 0)
+                    time.sleep(0.001)
+                os.kill(child, signal.SIGKILL)
         return Result(int(self._server.stdout.readline()), out.read_text(), err.read_text())
 
     def close(self) -> None:
@@ -187,7 +192,7 @@ def pairs_folder(tmp_path):
     rows = ["fixed,moving,split"]
     for index, split in enumerate(("train", "train", "validation", "test")):
         nifti.write(folder / f"mr_{index}.nii.gz", 500 * blob(0.0), affine)
-        nifti.write(folder / f"ct_{index}.nii.gz", 1200 * blob(0.5 * index) - 1000, affine)
+        nifti.write(folder / f"ct_{index}.nii.gz", 600 * blob(0.5 * index) - 150, affine)
         rows.append(f"mr_{index}.nii.gz,ct_{index}.nii.gz,{split}")
     (folder / "pairs.csv").write_text("\n".join(rows) + "\n")
     return folder
