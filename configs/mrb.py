@@ -30,9 +30,9 @@ def get_config(option: str = "") -> ConfigDict:
     config.optim.clip_norm = 1.0  # of the whole gradient
 
     config.train = ConfigDict()
-    config.train.steps = 160
+    config.train.steps = 220
     config.train.batch_size = 1
-    config.train.validate_every = 40
+    config.train.validate_every = 55
     config.train.checkpoint_every = 20
     config.train.keep_checkpoints = 3
 

@@ -22,7 +22,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from f3r_jax import checkpoints, cli, metrics, models, pictures
-from f3r_jax.data.datasets import Case, Dataset, open_dataset
+from f3r_jax.data.datasets import Case, Dataset, open_dataset, organs_of
 from f3r_jax.errors import UserError
 from f3r_jax.predict import Registration, make_predictor, register
 from f3r_jax.progress import Progress
@@ -62,7 +62,7 @@ def evaluate(workdir: Path, *, step: int | None = None, dataset: Dataset | None 
 
     scored = _Scored(folder / "scored.jsonl", int(checkpoint.name))
     predict = _compiled(network, params, dataset.load(names[0]))
-    organs = config.data.organs.to_dict()
+    organs = organs_of(config.data)
     with Progress("evaluating", len(names)) as progress:
         for n, name in enumerate(names):
             if name not in scored.rows:

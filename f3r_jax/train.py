@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
 from f3r_jax.checkpoints import Checkpoints
-from f3r_jax.data.datasets import Dataset
+from f3r_jax.data.datasets import Dataset, organs_of
 from f3r_jax.errors import UserError
 from f3r_jax.losses import gradient_l2, mind_l1
 from f3r_jax.metrics import organ_scores
@@ -233,7 +233,7 @@ def train(network: nn.Module, dataset: Dataset, config: ConfigDict, workdir: Pat
 def _loop(network, optimiser, state, dataset, config, checkpoints, log, progress) -> State:
     step_function = make_train_step(network, optimiser, mind=config.loss.mind)
     predict = make_predictor(network)
-    organs = config.data.organs.to_dict()
+    organs = organs_of(config.data)
     lam = jnp.asarray(config.loss.lam, jnp.float32)
 
     def look(step: int) -> None:

@@ -117,6 +117,11 @@ def open_dataset(data_config: ConfigDict, *, seed: int) -> Dataset:
     return Dataset(split, {pair.name: (lambda pair=pair: load_pair(pair, data_config)) for pair in found})
 
 
+def organs_of(data_config: ConfigDict) -> dict[str, tuple[int, ...]]:
+    """Label values by organ, in the order of the values: a config doesn't keep the order it was written in."""
+    return dict(sorted(data_config.organs.to_dict().items(), key=lambda item: tuple(item[1])))
+
+
 def load_pair(pair: pairs.Pair, data_config: ConfigDict) -> Case:
     """Reads a pair and brings it onto the working grid, each image interpolated once."""
     moving, fixed = _in_order(pair.ct, pair.mr, data_config.direction)
