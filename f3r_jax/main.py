@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
             "--config=FILE and --workdir=FOLDER are required, for example --config=configs/mrb.py --workdir=runs/mrb"
         )
     config, workdir = _CONFIG.value, Path(_WORKDIR.value)
-    file = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+    file = Path(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0])
     if not file.is_file():
         raise UserError(f"{file}: no such file, expected a config such as configs/mrb.py")
     if config.data.root is None:

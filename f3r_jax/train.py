@@ -112,7 +112,7 @@ def make_train_step(network: nn.Module, optimiser: optax.GradientTransformation,
         gradients, metrics = jax.grad(loss_function, has_aux=True)(state.params, batch, lam)
         updates, optimiser_state = optimiser.update(gradients, state.optimiser, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics["gradient_norm"] = optax.global_norm(gradients)
+        metrics["gradient_norm"] = optax.tree.norm(gradients)
         return State(state.step + 1, params, optimiser_state), metrics
 
     return jax.jit(step, donate_argnums=0)

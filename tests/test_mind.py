@@ -60,10 +60,11 @@ def naive_mind2012(image):
     return pairs, descriptor / descriptor.max(0)
 
 
-def naive_mind_ssc(image):
-    pairs = [(a, b) for a, b in itertools.combinations(six(2), 2) if np.sum(np.subtract(a, b) ** 2) == 8]
+def naive_mind_ssc(image, reach=2):
+    pairs = [(a, b) for a, b in itertools.combinations(six(reach), 2) if np.sum(np.subtract(a, b) ** 2) == 2 * reach**2]
     assert len(pairs) == 12
-    distance = np.stack([naive_patch_distance(image, a, b, [0.2] * 5, "edge") for a, b in pairs])
+    box = np.full(2 * reach + 1, 1 / (2 * reach + 1))
+    distance = np.stack([naive_patch_distance(image, a, b, box, "edge") for a, b in pairs])
     distance -= distance.min(0)
     variance = distance.mean(0)
     variance = np.clip(variance, 0.001 * variance.mean(), 1000 * variance.mean())
@@ -76,7 +77,16 @@ def naive_mind_fixed(image):
     return pairs, np.exp(-distance / 0.004)
 
 
-NAIVE = {"mind2012": naive_mind2012, "mind_ssc": naive_mind_ssc, "mind_fixed": naive_mind_fixed}
+def naive_mind_ssc_near(image):
+    return naive_mind_ssc(image, reach=1)
+
+
+NAIVE = {
+    "mind2012": naive_mind2012,
+    "mind_ssc": naive_mind_ssc,
+    "mind_ssc_near": naive_mind_ssc_near,
+    "mind_fixed": naive_mind_fixed,
+}
 
 
 def channels_in_order(pairs, channels, preset):
@@ -143,5 +153,5 @@ def test_constant_images_and_regions_have_finite_gradients(preset):
 
 
 def test_an_unknown_preset_is_named():
-    with pytest.raises(UserError, match="'mind3'; expected one of mind2012, mind_ssc, mind_fixed"):
+    with pytest.raises(UserError, match="'mind3'; expected one of mind2012, mind_ssc, mind_ssc_near, mind_fixed"):
         mind(jnp.asarray(random_image()), preset="mind3")

@@ -34,8 +34,8 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def pair(shape: tuple[int, int, int]) -> np.ndarray:
-    return np.random.default_rng(0).random((2, 1, *shape, 1), dtype=np.float32)
+def pair(shape: tuple[int, int, int]) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).random((2, 1, *shape, 1), dtype=np.float32))
 
 
 def channels_first(x: np.ndarray) -> torch.Tensor:
