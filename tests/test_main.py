@@ -1,3 +1,4 @@
+import csv
 import json
 import math
 import os
@@ -66,14 +67,6 @@ def test_a_run_leaves_its_files_and_no_noise(finished):
         assert text in result.out
 
 
-def test_started_again_it_only_evaluates(commands, arguments, finished, tmp_path):
-    workdir = shutil.copytree(finished[0], tmp_path / "run")
-    before = _contents(workdir, "metrics.jsonl", "checkpoints/6/params/d/*", "config.json")
-    result = commands.run("main", *arguments())
-    assert result.status == 0 and result.err == ""
-    assert _contents(workdir, "metrics.jsonl", "checkpoints/6/params/d/*", "config.json") == before
-
-
 def test_a_loss_that_is_not_finite_ends_with_status_1(commands, arguments, tmp_path):
     diverging = {"optim.learning_rate": 1e30, "optim.warmup_steps": 0, "train.checkpoint_every": 1}
     result = commands.run("main", *arguments(diverging))
@@ -89,30 +82,29 @@ def test_a_loss_that_is_not_finite_ends_with_status_1(commands, arguments, tmp_p
 # A run that is killed
 
 
-@pytest.mark.parametrize("rows", [1, 5])
+def _kill_and_end(commands, given, workdir, moment):
+    """Kills a run at a moment, and its second start once the training is over."""
+    assert commands.run("main", *given, kill_when=moment).status == -9
+    assert commands.run("main", *given, kill_when=(workdir / "evaluation").exists).status == -9
+
+
 @pytest.mark.usefixtures("tiny_network")
-def test_killed_and_started_again(commands, arguments, finished, tmp_path, rows):
-    log = tmp_path / "run" / "metrics.jsonl"
-
-    def enough():
-        return log.exists() and log.read_bytes().count(b"\n") >= rows
-
-    assert commands.run("main", *arguments(), kill_when=enough).status == -9
-    assert commands.run("main", *arguments()).status == 0
-    assert log.read_bytes() == (finished[0] / "metrics.jsonl").read_bytes()
-    _assert_same_parameters(tmp_path / "run", finished[0])
-
-
 def test_killed_while_a_checkpoint_is_written(commands, arguments, finished, tmp_path):
     workdir = tmp_path / "run"
-
-    def writing():
-        return any((workdir / "checkpoints").glob("4.*tmp*"))
-
-    assert commands.run("main", *arguments(), kill_when=writing).status == -9
-    assert commands.run("main", *arguments()).status == 0
+    _kill_and_end(commands, arguments(), workdir, lambda: any((workdir / "checkpoints").glob("4.*tmp*")))
     assert _contents(workdir, "metrics.jsonl") == _contents(finished[0], "metrics.jsonl")
     assert checkpoints.steps(workdir) == [2, 4, 6]
+    _assert_same_parameters(workdir, finished[0])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tiny_network")
+@pytest.mark.parametrize("rows", range(8))
+def test_killed_after_some_rows(commands, arguments, finished, tmp_path, rows):
+    workdir, log = tmp_path / "run", tmp_path / "run" / "metrics.jsonl"
+    _kill_and_end(commands, arguments(), workdir, lambda: log.exists() and log.read_bytes().count(b"\n") >= rows)
+    assert _contents(workdir, "metrics.jsonl") == _contents(finished[0], "metrics.jsonl")
+    _assert_same_parameters(workdir, finished[0])
 
 
 def test_killed_before_its_config_was_written(config, tmp_path):
@@ -126,27 +118,24 @@ def test_killed_before_its_config_was_written(config, tmp_path):
 # NIfTI pairs
 
 
-def test_pairs_without_labels(commands, arguments, pairs_folder, tmp_path):
-    changes = {"data.source": "nifti", "data.root": pairs_folder, "data.cases": 0}
-    result = commands.run("main", *arguments(changes))
-    assert result.status == 0 and result.err == ""
-    summary = json.loads((tmp_path / "run" / "evaluation" / "summary.json").read_text())
-    assert summary["organs"] == {} and summary["moving"]["organs"] == {} and summary["epe_mm"] is None
-    assert "folding" in (tmp_path / "run" / "evaluation" / "table.md").read_text()
-
-
-def test_pairs_with_landmarks(commands, arguments, pairs_folder, tmp_path):
+def test_pairs_with_landmarks_and_no_labels(commands, arguments, pairs_folder, tmp_path):
     (pairs_folder / "points.csv").write_text("x,y,z\n100,100,100\n160,150,120\n")
     (pairs_folder / "shifted.csv").write_text("x,y,z\n103,104,100\n163,154,120\n")
     rows = (pairs_folder / "pairs.csv").read_text().splitlines()
     rows = [f"{rows[0]},fixed_landmarks,moving_landmarks", *(f"{row},points.csv,shifted.csv" for row in rows[1:])]
     (pairs_folder / "pairs.csv").write_text("\n".join(rows))
     changes = {"data.source": "nifti", "data.root": pairs_folder, "data.cases": 0, "train.steps": 1}
-    assert commands.run("main", *arguments(changes)).status == 0
+    result = commands.run("main", *arguments(changes))
+    assert result.status == 0 and result.err == ""
     summary = json.loads((tmp_path / "run" / "evaluation" / "summary.json").read_text())
+    assert summary["organs"] == {} and summary["moving"]["organs"] == {} and summary["epe_mm"] is None
     assert math.isclose(summary["moving"]["tre_mm"]["mean"], 5.0, rel_tol=1e-4)
     assert summary["tre_mm"]["mean"] > 0
-    assert "landmark error 5.00" in (tmp_path / "run" / "evaluation" / "table.md").read_text()
+    table = (tmp_path / "run" / "evaluation" / "table.md").read_text()
+    assert "folding" in table and "landmark error 5.00" in table
+    with (tmp_path / "run" / "evaluation" / "cases.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["case"] == "mr_3" and row["organ"] == "" and row["epe_mm"] == ""
 
 
 @pytest.mark.slow
