@@ -183,13 +183,10 @@ def _kernel_gradient(x: Array, g: Array, size: tuple[int, int, int]) -> Array:
     """Gradient of the kernel: for every tap the sum over voxels of x, moved by the tap, times g."""
     if size == (1, 1, 1):
         return _product(x, g)[None, None, None]
-    if size == (3, 3, 1):
-        return _taps_by_lines([x], g)
-    padded = _zero_border(x, axis=3)
-    moved = [padded[:, :, :, t : t + x.shape[3]] for t in range(3)]
     if size == (1, 1, 3):
-        return jnp.stack([_product(x, g) for x in moved])[None, None]
-    return _taps_by_lines(moved, g)
+        padded = _zero_border(x, axis=3)
+        return jnp.stack([_product(padded[:, :, :, t : t + x.shape[3]], g) for t in range(3)])[None, None]
+    return _taps_by_lines(x, g, size[2])
 
 
 def _product(x: Array, g: Array) -> Array:
@@ -197,25 +194,28 @@ def _product(x: Array, g: Array) -> Array:
     return x.reshape(-1, x.shape[-1]).T @ g.reshape(-1, g.shape[-1])
 
 
-def _taps_by_lines(moved: list[Array], g: Array) -> Array:
+def _taps_by_lines(x: Array, g: Array, kz: int) -> Array:
     """(3 3 kz i o): x convolved with g as one large 1-D kernel along x.
 
     The batch holds the channels of x for each tap along z, the output channels those of g for each tap along y, and the
     sum runs over whole planes: one product with a long inner dimension and no arithmetic in vain.
     """
-    b, nx, ny, nz, i = moved[0].shape
+    b, nx, ny, nz, i = x.shape
     o = g.shape[-1]
-    lines = jnp.concatenate([x.transpose(4, 1, 0, 2, 3).reshape(i, nx, b * ny * nz) for x in moved])
+    lines = x.transpose(4, 1, 0, 2, 3)
+    if kz == 3:
+        bordered = _zero_border(lines, axis=4)
+        lines = jnp.concatenate([bordered[..., t : t + nz] for t in range(3)])
     padded = _zero_border(g, axis=2)
     stacked = jnp.concatenate([padded[:, :, 2 - t : 2 - t + ny] for t in range(3)], axis=-1)
     taps = lax.conv_general_dilated(
-        lines,
+        lines.reshape(kz * i, nx, b * ny * nz),
         stacked.transpose(1, 0, 2, 3, 4).reshape(nx, b * ny * nz, 3 * o),
         (1,),
         ((1, 1),),
         dimension_numbers=("NWC", "WIO", "NWC"),
     )
-    return taps.reshape(len(moved), i, 3, 3, o).transpose(2, 3, 0, 1, 4)
+    return taps.reshape(kz, i, 3, 3, o).transpose(2, 3, 0, 1, 4)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
