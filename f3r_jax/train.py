@@ -192,18 +192,20 @@ def validate(
     predict: Predictor, params: dict, dataset: Dataset, organs: dict[str, tuple[int, ...]]
 ) -> dict[str, float]:
     """Mean Dice over organs, each organ's Dice and folding, in percent, over the validation cases that have labels."""
-    rows = []
+    scores = {}
     for name in dataset.split["validation"]:
         case = dataset.load(name)
         result = register(predict, params, case)
-        row = {"folding": float(folding_percent(jnp.asarray(result.displacement)[None])[0])}
-        if case.fixed_labels is not None and result.warped_labels is not None:
-            scores = organ_scores(case.fixed_labels, result.warped_labels, organs=organs, spacing=case.spacing)
-            dices = {f"dice_{organ}": score["dice"] for organ, score in scores.items()}
-            row |= {"dice": float(np.nanmean(list(dices.values()))), **dices}
-        rows.append(row)
-    names = sorted({name for row in rows for name in row}, key=list(rows[0]).index) if rows else []
-    return {name: float(np.nanmean([row[name] for row in rows if name in row])) for name in names}
+        scores.setdefault("folding", []).append(float(folding_percent(jnp.asarray(result.displacement)[None])[0]))
+        if case.fixed_labels is None or result.warped_labels is None:
+            continue
+        of_organs = organ_scores(case.fixed_labels, result.warped_labels, organs=organs, spacing=case.spacing)
+        dices = {organ: score["dice"] for organ, score in of_organs.items() if np.isfinite(score["dice"])}
+        if dices:  # an organ that neither volume holds has no Dice
+            scores.setdefault("dice", []).append(float(np.mean(list(dices.values()))))
+        for organ, dice in dices.items():
+            scores.setdefault(f"dice_{organ}", []).append(dice)
+    return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
 def train(network: nn.Module, dataset: Dataset, config: ConfigDict, workdir: Path) -> State:

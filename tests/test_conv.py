@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from f3r_jax.ops import conv
 from f3r_jax.ops.conv import conv3d
 
 SIZES = ((1, 1, 1), (3, 3, 1), (1, 1, 3), (3, 3, 3))
@@ -112,6 +113,15 @@ def assert_agree(case, reference):
 @pytest.mark.parametrize("case", FOLDED + OTHERS, ids=str)
 def test_agrees_with_a_loop(case):
     assert_agree(case, naive)
+
+
+@pytest.mark.parametrize("values", [1, 300, 1200])
+@pytest.mark.parametrize("size", [(1, 1, 3), (3, 3, 1), (3, 3, 3)], ids=str)
+def test_slabs_of_any_width_add_up(size, values, monkeypatch):
+    monkeypatch.setattr(conv, "_SLAB", values)
+    *inputs, g = map(jnp.asarray, random_arrays(size, 1, ((2, 3), (6, 8, 5), 2)))
+    kernel_gradient = jax.vjp(conv3d, *inputs)[1](g)[1]
+    np.testing.assert_allclose(kernel_gradient, naive(*map(np.asarray, inputs), np.asarray(g), 1)[2], atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("case", FOLDED + OTHERS, ids=str)

@@ -29,6 +29,7 @@ from f3r_jax.train import (
     make_train_step,
     read_rows,
     train,
+    validate,
 )
 
 NAMES = ("a", "b", "c", "d", "e")
@@ -289,6 +290,24 @@ def test_rows_of_a_run(balls, config, network, tmp_path):
         assert numbers | {"folding"} <= set(row)
         assert all(np.isfinite(row[name]) for name in numbers)
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_validation_is_a_mean_over_the_organs_and_cases_that_have_a_dice(balls):
+    """The first case has no labels; the last has an organ, 2, that the others lack."""
+    first, middle, last = (make_case(name, 0.0) for name in balls.split["train"])
+    with_a_corner = [labels.copy() for labels in (last.fixed_labels, last.moving_labels)]
+    for labels in with_a_corner:
+        labels[:2, :2, :2] = 2
+    last = dataclasses.replace(last, fixed_labels=with_a_corner[0], moving_labels=with_a_corner[1])
+    first = dataclasses.replace(first, fixed_labels=None, moving_labels=None)
+    makers = {case.name: (lambda case=case: case) for case in (first, middle, last)}
+    dataset = dataclasses.replace(balls, split={"validation": tuple(makers)}, makers=makers)
+
+    def stay(params, moving, fixed):
+        return jnp.zeros((*moving.shape[:-1], 3)), moving
+
+    values = validate(stay, {}, dataset, {"ball": (1,), "corner": (2,), "nowhere": (3,)})
+    assert values == {"folding": 0.0, "dice": 100.0, "dice_ball": 100.0, "dice_corner": 100.0}
 
 
 def test_a_loss_that_is_not_finite_names_step_and_case(balls, config, network, tmp_path):

@@ -11,6 +11,7 @@ program is lowered, so one jitted function serves every platform. `python -m f3r
 both.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -30,6 +31,8 @@ _FOLDED = ((1, 1, 1), (3, 3, 1), (1, 1, 3), (3, 3, 3))  # kernel sizes that have
 
 # Eigen's product loses half its speed below this many output columns: two planes along x then share one convolution.
 _NARROW = 16
+# Values of x and g in a slab of a weight gradient: 4 MB, twice two cores' caches of the second level, measured best.
+_SLAB = 2**20
 
 
 def conv3d(x: Input, kernel: Kernel, bias: Bias | None = None, *, stride: int = 1) -> Features:
@@ -184,9 +187,29 @@ def _kernel_gradient(x: Array, g: Array, size: tuple[int, int, int]) -> Array:
     if size == (1, 1, 1):
         return _product(x, g)[None, None, None]
     if size == (1, 1, 3):
-        padded = _zero_border(x, axis=3)
-        return jnp.stack([_product(padded[:, :, :, t : t + x.shape[3]], g) for t in range(3)])[None, None]
-    return _taps_by_lines(x, g, size[2])
+        return _sum_over_slabs(_taps_along_z, x, g, axis=1)[None, None]
+    return _sum_over_slabs(partial(_taps_by_lines, kz=size[2]), x, _zero_border(g, axis=2), axis=2)
+
+
+def _sum_over_slabs(taps: Callable[[Array, Array], Array], x: Array, g: Array, *, axis: int) -> Array:
+    """The sum of `taps` over slabs of x across an axis and the same slabs of g, with g's border when it has one.
+
+    The copies that `taps` makes then stay in the cache: 1.5 times as fast, and a gigabyte less at full size.
+    """
+    n, border = x.shape[axis], g.shape[axis] - x.shape[axis]
+    width = _slab_width(n, x.size + g.size)
+
+    def part(k: Array) -> Array:
+        inside = lax.dynamic_slice_in_dim(x, k * width, width, axis)
+        return taps(inside, lax.dynamic_slice_in_dim(g, k * width, width + border, axis))
+
+    total = jax.eval_shape(part, jnp.int32(0))
+    return lax.fori_loop(0, n // width, lambda k, sum_: sum_ + part(k), jnp.zeros(total.shape, total.dtype))
+
+
+def _slab_width(n: int, values: int) -> int:
+    """The largest divisor of n that leaves at most `_SLAB` of the values in each of n / width slabs."""
+    return max(width for width in range(1, n + 1) if n % width == 0 and (width == 1 or width * values <= _SLAB * n))
 
 
 def _product(x: Array, g: Array) -> Array:
@@ -194,8 +217,14 @@ def _product(x: Array, g: Array) -> Array:
     return x.reshape(-1, x.shape[-1]).T @ g.reshape(-1, g.shape[-1])
 
 
-def _taps_by_lines(x: Array, g: Array, kz: int) -> Array:
-    """(3 3 kz i o): x convolved with g as one large 1-D kernel along x.
+def _taps_along_z(x: Array, g: Array) -> Array:
+    """(3 i o): a product for each tap along z."""
+    padded = _zero_border(x, axis=3)
+    return jnp.stack([_product(padded[:, :, :, t : t + x.shape[3]], g) for t in range(3)])
+
+
+def _taps_by_lines(x: Array, g: Array, *, kz: int) -> Array:
+    """(3 3 kz i o): x convolved with g, which has a border along y, as one large 1-D kernel along x.
 
     The batch holds the channels of x for each tap along z, the output channels those of g for each tap along y, and the
     sum runs over whole planes: one product with a long inner dimension and no arithmetic in vain.
@@ -206,8 +235,7 @@ def _taps_by_lines(x: Array, g: Array, kz: int) -> Array:
     if kz == 3:
         bordered = _zero_border(lines, axis=4)
         lines = jnp.concatenate([bordered[..., t : t + nz] for t in range(3)])
-    padded = _zero_border(g, axis=2)
-    stacked = jnp.concatenate([padded[:, :, 2 - t : 2 - t + ny] for t in range(3)], axis=-1)
+    stacked = jnp.concatenate([g[:, :, 2 - t : 2 - t + ny] for t in range(3)], axis=-1)
     taps = lax.conv_general_dilated(
         lines.reshape(kz * i, nx, b * ny * nz),
         stacked.transpose(1, 0, 2, 3, 4).reshape(nx, b * ny * nz, 3 * o),
