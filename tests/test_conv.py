@@ -121,7 +121,9 @@ def test_slabs_of_any_width_add_up(size, values, monkeypatch):
     monkeypatch.setattr(conv, "_SLAB", values)
     *inputs, g = map(jnp.asarray, random_arrays(size, 1, ((2, 3), (6, 8, 5), 2)))
     kernel_gradient = jax.vjp(conv3d, *inputs)[1](g)[1]
-    np.testing.assert_allclose(kernel_gradient, naive(*map(np.asarray, inputs), np.asarray(g), 1)[2], atol=1e-4, rtol=1e-5)
+    np.testing.assert_allclose(
+        kernel_gradient, naive(*map(np.asarray, inputs), np.asarray(g), 1)[2], atol=1e-4, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("case", FOLDED + OTHERS, ids=str)
