@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 from f3r_jax.ops import conv
-from f3r_jax.ops.conv import conv3d
+from f3r_jax.ops.conv import conv3d, conv_transpose3d
 
 SIZES = ((1, 1, 1), (3, 3, 1), (1, 1, 3), (3, 3, 3))
 # Channels in and out, volume, batch: odd and even sizes, axes of one voxel, all the ways the fast form branches.
@@ -23,11 +23,16 @@ VOLUMES = (
 )
 FOLDED = [(size, 1, volume) for size in SIZES for volume in VOLUMES]
 FOLDED += [(size, 2, volume) for size in SIZES for volume in (VOLUMES[0], VOLUMES[2], VOLUMES[3])]
+# Kernels of other sizes, as FAIM has them: even ones, unequal ones, and some that are larger than the volume.
 OTHERS = [
     ((2, 2, 2), 1, ((2, 3), (4, 5, 3), 1)),
     ((2, 2, 2), 2, ((2, 3), (4, 5, 3), 1)),
+    ((2, 4, 2), 2, ((2, 3), (5, 6, 4), 2)),
     ((5, 5, 5), 1, ((2, 3), (4, 5, 3), 1)),
-    ((3, 3, 3), 3, ((2, 3), (7, 5, 3), 1)),
+    ((4, 4, 1), 1, ((3, 8), (4, 5, 3), 1)),
+    ((1, 1, 4), 1, ((3, 8), (4, 5, 6), 2)),
+    ((3, 1, 2), 1, ((2, 3), (6, 5, 4), 1)),
+    ((7, 7, 7), 1, ((2, 8), (5, 4, 2), 1)),
 ]
 
 
@@ -70,13 +75,13 @@ def naive(x, kernel, bias, g, stride):
     return y, dx[:, *inner], dkernel, g.sum((0, 1, 2, 3))
 
 
+def xla_conv(x, kernel, stride):
+    return lax.conv_general_dilated(x, kernel, (stride,) * 3, "SAME", dimension_numbers=("NXYZC", "XYZIO", "NXYZC"))
+
+
 @functools.partial(jax.jit, static_argnums=4, compiler_options=QUICKLY_COMPILED)
 def xla(x, kernel, bias, g, stride):
-    def conv(x, kernel, bias):
-        dimensions = ("NXYZC", "XYZIO", "NXYZC")
-        return lax.conv_general_dilated(x, kernel, (stride,) * 3, "SAME", dimension_numbers=dimensions) + bias
-
-    y, gradients = jax.vjp(conv, x, kernel, bias)
+    y, gradients = jax.vjp(lambda x, kernel, bias: xla_conv(x, kernel, stride) + bias, x, kernel, bias)
     return y, *gradients(g)
 
 
@@ -158,7 +163,7 @@ def test_sum_of_a_constant_counts_the_neighbours():
 
 
 @pytest.mark.parametrize(
-    ("stride", "shape", "expected"), [(1, (5, 4, 1), (5, 4, 1)), (2, (5, 4, 1), (3, 2, 1)), (3, (7, 6, 2), (3, 2, 1))]
+    ("stride", "shape", "expected"), [(1, (5, 4, 1), (5, 4, 1)), (2, (5, 4, 1), (3, 2, 1)), (2, (7, 6, 2), (4, 3, 1))]
 )
 def test_shape_of_the_result(stride, shape, expected):
     for size in (*SIZES, (2, 2, 2), (5, 5, 5)):
@@ -194,9 +199,34 @@ def test_cpu_program_holds_no_3d_convolution_and_others_hold_nothing_else(size, 
         assert len(convolutions(platform, size, stride, gradient=False)) == 1
 
 
-def test_kernel_of_another_size_is_left_to_xla():
-    assert convolutions("cpu", (2, 2, 2), 1, gradient=False) == [5]
-    assert convolutions("cpu", (3, 3, 3), 3, gradient=False) == [5]
+def test_a_stride_that_no_network_here_has():
+    arrays = random_arrays((3, 3, 3), 3, ((2, 3), (7, 5, 3), 1))
+    with pytest.raises(ValueError, match="stride is 3, expected 1 or 2"):
+        conv3d(*map(jnp.asarray, arrays[:3]), stride=3)
+
+
+@pytest.mark.parametrize("size", [(3, 3, 3), (1, 1, 1), (5, 3, 1)], ids=str)
+def test_transposed_convolution_is_the_gradient_of_a_strided_one(size):
+    x, kernel, bias, _ = map(jnp.asarray, random_arrays(size, 1, ((4, 3), (3, 4, 2), 2)))
+    y = conv_transpose3d(x, kernel, bias)
+    mirrored = kernel[::-1, ::-1, ::-1].swapaxes(3, 4)
+    strided = functools.partial(xla_conv, kernel=mirrored, stride=2)
+    (expected,) = jax.vjp(strided, jnp.zeros((2, 6, 8, 4, 3)))[1](x)
+    np.testing.assert_allclose(y, expected + bias, atol=1e-5)
+
+
+def test_transposed_convolution_of_an_even_kernel():
+    x, kernel, *_ = map(jnp.asarray, random_arrays((2, 2, 2), 1, ((4, 3), (3, 4, 2), 2)))
+    with pytest.raises(ValueError, match=r"\(2, 2, 2\), expected odd edges"):
+        conv_transpose3d(x, kernel)
+
+
+def test_transposed_convolution_agrees_with_torch(torch):
+    x, kernel, bias, _ = random_arrays((3, 3, 3), 1, ((4, 3), (3, 4, 2), 2))
+    weights = torch.tensor(np.ascontiguousarray(kernel[::-1, ::-1, ::-1])).permute(3, 4, 0, 1, 2)
+    y = torch.nn.functional.conv_transpose3d(torch.tensor(x).movedim(-1, 1), weights, torch.tensor(bias), stride=2)
+    expected = y[:, :, :6, :8, :4].movedim(1, -1).numpy()  # Keras' SAME drops the last plane
+    np.testing.assert_allclose(conv_transpose3d(*map(jnp.asarray, (x, kernel, bias))), expected, atol=1e-5)
 
 
 def test_vmap_over_volumes_and_over_kernels():

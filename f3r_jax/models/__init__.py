@@ -9,10 +9,20 @@ from ml_collections import ConfigDict
 
 from f3r_jax.errors import UserError
 from f3r_jax.models.f3rnet import COARSEST, VARIANTS, F3RNet
+from f3r_jax.models.faim import FAIM
+from f3r_jax.models.voxelmorph import DECODERS, VoxelMorph
 
 SMALLEST = 2**COARSEST  # below it the coarsest scale would see nothing but padding
 
-NETWORKS = {"f3rnet": lambda model: F3RNet(factorisation=VARIANTS[model.variant], flow_init=model.flow_init)}
+NETWORKS = {
+    "f3rnet": lambda model: F3RNet(factorisation=VARIANTS[model.variant], flow_init=model.flow_init),
+    "faim": lambda model: FAIM(flow_init=model.flow_init),
+    **{
+        name: lambda model, decoder=decoder: VoxelMorph(decoder=decoder, flow_init=model.flow_init)
+        for name, decoder in DECODERS.items()
+    },
+}
+LABELS = {"faim": "FAIM", "voxelmorph1": "VoxelMorph-1", "voxelmorph2": "VoxelMorph-2"}
 
 
 def build(model: ConfigDict) -> nn.Module:
@@ -30,7 +40,7 @@ def build(model: ConfigDict) -> nn.Module:
 
 def label(model: ConfigDict) -> str:
     """The name a paper's table would print."""
-    return VARIANTS[model.variant].label if model.name == "f3rnet" else model.name
+    return VARIANTS[model.variant].label if model.name == "f3rnet" else LABELS[model.name]
 
 
 def initialise(network: nn.Module, key: jax.Array) -> dict:

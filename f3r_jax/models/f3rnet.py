@@ -10,7 +10,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from f3r_jax.models.layers import Conv, ResidualBlock, convolution, leaky_relu, pool, upsample
+from f3r_jax.models.layers import Conv, ResidualBlock, convolution, crop, leaky_relu, pad_to_multiple, pool, upsample
 from f3r_jax.shapes import Displacement, Features, Volume
 
 COARSEST = 4  # the lowest resolution is 1/16, the paper's N = 4
@@ -79,16 +79,13 @@ class F3RNet(nn.Module):
     def __call__(self, moving: Volume, fixed: Volume) -> Displacement:
         """(b x y z 1) twice -> (b x y z 3) in voxels of the fixed grid."""
         images = jnp.concatenate([moving, fixed], axis=-1)
-        size = images.shape[1:4]
-        images = _pad_to_multiple(images, 2**COARSEST)
-
-        l = self._conv("stem", images)
+        l = self._conv("stem", pad_to_multiple(images, 2**COARSEST))
         l = self._blocks("early", l)
         l = self._multi_scale_stream(l)
         l = self._blocks("late", l)
         l = self._conv("reduce", l)
         u = Conv(3, kernel_init=nn.initializers.normal(self.flow_init), name="flow")(l)
-        return u[:, : size[0], : size[1], : size[2]]
+        return crop(u, images)
 
     def _conv(self, name: str, x: Features) -> Features:
         return leaky_relu(convolution(self.features, factorised=self.factorisation.full, name=name)(x), self.slope)
@@ -119,9 +116,3 @@ class F3RNet(nn.Module):
         for k in range(COARSEST - 1, 0, -1):
             h = block(f"decoder_{k}", k, part.decoder, upsample(h, 2) + skips[k])
         return l
-
-
-def _pad_to_multiple(x: Features, multiple: int) -> Features:
-    """Repeats the last plane: zeros would draw an edge that the network sees."""
-    extra = [(0, -n % multiple) for n in x.shape[1:4]]
-    return jnp.pad(x, [(0, 0), *extra, (0, 0)], mode="edge") if any(e for _, e in extra) else x

@@ -138,6 +138,26 @@ def upsample(x: Features, factor: int) -> Features:
     return x
 
 
+def repeat(x: Features, factor: int) -> Features:
+    """Nearest-neighbour interpolation to `factor` times the size, VoxelMorph's."""
+    b, nx, ny, nz, c = x.shape
+    f = factor
+    x = jnp.broadcast_to(x[:, :, None, :, None, :, None], (b, nx, f, ny, f, nz, f, c))
+    return x.reshape(b, nx * f, ny * f, nz * f, c)
+
+
+def pad_to_multiple(x: Features, multiple: int) -> Features:
+    """Repeats the last plane: zeros would draw an edge that the network sees."""
+    extra = [(0, -n % multiple) for n in x.shape[1:4]]
+    return jnp.pad(x, [(0, 0), *extra, (0, 0)], mode="edge") if any(e for _, e in extra) else x
+
+
+def crop(x: Features, like: Features) -> Features:
+    """The first voxels of x, as many along each axis as `like` has: takes back `pad_to_multiple`."""
+    _, nx, ny, nz, _ = like.shape
+    return x[:, :nx, :ny, :nz]
+
+
 def _interpolation(n: int, factor: int) -> np.ndarray:
     """(n factor, n): row i holds the weights of the coarse voxels in the fine voxel i."""
     places = (np.arange(n * factor) + 0.5) / factor - 0.5

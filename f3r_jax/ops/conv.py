@@ -25,9 +25,10 @@ Input = Float[Array, "b x y z i"]
 Kernel = Float[Array, "kx ky kz i o"]
 Bias = Float[Array, " o"]
 
+Pads = tuple[tuple[int, int], ...]  # planes of zeros before and after x, y and z
+
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _NXYZC = ("NXYZC", "XYZIO", "NXYZC")
-_FOLDED = ((1, 1, 1), (3, 3, 1), (1, 1, 3), (3, 3, 3))  # kernel sizes that have a 2-D form
 
 # Eigen's product loses half its speed below this many output columns: two planes along x then share one convolution.
 _NARROW = 16
@@ -40,18 +41,29 @@ def conv3d(x: Input, kernel: Kernel, bias: Bias | None = None, *, stride: int = 
 
     Args:
       x: (b x y z i).
-      kernel: (kx ky kz i o) of any size; 1x1x1, 3x3x1, 1x1x3 and 3x3x3 have the fast form on a CPU.
+      kernel: (kx ky kz i o) of any size.
       bias: (o,), added to every voxel.
-      stride: step along all three axes; the result has ceil(n / stride) voxels along an axis of n.
+      stride: 1 or 2, the step along all three axes; the result has ceil(n / stride) voxels along an axis of n.
 
     Returns:
       (b x y z o).
     """
-    if kernel.shape[:3] in _FOLDED and stride in (1, 2):
-        y = _conv(x, kernel, stride)
-    else:
-        y = _native(x, kernel, stride)
+    if stride not in (1, 2):
+        raise ValueError(f"stride is {stride}, expected 1 or 2")
+    y = _conv(x, kernel, stride)
     return y if bias is None else y + bias
+
+
+def conv_transpose3d(x: Input, kernel: Kernel, bias: Bias | None = None) -> Features:
+    """Transposed convolution of stride 2: (b x y z i) -> (b 2x 2y 2z o), zero padding "SAME" as Keras defines it.
+
+    The kernel, (kx ky kz i o) with odd edges, is that of the stride-1 convolution of x with zeros between its voxels, so
+    it is the mirror image of Keras' own.
+    """
+    if any(k % 2 == 0 for k in kernel.shape[:3]):
+        raise ValueError(f"the kernel is {kernel.shape[:3]}, expected odd edges")
+    shape = tuple(2 * n for n in x.shape[1:4])
+    return conv3d(_zeros_between(x, shape, kernel.shape[:3]), kernel, bias)
 
 
 def _native(x: Array, kernel: Array, stride: int) -> Array:
@@ -86,72 +98,84 @@ def _native_gradients(x: Array, kernel: Array, g: Array, *, stride: int) -> tupl
 # CPU: forward
 
 
-def _folded(x: Array, kernel: Array, *, stride: int) -> Array:
+def _folded(x: Array, kernel: Array, *, stride: int, mirrored: bool = False) -> Array:
+    """With `mirrored`, an even kernel's odd plane of zeros comes first, as the gradient of x wants it."""
     if stride == 2:
         return _strided(x, kernel)
-    size = kernel.shape[:3]
-    if size == (1, 1, 1):
+    kx, ky, kz, _, o = kernel.shape
+    pads = tuple(_same(k)[:: -1 if mirrored else 1] for k in (kx, ky, kz))
+    if (kx, ky, kz) == (1, 1, 1):
         return x @ kernel[0, 0, 0]
-    if size == (1, 1, 3):
-        return _along_z(x, kernel)
-    if size == (3, 3, 1):
-        narrow = kernel.shape[-1] <= _NARROW and x.shape[1] % 2 == 0
-        return _in_plane_by_pairs(x, kernel) if narrow else _in_plane(x, kernel)
-    return _full(x, kernel)
+    if (kx, ky) == (1, 1):
+        return _along_z(x, kernel, pads)
+    if kz == 1:
+        narrow = o <= _NARROW and x.shape[1] % 2 == 0
+        return _in_plane_by_pairs(x, kernel, pads) if narrow else _in_plane(x, kernel, pads)
+    return _full(x, kernel, pads)
 
 
-def _along_z(x: Array, kernel: Array) -> Array:
-    """1x1x3: a 2-D convolution over (xy, z) with a 1x3 kernel."""
+def _same(size: int) -> tuple[int, int]:
+    """Planes of zeros before and after an axis for a kernel of this size and stride 1."""
+    return (size - 1) // 2, size // 2
+
+
+def _along_z(x: Array, kernel: Array, pads: Pads) -> Array:
+    """1x1xk: a 2-D convolution over (xy, z) with a 1xk kernel."""
     b, nx, ny, nz, i = x.shape
     y = lax.conv_general_dilated(
-        x.reshape(b, nx * ny, nz, i), kernel[0], (1, 1), ((0, 0), (1, 1)), dimension_numbers=_NHWC
+        x.reshape(b, nx * ny, nz, i), kernel[0], (1, 1), ((0, 0), pads[2]), dimension_numbers=_NHWC
     )
     return y.reshape(b, nx, ny, nz, -1)
 
 
-def _in_plane(x: Array, kernel: Array) -> Array:
-    """3x3x1: a 2-D convolution over (x, yz) whose second axis is dilated by the depth."""
+def _in_plane(x: Array, kernel: Array, pads: Pads) -> Array:
+    """kxkx1: a 2-D convolution over (x, yz) whose second axis is dilated by the depth."""
     b, nx, ny, nz, i = x.shape
     y = lax.conv_general_dilated(
         x.reshape(b, nx, ny * nz, i),
         kernel[:, :, 0],
         (1, 1),
-        ((1, 1), (nz, nz)),
+        (pads[0], tuple(n * nz for n in pads[1])),
         rhs_dilation=(1, nz),
         dimension_numbers=_NHWC,
     )
     return y.reshape(b, nx, ny, nz, -1)
 
 
-def _in_plane_by_pairs(x: Array, kernel: Array) -> Array:
-    """3x3x1 with few output channels: a window of four planes makes two output planes at once."""
+def _in_plane_by_pairs(x: Array, kernel: Array, pads: Pads) -> Array:
+    """kxkx1 with few output channels: a window of k + 1 planes makes two output planes at once."""
     b, nx, ny, nz, i = x.shape
-    o = kernel.shape[-1]
+    kx, ky, _, _, o = kernel.shape
     planes = kernel[:, :, 0]
     pair = jnp.stack([jnp.pad(planes, ((s, 1 - s), (0, 0), (0, 0), (0, 0))) for s in (0, 1)], axis=-2)
     y = lax.conv_general_dilated(
         x.reshape(b, nx, ny * nz, i),
-        pair.reshape(4, 3, i, 2 * o),
+        pair.reshape(kx + 1, ky, i, 2 * o),
         (2, 1),
-        ((1, 1), (nz, nz)),
+        (pads[0], tuple(n * nz for n in pads[1])),
         rhs_dilation=(1, nz),
         dimension_numbers=_NHWC,
     )
     return y.reshape(b, nx // 2, ny * nz, 2, o).swapaxes(2, 3).reshape(b, nx, ny, nz, o)
 
 
-def _full(x: Array, kernel: Array) -> Array:
-    """3x3x3: the taps along z as output channels of one in-plane convolution, whose results are moved and added.
+def _full(x: Array, kernel: Array, pads: Pads) -> Array:
+    """kxkxk: the taps along z as output channels of one in-plane convolution, whose results are moved and added.
 
     Stacking the taps in the input instead asks for as much arithmetic, but that copy runs on one core.
     """
-    i, o = kernel.shape[-2:]
-    y = _in_plane(x, kernel.transpose(0, 1, 3, 2, 4).reshape(3, 3, 1, i, 3 * o))
-    from_below, here, from_above = y[..., :o], y[..., o : 2 * o], y[..., 2 * o :]
-    beside = ((0, 0),) * 3
-    from_below = jnp.pad(from_below[:, :, :, :-1], (*beside, (1, 0), (0, 0)))
-    from_above = jnp.pad(from_above[:, :, :, 1:], (*beside, (0, 1), (0, 0)))
-    return from_below + here + from_above
+    kx, ky, kz, i, o = kernel.shape
+    nz, (low, _) = x.shape[3], pads[2]
+    y = _in_plane(x, kernel.transpose(0, 1, 3, 2, 4).reshape(kx, ky, 1, i, kz * o), pads)
+
+    def moved(t: int) -> Array:
+        """Tap t: the voxel z takes what lies at z + t - low."""
+        first, last = max(t - low, 0), min(nz + t - low, nz)
+        ends = (max(low - t, 0), max(t - low, 0))
+        part = y[:, :, :, first:last, t * o : (t + 1) * o]
+        return jnp.pad(part, ((0, 0), (0, 0), (0, 0), ends, (0, 0))) if first < last else jnp.zeros_like(y[..., :o])
+
+    return sum(moved(t) for t in range(kz))
 
 
 def _strided(x: Array, kernel: Array) -> Array:
@@ -179,16 +203,17 @@ def _folded_gradients(x: Array, kernel: Array, g: Array, *, stride: int) -> tupl
     if stride == 2:
         g = _zeros_between(g, x.shape[1:4], kernel.shape[:3])
     flipped = kernel[::-1, ::-1, ::-1].swapaxes(3, 4)
-    return _folded(g, flipped, stride=1), _kernel_gradient(x, g, kernel.shape[:3])
+    return _folded(g, flipped, stride=1, mirrored=True), _kernel_gradient(x, g, kernel.shape[:3])
 
 
 def _kernel_gradient(x: Array, g: Array, size: tuple[int, int, int]) -> Array:
     """Gradient of the kernel: for every tap the sum over voxels of x, moved by the tap, times g."""
     if size == (1, 1, 1):
         return _product(x, g)[None, None, None]
-    if size == (1, 1, 3):
-        return _sum_over_slabs(_taps_along_z, x, g, axis=1)[None, None]
-    return _sum_over_slabs(partial(_taps_by_lines, kz=size[2]), x, _zero_border(g, axis=2), axis=2)
+    if size[:2] == (1, 1):
+        return _sum_over_slabs(partial(_taps_along_z, kz=size[2]), x, g, axis=1)[None, None]
+    before, after = _same(size[1])
+    return _sum_over_slabs(partial(_taps_by_lines, size=size), x, _zero_border(g, after, before, axis=2), axis=2)
 
 
 def _sum_over_slabs(taps: Callable[[Array, Array], Array], x: Array, g: Array, *, axis: int) -> Array:
@@ -217,43 +242,44 @@ def _product(x: Array, g: Array) -> Array:
     return x.reshape(-1, x.shape[-1]).T @ g.reshape(-1, g.shape[-1])
 
 
-def _taps_along_z(x: Array, g: Array) -> Array:
-    """(3 i o): a product for each tap along z."""
-    padded = _zero_border(x, axis=3)
-    return jnp.stack([_product(padded[:, :, :, t : t + x.shape[3]], g) for t in range(3)])
+def _taps_along_z(x: Array, g: Array, *, kz: int) -> Array:
+    """(kz i o): a product for each tap along z."""
+    padded = _zero_border(x, *_same(kz), axis=3)
+    return jnp.stack([_product(padded[:, :, :, t : t + x.shape[3]], g) for t in range(kz)])
 
 
-def _taps_by_lines(x: Array, g: Array, *, kz: int) -> Array:
-    """(3 3 kz i o): x convolved with g, which has a border along y, as one large 1-D kernel along x.
+def _taps_by_lines(x: Array, g: Array, *, size: tuple[int, int, int]) -> Array:
+    """(kx ky kz i o): x convolved with g, which has a border along y, as one large 1-D kernel along x.
 
     The batch holds the channels of x for each tap along z, the output channels those of g for each tap along y, and the
     sum runs over whole planes: one product with a long inner dimension and no arithmetic in vain.
     """
+    kx, ky, kz = size
     b, nx, ny, nz, i = x.shape
     o = g.shape[-1]
     lines = x.transpose(4, 1, 0, 2, 3)
-    if kz == 3:
-        bordered = _zero_border(lines, axis=4)
-        lines = jnp.concatenate([bordered[..., t : t + nz] for t in range(3)])
-    stacked = jnp.concatenate([g[:, :, 2 - t : 2 - t + ny] for t in range(3)], axis=-1)
+    if kz > 1:
+        bordered = _zero_border(lines, *_same(kz), axis=4)
+        lines = jnp.concatenate([bordered[..., t : t + nz] for t in range(kz)])
+    stacked = jnp.concatenate([g[:, :, ky - 1 - t : ky - 1 - t + ny] for t in range(ky)], axis=-1)
     taps = lax.conv_general_dilated(
         lines.reshape(kz * i, nx, b * ny * nz),
-        stacked.transpose(1, 0, 2, 3, 4).reshape(nx, b * ny * nz, 3 * o),
+        stacked.transpose(1, 0, 2, 3, 4).reshape(nx, b * ny * nz, ky * o),
         (1,),
-        ((1, 1),),
+        (_same(kx),),
         dimension_numbers=("NWC", "WIO", "NWC"),
     )
-    return taps.reshape(kz, i, 3, 3, o).transpose(2, 3, 0, 1, 4)
+    return taps.reshape(kz, i, kx, ky, o).transpose(2, 3, 0, 1, 4)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Borders
 
 
-def _zero_border(x: Array, *, axis: int) -> Array:
+def _zero_border(x: Array, before: int, after: int, *, axis: int) -> Array:
     # A concatenation is a block copy; XLA's pad on a CPU visits every element.
-    zeros = jnp.zeros_like(lax.slice_in_dim(x, 0, 1, axis=axis))
-    return jnp.concatenate([zeros, x, zeros], axis=axis)
+    plane = jnp.zeros_like(lax.slice_in_dim(x, 0, 1, axis=axis))
+    return jnp.concatenate([*[plane] * before, x, *[plane] * after], axis=axis)
 
 
 def _same_padding(shape: tuple[int, ...], size: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -264,6 +290,6 @@ def _zeros_between(g: Array, shape: tuple[int, ...], size: tuple[int, ...]) -> A
     """Spreads the gradient of a strided result onto the input's grid: stride 2 is every second voxel of stride 1."""
     config = [(0, 0, 0)]
     for n, m, k, (low, _) in zip(shape, g.shape[1:4], size, _same_padding(shape, size), strict=True):
-        first = k // 2 - low
+        first = _same(k)[0] - low
         config.append((first, n - first - (2 * m - 1), 1))
     return lax.pad(g, jnp.zeros((), g.dtype), [*config, (0, 0, 0)])

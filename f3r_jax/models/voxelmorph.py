@@ -1,0 +1,49 @@
+"""VoxelMorph-1 and -2 (Balakrishnan et al., CVPR 2018), a U-Net: the paper's rivals of Table 2.
+
+Counts and order of the layers are those of the published weights.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from f3r_jax.models.layers import Conv, crop, leaky_relu, pad_to_multiple, repeat
+from f3r_jax.shapes import Displacement, Features, Volume
+
+SLOPE = 0.2
+ENCODER = (16, 32, 32, 32)
+FACTOR = 2 ** len(ENCODER)
+
+
+class VoxelMorph(nn.Module):
+    """Predicts the displacement that pulls a moving volume onto a fixed one.
+
+    Any size works, as in F3RNet.
+
+    Attributes:
+      decoder: channels of the decoder: at 1/16, 1/8, 1/4, twice at 1/2, then at full resolution.
+      flow_init: standard deviation of the last kernel at the start, so that training starts from the identity.
+    """
+
+    decoder: tuple[int, ...]
+    flow_init: float = 1e-5
+
+    @nn.compact
+    def __call__(self, moving: Volume, fixed: Volume) -> Displacement:
+        """(b x y z 1) twice -> (b x y z 3) in voxels of the fixed grid."""
+        images = jnp.concatenate([moving, fixed], axis=-1)
+        scales = [pad_to_multiple(images, FACTOR)]
+        for n, features in enumerate(ENCODER):
+            scales.append(self._conv(f"encoder_{n}", scales[-1], features, stride=2))
+        x = scales.pop()
+        for n, features in enumerate(self.decoder):
+            if n in (1, 2, 3, 5):
+                x = jnp.concatenate([repeat(x, 2), scales.pop()], axis=-1)
+            x = self._conv(f"decoder_{n}", x, features)
+        u = Conv(3, kernel_init=nn.initializers.normal(self.flow_init), name="flow")(x)
+        return crop(u, images)
+
+    def _conv(self, name: str, x: Features, features: int, *, stride: int = 1) -> Features:
+        return leaky_relu(Conv(features, stride=stride, name=name)(x), SLOPE)
+
+
+DECODERS = {"voxelmorph1": (32, 32, 32, 32, 8, 8), "voxelmorph2": (32, 32, 32, 32, 32, 16, 16)}
