@@ -3,6 +3,7 @@
 PYTHON ?= python3
 EXTRAS ?=
 ARGS ?=
+DATA ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,7 +15,7 @@ empty :=
 space := $(empty) $(empty)
 comma := ,
 
-known := baselines bench cuda dev
+known := baselines bench cuda dev slurm
 unknown := $(filter-out $(known),$(subst $(comma), ,$(EXTRAS)))
 $(if $(unknown),$(error EXTRAS: unknown $(unknown); known are $(known)))
 WITH ?=
@@ -26,20 +27,25 @@ extras := $(sort $(filter-out core,$(installed) $(wanted)))
 venv = $(MAKE) --silent --no-print-directory $(STAMP) WITH="$(strip $(1) $(EXTRAS))"
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench constraints FORCE
+.PHONY: help run paper test lint bench constraints FORCE
 
 help: ## this list
-	@echo "make TARGET [EXTRAS=...] [ARGS=...] [PYTHON=...]"
+	@echo "make TARGET [EXTRAS=...] [ARGS=...] [PYTHON=...] [DATA=...]"
 	@echo
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo "  EXTRAS=cuda      for a machine with an NVIDIA GPU; bench adds PyTorch; baselines adds SimpleITK"
+	@echo "  EXTRAS=cuda      for a machine with an NVIDIA GPU; bench adds PyTorch; baselines adds SyN and SimpleITK;"
+	@echo "                   slurm adds submitit, for make paper ARGS=--slurm"
 	@echo "  ARGS=\"...\"       for the program, as in make run ARGS=\"--config.train.steps=10\""
 	@echo "  PYTHON=python3   makes .venv; Python 3.11 or newer"
 
 run: ## train F3RNet-MRB on the phantom and evaluate it, in runs/mrb
 	@$(venv)
 	$(BIN)/python -m f3r_jax.main --config=configs/mrb.py --workdir=runs/mrb $(ARGS)
+
+paper: ## every table and figure of the paper, small, on the phantom; DATA=/path: at the paper's size on own NIfTI pairs
+	@$(call venv,baselines)
+	$(BIN)/python launch/paper.py --output=runs/paper$(if $(DATA),_own "--data=$(DATA)") $(ARGS)
 
 test: ## run the tests; EXTRAS=bench adds the comparisons with PyTorch
 	@$(call venv,dev)
@@ -59,7 +65,7 @@ constraints: ## remake constraints.txt from the newest versions
 	echo "resolving the newest versions in a new environment"; \
 	$(PYTHON) -m venv "$$folder/venv"; \
 	"$$folder/venv/bin/python" -m pip install -qq --disable-pip-version-check \
-	  --upgrade setuptools "$$(grep '^torch==' constraints.txt)" --editable '.[dev,bench,baselines]'; \
+	  --upgrade setuptools "$$(grep '^torch==' constraints.txt)" --editable '.[dev,bench,baselines,slurm]'; \
 	{ sed '/^[^#]/,$$d' constraints.txt; \
 	  "$$folder/venv/bin/python" -m pip list --format=freeze --disable-pip-version-check --exclude pip --exclude f3r_jax \
 	  | grep -Eiv '^(nvidia|cuda|triton)' | sed 's/+.*//'; } > "$$folder/new"; \

@@ -1,0 +1,49 @@
+"""Any configs at any lambdas (Eq. 3): the paper's Fig. 3.
+
+  python launch/lambda_sweep.py configs/mrb.py configs/vm2.py --lambdas=0.1,0.25,0.5,1,2 --output=runs/lambda_sweep
+  python launch/lambda_sweep.py configs/mrb.py --data=/data/pairs
+
+Without configs those of Fig. 3: the seven variants. With --data, or a config given with :paper, lambdas are by default
+those of the paper's figure.
+"""
+
+from argparse import Namespace
+from collections.abc import Sequence
+
+from ablation import VARIANTS
+from f3r_jax.errors import UserError
+from launcher import DIRECTIONS, launch, make_parser, numbers, parse, run_launcher, spec_of
+from runs import Run, config_path, load_config, make_run, trains
+
+LAMBDAS = (0.1, 0.25, 0.5, 1.0, 2.0)  # about the best one on the phantom
+PAPER_LAMBDAS = (0.5, 1.0, 1.5, 2.0, 3.0)
+
+
+def plan(
+    configs: Sequence[str], options: Namespace, *, lambdas: Sequence[float] | None = None, direction: str = "ct_to_mr"
+) -> list[Run]:
+    """Each config at each lambda, for each seed."""
+    runs = []
+    for config in configs:
+        spec = spec_of(config, options)
+        if not trains(load_config(spec, ())):
+            raise UserError(f"{spec}: has no lambda to sweep, it isn't trained")
+        for lam in lambdas or (PAPER_LAMBDAS if spec.endswith(":paper") else LAMBDAS):
+            varied = {"lam": lam, "direction": direction}
+            runs += [make_run(options.output, spec, options.settings, **varied, seed=seed) for seed in options.seeds]
+    return runs
+
+
+def main(argv: Sequence[str]) -> int:
+    """Reads the arguments and does the sweep."""
+    parser = make_parser(__doc__, "runs/lambda_sweep")
+    parser.add_argument("configs", nargs="*", help="config files, with or without :option")
+    parser.add_argument("--lambdas", type=numbers(float), help="such as 0.5,1,2")
+    parser.add_argument("--direction", choices=DIRECTIONS, default=DIRECTIONS[0])
+    options = parse(parser, argv)
+    configs = options.configs or [config_path(name) for name in VARIANTS]
+    return launch(plan(configs, options, lambdas=options.lambdas, direction=options.direction), options)
+
+
+if __name__ == "__main__":
+    run_launcher(main)

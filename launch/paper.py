@@ -1,0 +1,51 @@
+"""The whole study of the paper: lambda sweep, ablation and comparison; runs that they share are done once.
+
+  python launch/paper.py --output=runs/paper                        `make paper`
+  python launch/paper.py --output=runs/own --data=/data/pairs       `make paper DATA=/data/pairs`
+
+On the phantom it is small: ten networks at three lambdas, five of them and SyN from MR to CT too, at most 90 minutes on
+two cores. On own data it has the paper's size (option :paper of the configs) and belongs on GPUs.
+"""
+
+from argparse import Namespace
+from collections.abc import Sequence
+
+import ablation
+import compare
+import lambda_sweep
+from launcher import launch, make_parser, parse, run_launcher
+from runs import Run, config_path
+
+NETWORKS = (*ablation.VARIANTS, "vm1", "vm2", "faim")
+# The small study.
+LAMBDAS = (0.25, 0.5, 1.0)
+LAMBDA = 0.5  # of the ablation and the comparison
+SETTINGS = (
+    "data.shape=(48,48,32)",
+    "data.spacing=(6.8,6.8,6.8)",
+    "data.cases=32",
+    "data.validation_cases=2",
+    "data.test_cases=6",
+    "train.steps=150",
+    "train.validate_every=50",
+    "train.checkpoint_every=25",
+)
+
+
+def plan(options: Namespace) -> list[Run]:
+    """All runs of the study; on own data the configs' lambdas and sizes hold, on the phantom those above."""
+    lambdas, lam = (LAMBDAS, LAMBDA) if options.data is None else (None, None)
+    if options.data is None:
+        options = Namespace(**{**vars(options), "settings": (*SETTINGS, *options.settings)})
+    sweep = lambda_sweep.plan([config_path(name) for name in NETWORKS], options, lambdas=lambdas)
+    return ablation.plan(options, lam=lam) + compare.plan(options, lam=lam) + sweep
+
+
+def main(argv: Sequence[str]) -> int:
+    """Reads the arguments and does the study."""
+    options = parse(make_parser(__doc__, "runs/paper"), argv)
+    return launch(plan(options), options)
+
+
+if __name__ == "__main__":
+    run_launcher(main)

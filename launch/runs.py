@@ -1,0 +1,244 @@
+"""Runs of a study: what is planned and how each run stands, read off its folder.
+
+A run is `python -m f3r_jax.main` with a config, settings and a folder of its own. A study's folder holds
+
+  NAME/            one run, named after its settings, such as mrb_lam0.5_ct_to_mr_seed0
+  logs/NAME.log    what it printed, attempt after attempt
+  report/          the report over all of them
+  compiled/        programs that JAX compiled, shared by the runs of one network
+  slurm/           what submitit keeps
+"""
+
+import dataclasses
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from f3r_jax.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+MAIN = (sys.executable, "-m", "f3r_jax.main")
+FINISHED, CUT_OFF, NOT_BEGUN, FAILED = "finished", "cut off", "not begun", "failed"
+LOGS, REPORT, COMPILED, SLURM, LOCK = "logs", "report", "compiled", "slurm", ".lock"
+TAIL_BYTES = 1 << 16  # of a log or of metrics.jsonl; holds the last lines whole
+_STARTED, _ENDED = "== started ", "== exit status "
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One call of the main job. `spec` is a config file with an optional `:option`."""
+
+    name: str
+    output: Path
+    spec: str
+    settings: tuple[str, ...]  # KEY=VALUE, later ones win
+    config: ConfigDict = dataclasses.field(compare=False, repr=False)
+
+    @property
+    def workdir(self) -> Path:
+        """The run's own folder."""
+        return self.output / self.name
+
+    @property
+    def log(self) -> Path:
+        """What the run prints goes here: its own folder has to be empty at the start."""
+        return self.output / LOGS / f"{self.name}.log"
+
+    @property
+    def command(self) -> list[str]:
+        """The command line; given again, it goes on where it was cut off."""
+        settings = (f"--config.{setting}" for setting in self.settings)
+        return [*MAIN, f"--config={self.spec}", f"--workdir={self.workdir}", *settings]
+
+
+# The plan
+
+
+def config_path(name: str) -> str:
+    """The project's config of that name, relative to the current folder where it lies below it."""
+    path = ROOT / "configs" / f"{name}.py"
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def make_run(output: Path, spec: str, settings: Iterable[str], **varied: object) -> Run:
+    """A run of a config with settings `KEY=VALUE`; what the study varies comes as `lam`, `direction` and `seed`.
+
+    Raises:
+      UserError: no such config, or a setting that it doesn't have or can't take.
+    """
+    keys = {"lam": "loss.lam", "direction": "data.direction", "seed": "seed"}
+    settings = (*settings, *(f"{keys[key]}={value}" for key, value in varied.items() if value is not None))
+    config = load_config(spec, settings)
+    file, _, option = spec.partition(":")
+    parts = [Path(file).stem, option, f"lam{config.loss.lam:g}" if trains(config) else ""]
+    name = "_".join(filter(None, [*parts, config.data.direction, f"seed{config.seed}"]))
+    return Run(name, output, spec, settings, config)
+
+
+def load_config(spec: str, settings: Sequence[str]) -> ConfigDict:
+    """The config as the main job will see it."""
+    file = Path(spec.partition(":")[0])
+    if not file.is_file():
+        raise UserError(f"{file}: no such file, expected a config such as configs/mrb.py")
+    arguments = ["launch", f"--config={spec}", *(f"--config.{setting}" for setting in settings)]
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments, lock_config=True)
+    try:
+        values(arguments)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
+        # ml_collections reports an unknown or ill-typed key with any of these, and quotes what a config file raised.
+        text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
+        if "Traceback (most recent call last)" in text:
+            raise UserError(text.splitlines()[-1].partition(": ")[2]) from error
+        raise UserError(f"{spec}: {text}") from error
+    return holder.value
+
+
+def trains(config: ConfigDict) -> bool:
+    """Whether the system has something to train: SyN has not."""
+    return config.model.name != "syn"
+
+
+def unique(plan: Iterable[Run]) -> list[Run]:
+    """The plan with runs that several studies share done once; UserError for two runs that would share a folder."""
+    runs: dict[str, Run] = {}
+    for run in plan:
+        other = runs.setdefault(run.name, run)
+        if other.config.to_json() != run.config.to_json() or Path(other.spec).name != Path(run.spec).name:
+            raise UserError(f"{other.spec} and {run.spec}: both make a run {run.name}; rename one of the files")
+    return list(runs.values())
+
+
+# How things stand
+
+
+def state_of(run: Run) -> tuple[str, str]:
+    """(finished, cut off, not begun or failed; a remark: the last step, or the error)."""
+    if finished_step(run) is not None:
+        return FINISHED, ""
+    error = error_of(run)
+    if error:
+        return FAILED, error
+    if not (run.workdir / "config.json").exists():
+        return NOT_BEGUN, ""
+    if not trains(run.config):
+        return CUT_OFF, ""
+    return CUT_OFF, f"step {last_row(run.workdir).get('step', 0)}/{run.config.train.steps}"
+
+
+def finished_step(run: Run) -> int | None:
+    """The step that was evaluated, if it is the run's last one; 0 for what isn't trained."""
+    try:
+        summary = json.loads((run.workdir / "evaluation" / "summary.json").read_text())
+    except (OSError, ValueError):
+        return None
+    last = run.config.train.steps if trains(run.config) else 0
+    return last if last == 0 or summary.get("step") == last else None
+
+
+def last_row(workdir: Path) -> dict:
+    """The last row of a training step in `metrics.jsonl`; empty before there is one."""
+    for line in reversed(tail(workdir / "metrics.jsonl")):
+        try:
+            row = json.loads(line)
+        except ValueError:  # cut off by a kill, or by where the tail begins
+            continue
+        if isinstance(row, dict) and row.get("kind") == "train":
+            return row
+    return {}
+
+
+def tail(path: Path) -> list[str]:
+    """The last lines of a text file."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            return file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def mark_start(log: Path, command: Sequence[str]) -> None:
+    """Begins a new attempt in a run's log."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        file.write(f"{_STARTED}{time.strftime('%Y-%m-%d %H:%M:%S')}: {shlex.join(command)}\n")
+
+
+def mark_end(log: Path, status: int) -> None:
+    """Writes how the attempt ended. One that was told to end is cut off, not failed, and leaves no such line."""
+    if status != -signal.SIGTERM:
+        with log.open("a") as file:
+            file.write(f"{_ENDED}{status}\n")
+
+
+def error_of(run: Run) -> str:
+    """The error that ended the last attempt, in one line; empty if none did."""
+    lines = tail(run.log)
+    starts = [number for number, line in enumerate(lines) if line.startswith(_STARTED)]
+    lines = [line for line in lines[starts[-1] + 1 if starts else 0 :] if line.strip()]
+    if not lines or not lines[-1].startswith(_ENDED):
+        return ""
+    status = int(lines.pop().removeprefix(_ENDED))
+    if status == 0:
+        return "" if finished_step(run) is not None else "ended without an evaluation"
+    if status == -signal.SIGKILL:
+        return "killed by signal 9; out of memory, or by hand"
+    if status < 0:
+        return f"killed by signal {-status}"
+    errors = [line for line in lines if line.startswith("error: ")]
+    return (errors or lines or [f"exit status {status}"])[-1].strip()
+
+
+def check_output(output: Path, plan: Sequence[Run]) -> None:
+    """Raises a UserError if the study's folder holds what is none of ours, or runs of other settings."""
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output}: is a file, expected a folder for the study")
+    ours = {LOGS, REPORT, COMPILED, SLURM, LOCK, *(run.name for run in plan)}
+    for path in sorted(output.iterdir()) if output.is_dir() else ():
+        if path.name not in ours and not (path / "config.json").exists():
+            raise UserError(f"{path}: is neither a run nor part of a study; expected an empty --output or a study's")
+    for run in plan:
+        check_same_run(run)
+
+
+def check_same_run(run: Run) -> None:
+    """Raises a UserError if the run's folder was made with another config."""
+    path = run.workdir / "config.json"
+    if not path.exists():
+        return
+    try:
+        found = _flat(json.loads(path.read_text()))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}), expected the config of a run") from error
+    wanted = _flat(json.loads(run.config.to_json()))
+    for key in sorted(found.keys() | wanted.keys()):
+        if found.get(key) != wanted.get(key):
+            raise UserError(
+                f"{run.workdir}: holds a run of another config: {key} is {found.get(key, 'absent')!r} there and "
+                f"{wanted.get(key, 'absent')!r} here; give another --output"
+            )
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def environment(output: Path) -> dict[str, str]:
+    """What the runs find in their environment: programs that one has compiled are there for the others."""
+    compiled = {
+        "JAX_COMPILATION_CACHE_DIR": str((output / COMPILED).absolute()),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
+    }
+    return compiled | os.environ

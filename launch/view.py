@@ -1,0 +1,75 @@
+"""Progress of several runs at once: a bar a run on a terminal, plain lines now and then elsewhere."""
+
+import sys
+import time
+from collections.abc import Sequence
+
+import tqdm
+
+from f3r_jax.progress import Progress
+from runs import FINISHED, Run, last_row, state_of, trains
+
+SECONDS_BETWEEN_LINES = 60.0
+
+
+class View:
+    """Counts the runs of a plan and shows where those that run are."""
+
+    def __init__(self, total: int, done: int) -> None:
+        tqdm.tqdm.monitor_interval = 0  # no thread beside: processes are started while bars are shown
+        self._whole = Progress("runs", total, done=done)
+        self._bars: dict[Run, tqdm.tqdm] = {}
+        self._since: dict[Run, float] = {}
+        self._terminal = sys.stderr.isatty()
+        self._last_lines = time.monotonic()
+        self._failed = 0
+
+    def look(self, running: Sequence[Run]) -> None:
+        """Brings the bars up to date, or writes lines if the last ones are old."""
+        now = time.monotonic()
+        for run in running:
+            self._since.setdefault(run, now)
+        if self._terminal:
+            for run in running:
+                self._move(run)
+        elif now - self._last_lines >= SECONDS_BETWEEN_LINES:
+            self._last_lines = now
+            for run in running:
+                self._whole.note(f"  {run.name}: {where(run)}")
+
+    def _move(self, run: Run) -> None:
+        if run not in self._bars:
+            steps = run.config.train.steps if trains(run.config) else None
+            self._bars[run] = tqdm.tqdm(total=steps, desc=run.name, leave=False, dynamic_ncols=True)
+        bar, row = self._bars[run], last_row(run.workdir)
+        if row:
+            bar.n = row["step"]
+            bar.set_postfix_str(f"loss {row['loss']:.4g}", refresh=False)
+        bar.refresh()
+
+    def ended(self, run: Run) -> None:
+        """A line that stays, for a run that ended."""
+        if run in self._bars:
+            self._bars.pop(run).close()
+        seconds = time.monotonic() - self._since.pop(run, time.monotonic())
+        state, remark = state_of(run)
+        self._failed += state != FINISHED
+        self._whole.note(f"{': '.join(filter(None, (state, run.name, remark)))} ({seconds:.0f} s)")
+        self._whole.advance(**{"failed": self._failed} if self._failed else {})
+
+    def close(self) -> None:
+        """Takes the bars away."""
+        for bar in self._bars.values():
+            bar.close()
+        self._bars.clear()
+        self._whole.__exit__(None, None, None)
+
+
+def where(run: Run) -> str:
+    """How far a running run is."""
+    row = last_row(run.workdir)
+    if not row:
+        return "begins" if trains(run.config) else "registers"
+    if row["step"] == run.config.train.steps:
+        return "evaluates"
+    return f"step {row['step']}/{run.config.train.steps}, loss {row['loss']:.4g}"
