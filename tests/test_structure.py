@@ -18,6 +18,7 @@ LAYERS = (
     {"predict", "pictures", "benchmark_tables"},
     {"train", "refine"},
     {"evaluate", "measurements"},
+    {"reporting"},
     {"main", "register", "apply", "report", "benchmark"},
 )
 ENTRY_POINTS = {"main", "evaluate", "register", "apply", "report", "benchmark"}

@@ -1,0 +1,1 @@
+"""What `f3r_jax.report` is made of: reading runs, comparing methods, words, figures and pages."""
