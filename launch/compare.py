@@ -19,7 +19,7 @@ def plan(options: Namespace, *, lam: float | None = None, directions: Sequence[s
     for direction in directions:
         for name in SYSTEMS:
             spec = spec_of(config_path(name), options)
-            varied = {"lam": None if name == "syn" else lam, "direction": direction}
+            varied = {"lam": lam, "direction": direction}
             runs += [make_run(options.output, spec, options.settings, **varied, seed=seed) for seed in options.seeds]
     return runs
 

@@ -23,11 +23,13 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from f3r_jax.errors import UserError
+from f3r_jax.workdir import CONFIG_FILE, check_same_run
 
 ROOT = Path(__file__).resolve().parent.parent
 MAIN = (sys.executable, "-m", "f3r_jax.main")
 FINISHED, CUT_OFF, NOT_BEGUN, FAILED = "finished", "cut off", "not begun", "failed"
 LOGS, REPORT, COMPILED, SLURM, LOCK = "logs", "report", "compiled", "slurm", ".lock"
+PARTIAL_SECTIONS = ("loss", "optim", "train", "syn")  # of the configs: not all have them
 TAIL_BYTES = 1 << 16  # of a log or of metrics.jsonl; holds the last lines whole
 _STARTED, _ENDED = "== started ", "== exit status "
 
@@ -76,6 +78,9 @@ def make_run(output: Path, spec: str, settings: Iterable[str], **varied: object)
     """
     keys = {"lam": "loss.lam", "direction": "data.direction", "seed": "seed"}
     settings = (*settings, *(f"{keys[key]}={value}" for key, value in varied.items() if value is not None))
+    # Settings of the training say nothing to SyN, nor SyN's to a network.
+    absent = {section for section in PARTIAL_SECTIONS if section not in load_config(spec, ())}
+    settings = tuple(setting for setting in settings if setting.partition(".")[0] not in absent)
     config = load_config(spec, settings)
     file, _, option = spec.partition(":")
     parts = [Path(file).stem, option, f"lam{config.loss.lam:g}" if trains(config) else ""]
@@ -127,7 +132,7 @@ def state_of(run: Run) -> tuple[str, str]:
     error = error_of(run)
     if error:
         return FAILED, error
-    if not (run.workdir / "config.json").exists():
+    if not (run.workdir / CONFIG_FILE).exists():
         return NOT_BEGUN, ""
     if not trains(run.config):
         return CUT_OFF, ""
@@ -204,35 +209,13 @@ def check_output(output: Path, plan: Sequence[Run]) -> None:
         raise UserError(f"{output}: is a file, expected a folder for the study")
     ours = {LOGS, REPORT, COMPILED, SLURM, LOCK, *(run.name for run in plan)}
     for path in sorted(output.iterdir()) if output.is_dir() else ():
-        if path.name not in ours and not (path / "config.json").exists():
+        if path.name not in ours and not (path / CONFIG_FILE).exists():
             raise UserError(f"{path}: is neither a run nor part of a study; expected an empty --output or a study's")
     for run in plan:
-        check_same_run(run)
-
-
-def check_same_run(run: Run) -> None:
-    """Raises a UserError if the run's folder was made with another config."""
-    path = run.workdir / "config.json"
-    if not path.exists():
-        return
-    try:
-        found = _flat(json.loads(path.read_text()))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}), expected the config of a run") from error
-    wanted = _flat(json.loads(run.config.to_json()))
-    for key in sorted(found.keys() | wanted.keys()):
-        if found.get(key) != wanted.get(key):
-            raise UserError(
-                f"{run.workdir}: holds a run of another config: {key} is {found.get(key, 'absent')!r} there and "
-                f"{wanted.get(key, 'absent')!r} here; give another --output"
-            )
-
-
-def _flat(tree: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+        try:
+            check_same_run(run.config, run.workdir)
+        except UserError as error:
+            raise UserError(str(error).replace("--workdir", "--output")) from error
 
 
 def environment(output: Path) -> dict[str, str]:

@@ -38,10 +38,12 @@ class View:
                 self._whole.note(f"  {run.name}: {where(run)}")
 
     def _move(self, run: Run) -> None:
+        row = last_row(run.workdir)
         if run not in self._bars:
             steps = run.config.train.steps if trains(run.config) else None
-            self._bars[run] = tqdm.tqdm(total=steps, desc=run.name, leave=False, dynamic_ncols=True)
-        bar, row = self._bars[run], last_row(run.workdir)
+            look = {"desc": run.name, "leave": False, "dynamic_ncols": True}
+            self._bars[run] = tqdm.tqdm(total=steps, initial=row.get("step", 0), **look)
+        bar = self._bars[run]
         if row:
             bar.n = row["step"]
             bar.set_postfix_str(f"loss {row['loss']:.4g}", refresh=False)
@@ -55,7 +57,7 @@ class View:
         state, remark = state_of(run)
         self._failed += state != FINISHED
         self._whole.note(f"{': '.join(filter(None, (state, run.name, remark)))} ({seconds:.0f} s)")
-        self._whole.advance(**{"failed": self._failed} if self._failed else {})
+        self._whole.advance(**{"failed": float(self._failed)} if self._failed else {})
 
     def close(self) -> None:
         """Takes the bars away."""
