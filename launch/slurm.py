@@ -6,7 +6,9 @@ reaches its time limit is queued again by submitit and goes on from its newest c
 """
 
 import argparse
+import contextlib
 import importlib.util
+import io
 import json
 import os
 import shlex
@@ -144,10 +146,10 @@ def submit(runs: Sequence[Run], folder: Path, options: argparse.Namespace) -> li
         **{key: value for key, value in given.items() if value is not None},
     )
     try:
-        with executor.batch():
+        with contextlib.redirect_stderr(io.StringIO()), executor.batch():  # submitit echoes what sbatch prints
             jobs = [executor.submit(Task(run.log.absolute(), run.command)) for run in runs]
     except (submitit.core.utils.FailedJobError, RuntimeError) as error:
-        raise UserError(f"sbatch: {str(error).strip().splitlines()[-1]}") from error
+        raise UserError(str(error).strip().splitlines()[-1]) from error
     return [job.job_id for job in jobs]
 
 

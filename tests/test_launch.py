@@ -376,6 +376,13 @@ def test_lines_tell_where_runs_are_without_a_terminal(study, capsys, monkeypatch
     assert f"  {study.names[0]}: begins" in shown and f"  {study.names[0]}: step " in shown
 
 
+def test_slurm_where_there_is_none_is_a_mistake(study, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(launcher.UserError, match="no sbatch and squeue here"):
+        study.launch("--slurm")
+    assert not study.output.exists()
+
+
 @pytest.mark.slow
 def test_a_sweep_of_the_real_network_with_a_kill(phantoms, tmp_path):
     """The main job itself: two lambdas at once, one killed, and the same numbers after the second launch."""
