@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
-from f3r_jax.errors import EXIT_USER_ERROR, exit_on_user_error
+from f3r_jax.errors import EXIT_USER_ERROR, UserError, exit_on_user_error
 from f3r_jax.memory import keep_freed_memory
 
 
@@ -18,7 +18,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
+    except (UserError, flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
         # ml_collections reports an unknown or ill-typed config key with any of these.
         print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)

@@ -2,8 +2,10 @@
 
   python -m f3r_jax.evaluate --workdir=runs/mrb [--step=120]
 
-Writes <workdir>/evaluation/: cases.csv (a row a case and organ), summary.json, table.md and pictures. Everything comes
-from the checkpoint, which holds its config, and from the data. A case scored before a kill is not scored again.
+Writes <workdir>/evaluation/: cases.csv (a row a case and organ), summary.json, table.md, and for the first cases
+pictures and an .npz with displacement, warped volume and warped labels. Everything comes from the checkpoint, which
+holds its config, and from the data; SyN has no checkpoint and registers anew. A case scored before a kill is not scored
+again.
 """
 
 import csv
@@ -12,21 +14,23 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from f3r_jax import checkpoints, cli, metrics, models, pictures
+from f3r_jax import checkpoints, cli, metrics, models, pictures, syn
 from f3r_jax.data.datasets import Case, Dataset, open_dataset, organs_of
 from f3r_jax.errors import UserError
 from f3r_jax.predict import Registration, make_predictor, register
 from f3r_jax.progress import Progress
 from f3r_jax.train import AGAINST_FOLDING, FOLDING_LIMIT, read_rows
+from f3r_jax.workdir import CONFIG_FILE, read_config, read_origin, versions
 
 FOLDER = "evaluation"
 SCORES = ("dice", "asd_mm", "hd95_mm")
@@ -44,12 +48,8 @@ def evaluate(workdir: Path, *, step: int | None = None, dataset: Dataset | None 
     Raises:
       UserError: no such checkpoint, or it doesn't fit its config.
     """
-    checkpoint = checkpoints.find(workdir, step)
-    config = checkpoints.load_config(checkpoint)
-    network = models.build(config.model)
-    params = checkpoints.load_params(
-        checkpoint, jax.eval_shape(lambda k: models.initialise(network, k), jax.random.key(0))
-    )
+    method = open_method(workdir, step)
+    config = method.config
     if dataset is None:
         dataset = open_dataset(config.data, seed=config.seed)
     names = dataset.split["test"]
@@ -60,30 +60,73 @@ def evaluate(workdir: Path, *, step: int | None = None, dataset: Dataset | None 
     folder = workdir / FOLDER
     folder.mkdir(exist_ok=True)
 
-    scored = _Scored(folder / "scored.jsonl", int(checkpoint.name))
-    predict = _compiled(network, params, dataset.load(names[0]))
+    scored = _Scored(folder / "scored.jsonl", method.step)
+    if method.compiles:  # so that the time of a case holds no compilation
+        method.register(dataset.load(names[0]))
     organs = organs_of(config.data)
     with Progress("evaluating", len(names)) as progress:
         for n, name in enumerate(names):
             if name not in scored.rows:
                 case = dataset.load(name)
                 start = time.perf_counter()
-                result = register(predict, params, case)
+                result = method.register(case)
                 seconds = time.perf_counter() - start
                 if n < drawn:
-                    draw(folder, case, result, organs, models.label(config.model))
+                    keep(folder / f"{name}.npz", result)
+                    draw(folder, case, result, organs, method.label)
                 scored.add(name, {"seconds": seconds, **score(case, result, organs)})
             progress.advance()
 
-    summary = summarise(config, network, int(checkpoint.name), [scored.rows[name] for name in names])
+    summary = summarise(method, [scored.rows[name] for name in names])
+    summary |= {"versions": versions(), "origin": read_origin(workdir)}
     rows = read_rows(workdir / "metrics.jsonl")
     kinds = {kind: [_numbers(row) for row in rows if row["kind"] == kind] for kind in ("train", "validation")}
-    pictures.training_curves(folder / "training.png", kinds["train"], kinds["validation"])
+    if rows:
+        pictures.training_curves(folder / "training.png", kinds["train"], kinds["validation"])
     _write(folder / "cases.csv", cases_csv(names, [scored.rows[name] for name in names]))
     _write(folder / "table.md", table(summary))
     _write(folder / "summary.json", json.dumps(_finite(summary), indent=2) + "\n")
     scored.forget()
     return summary
+
+
+class Method(NamedTuple):
+    """What is evaluated: a network from a checkpoint, or a classical method."""
+
+    label: str
+    config: ConfigDict
+    register: Callable[[Case], Registration]
+    parameters: int  # that were trained
+    step: int | None  # of the checkpoint
+    compiles: bool
+
+
+def open_method(workdir: Path, step: int | None = None) -> Method:
+    """The method of a run: from its checkpoint of `step`, or the newest; SyN from its config.
+
+    Raises:
+      UserError: no such run or checkpoint, it doesn't fit its config, or a package is missing.
+    """
+    # The config beside a run tells a method without checkpoints; those of a network hold their own.
+    if (workdir / CONFIG_FILE).is_file() and (config := read_config(workdir)).model.name == syn.NAME:
+        if step is not None:
+            raise UserError(f"{workdir}: SyN is not trained, expected no --step")
+        syn.check()
+        register_with_syn = partial(syn.register, settings=config.syn, seed=config.seed)
+        return Method(syn.LABEL, config, register_with_syn, parameters=0, step=None, compiles=False)
+    checkpoint = checkpoints.find(workdir, step)
+    config = checkpoints.load_config(checkpoint)
+    network = models.build(config.model)
+    shapes = jax.eval_shape(lambda key: models.initialise(network, key), jax.random.key(0))
+    params = checkpoints.load_params(checkpoint, shapes)
+    return Method(
+        models.label(config.model),
+        config,
+        partial(register, make_predictor(network), params),
+        parameters=models.count_parameters(network),
+        step=int(checkpoint.name),
+        compiles=True,
+    )
 
 
 def score(case: Case, result: Registration, organs: dict[str, tuple[int, ...]]) -> dict:
@@ -113,16 +156,16 @@ def _scores(case: Case, displacement: np.ndarray, labels: np.ndarray | None, org
     return scores
 
 
-def summarise(config: ConfigDict, network: nn.Module, step: int, rows: Sequence[dict]) -> dict:
+def summarise(method: Method, rows: Sequence[dict]) -> dict:
     """Mean and standard deviation over cases, in the layout that studies read."""
     return {
-        "method": models.label(config.model),
-        "direction": config.data.direction,
+        "method": method.label,
+        "direction": method.config.data.direction,
         "cases": len(rows),
-        "parameters": models.count_parameters(network),
-        "step": step,
+        "parameters": method.parameters,
+        "step": method.step,
         "seconds_per_pair": float(np.mean([row["seconds"] for row in rows])),
-        "device": jax.devices()[0].platform,
+        "device": jax.devices()[0].platform if method.compiles else "cpu",
         "folding_percent": _spread([row["folding_percent"] for row in rows]),
         "sd_log_jacobian": _spread([row["sd_log_jacobian"] for row in rows]),
         **_summarise_scores(rows),
@@ -170,7 +213,8 @@ def cases_csv(names: Sequence[str], rows: Sequence[dict]) -> str:
 def table(summary: dict) -> str:
     """The paper's columns as Markdown: before and after, mean ± standard deviation over cases."""
     lines = [
-        f"{summary['method']}, {summary['direction']}, {summary['cases']} test cases, step {summary['step']}",
+        f"{summary['method']}, {summary['direction']}, {summary['cases']} test cases"
+        + (f", step {summary['step']}" if summary["step"] is not None else ""),
         "",
         "| organ | Dice before, % | Dice, % | ASD before, mm | ASD, mm | HD95 before, mm | HD95, mm |",
         "|---|---|---|---|---|---|---|",
@@ -201,6 +245,14 @@ def _cell(value: dict[str, float], digits: int = 2) -> str:
     return f"{value['mean']:.{digits}f} ± {value['std']:.{digits}f}"
 
 
+def keep(path: Path, result: Registration) -> None:
+    """Keeps what was registered, for reports that set methods side by side."""
+    beside = path.with_name(f"{path.name}.tmp")
+    with beside.open("wb") as file:
+        np.savez_compressed(file, **{name: array for name, array in result._asdict().items() if array is not None})
+    os.replace(beside, path)
+
+
 def draw(folder: Path, case: Case, result: Registration, organs: dict, method: str) -> None:
     """The pictures of one case: overlay, checkerboard, deformation."""
     shared = {"fixed": case.fixed, "spacing": case.spacing, "title": f"{method}, {case.name}"}
@@ -218,7 +270,7 @@ def draw(folder: Path, case: Case, result: Registration, organs: dict, method: s
 class _Scored:
     """The scores of the cases done so far, on disk, so that a killed evaluation goes on where it was."""
 
-    def __init__(self, path: Path, step: int) -> None:
+    def __init__(self, path: Path, step: int | None) -> None:
         self._path, self._step = path, step
         self.rows = {row["name"]: row["scores"] for row in read_rows(path) if row["step"] == step}
         _write(path, "".join(self._line(name) for name in self.rows))
@@ -233,13 +285,6 @@ class _Scored:
 
     def _line(self, name: str) -> str:
         return json.dumps({"step": self._step, "name": name, "scores": self.rows[name]}) + "\n"
-
-
-def _compiled(network: nn.Module, params: dict, case: Case):
-    """The predictor, run once, so that the time of a case holds no compilation."""
-    predict = make_predictor(network)
-    register(predict, params, case)
-    return predict
 
 
 def _numbers(row: dict) -> dict:

@@ -36,6 +36,7 @@ class Tiny(nn.Module):
 def register_tiny() -> None:
     """Makes `model.name=tiny` a network."""
     models.NETWORKS["tiny"] = lambda model: Tiny(flow_init=model.flow_init)
+    models.LABELS["tiny"] = "Tiny"
 
 
 def _become(module: str, arguments: list[str], out: str, err: str) -> None:

@@ -120,7 +120,8 @@ def phantoms(tmp_path_factory):
 @pytest.fixture
 def tiny_network(monkeypatch):
     """Makes `model.name=tiny` a network in this process."""
-    monkeypatch.setattr(models, "NETWORKS", dict(models.NETWORKS))
+    for table in ("NETWORKS", "LABELS"):
+        monkeypatch.setattr(models, table, dict(getattr(models, table)))
     command_server.register_tiny()
 
 

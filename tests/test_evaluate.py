@@ -3,11 +3,12 @@ import json
 import re
 import shutil
 
+import jax
 import numpy as np
 import pytest
-from conftest import make_case
+from conftest import SHAPE, make_case
 
-from f3r_jax import checkpoints, evaluate
+from f3r_jax import checkpoints, evaluate, metrics
 from f3r_jax.data.datasets import Dataset
 from f3r_jax.errors import UserError
 from f3r_jax.predict import Registration
@@ -34,7 +35,7 @@ def _rows(workdir):
 def _without_seconds(workdir):
     """Everything in the tables that two evaluations share."""
     summary = _summary(workdir)
-    del summary["seconds_per_pair"]
+    del summary["seconds_per_pair"], summary["origin"]  # the run's origin lies beside its checkpoints
     rows = [{key: value for key, value in row.items() if key != "seconds"} for row in _rows(workdir)]
     return summary, rows, re.sub(r"[\d.]+ s a pair", "", (workdir / "evaluation" / "table.md").read_text())
 
@@ -49,8 +50,11 @@ def test_files_and_keys(finished):
     assert len(names) == 2
     drawn = {f"{name}_{kind}.png" for name in names for kind in ("overlay", "checkerboard", "deformation")}
     files = {path.name for path in (workdir / "evaluation").iterdir()}
-    assert files == {"cases.csv", "summary.json", "table.md", "training.png"} | drawn
+    kept = {f"{name}.npz" for name in names}
+    assert files == {"cases.csv", "summary.json", "table.md", "training.png"} | drawn | kept
     summary = _summary(workdir)
+    assert "f3r_jax.main --config=configs/mrb.py" in summary["origin"]["command"]
+    assert summary["versions"]["jax"] == jax.__version__ == summary["origin"]["versions"]["jax"]
     assert set(summary) >= {
         *("method", "direction", "cases", "parameters", "step", "seconds_per_pair", "device"),
         *("folding_percent", "sd_log_jacobian", "epe_mm", "organs", "moving"),
@@ -61,6 +65,15 @@ def test_files_and_keys(finished):
         assert set(side["epe_mm"]) == {"mean", "std"}
         assert all(set(scores) == set(SCORES) for scores in side["organs"].values())
     assert summary["seconds_per_pair"] > 0
+
+
+def test_what_is_kept_of_a_case_is_what_was_scored(finished):
+    workdir, _ = finished
+    row = _rows(workdir)[0]
+    with np.load(workdir / "evaluation" / f"{row['case']}.npz") as kept:
+        assert set(kept) == {"displacement", "warped", "warped_labels"}
+        assert kept["displacement"].shape == (*SHAPE, 3) and kept["displacement"].dtype == np.float32
+        np.testing.assert_allclose(metrics.sd_log_jacobian(kept["displacement"]), float(row["sd_log_jacobian"]))
 
 
 def test_the_summary_follows_from_the_rows(finished):

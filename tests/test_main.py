@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, SHAPE, blob
 
-from f3r_jax import checkpoints, main, models
+from f3r_jax import checkpoints, models
 from f3r_jax.data import nifti
 from f3r_jax.train import read_rows
+from f3r_jax.workdir import check_same_run, write_config
 
 AFFINE = np.diag([20.0, 20.0, 16.0, 1.0])
 
@@ -60,6 +61,7 @@ def test_a_run_leaves_its_files_and_no_noise(finished):
         "config.json",
         "evaluation",
         "metrics.jsonl",
+        "origin.json",
         "tensorboard",
     ]
     assert checkpoints.steps(workdir) == [2, 4, 6]
@@ -109,9 +111,9 @@ def test_killed_after_some_rows(commands, arguments, finished, tmp_path, rows):
 
 def test_killed_before_its_config_was_written(config, tmp_path):
     (tmp_path / "config.json.tmp").write_text('{"half')
-    main.check_same_run(config, tmp_path)
-    main.write_config(config, tmp_path)
-    main.check_same_run(config, tmp_path)
+    check_same_run(config, tmp_path)
+    write_config(config, tmp_path)
+    check_same_run(config, tmp_path)
     assert _files(tmp_path) == ["config.json"]
 
 

@@ -13,10 +13,10 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # A module imports from the layers above its own line only; a folder's modules also import each other.
 LAYERS = (
     {"errors", "memory", "progress", "shapes", "torch_f3rnet"},
-    {"ops", "checkpoints", "cli"},
+    {"ops", "checkpoints", "cli", "defaults", "workdir"},
     {"models", "losses", "metrics", "data"},
     {"predict", "pictures", "benchmark_tables"},
-    {"train", "refine"},
+    {"train", "refine", "syn"},
     {"evaluate", "measurements"},
     {"reporting"},
     {"main", "register", "apply", "report", "benchmark"},

@@ -57,8 +57,8 @@ def conv3d(x: Input, kernel: Kernel, bias: Bias | None = None, *, stride: int = 
 def conv_transpose3d(x: Input, kernel: Kernel, bias: Bias | None = None) -> Features:
     """Transposed convolution of stride 2: (b x y z i) -> (b 2x 2y 2z o), zero padding "SAME" as Keras defines it.
 
-    The kernel, (kx ky kz i o) with odd edges, is that of the stride-1 convolution of x with zeros between its voxels, so
-    it is the mirror image of Keras' own.
+    The kernel, (kx ky kz i o) with odd edges, is that of the stride-1 convolution of x with zeros between its voxels:
+    the mirror image of Keras' own.
     """
     if any(k % 2 == 0 for k in kernel.shape[:3]):
         raise ValueError(f"the kernel is {kernel.shape[:3]}, expected odd edges")

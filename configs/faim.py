@@ -1,0 +1,17 @@
+"""FAIM (2018): an Inception head of kernels up to 11 voxels on a short U-Net, 233,683 parameters.
+
+Trained with the same loss and schedule as F3RNet, so that the networks alone differ.
+
+python -m f3r_jax.main --config=configs/faim.py --workdir=runs/faim
+    on the phantom, as `configs/mrb.py` describes it.
+python -m f3r_jax.main --config=configs/faim.py:paper --config.data.root=/data/pairs --workdir=runs/faim_paper
+    the paper's setting on own data. The paper names no lambda of its own for its rivals; 1.5 is F3RNet's.
+"""
+
+from ml_collections import ConfigDict
+
+from f3r_jax.defaults import network_config
+
+
+def get_config(option: str = "") -> ConfigDict:
+    return network_config(option=option, name="faim", lam=0.5, paper_lam=1.5)

@@ -1,0 +1,15 @@
+"""F3RNet-MS: only the multi-scale stream is factorised, encoder and decoder (Table 1).
+
+python -m f3r_jax.main --config=configs/ms.py --workdir=runs/ms
+    on the phantom, as `configs/mrb.py` describes it.
+python -m f3r_jax.main --config=configs/ms.py:paper --config.data.root=/data/pairs --workdir=runs/ms_paper
+    the paper's setting on own data; its best lambda for this network is 2 (Sec. 3.2).
+"""
+
+from ml_collections import ConfigDict
+
+from f3r_jax.defaults import network_config
+
+
+def get_config(option: str = "") -> ConfigDict:
+    return network_config(option=option, name="f3rnet", variant="ms", lam=0.5, paper_lam=2.0)

@@ -1,0 +1,17 @@
+"""VoxelMorph-2 (CVPR 2018): VoxelMorph-1 with more channels at the end, 300,547 parameters.
+
+Trained with the same loss and schedule as F3RNet, so that the networks alone differ.
+
+python -m f3r_jax.main --config=configs/vm2.py --workdir=runs/vm2
+    on the phantom, as `configs/mrb.py` describes it.
+python -m f3r_jax.main --config=configs/vm2.py:paper --config.data.root=/data/pairs --workdir=runs/vm2_paper
+    the paper's setting on own data. The paper names no lambda of its own for its rivals; 1.5 is F3RNet's.
+"""
+
+from ml_collections import ConfigDict
+
+from f3r_jax.defaults import network_config
+
+
+def get_config(option: str = "") -> ConfigDict:
+    return network_config(option=option, name="voxelmorph2", lam=0.5, paper_lam=1.5)

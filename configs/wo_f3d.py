@@ -1,0 +1,15 @@
+"""F3RNet-w/o F3D: no convolution is factorised: the largest of the seven (Table 1).
+
+python -m f3r_jax.main --config=configs/wo_f3d.py --workdir=runs/wo_f3d
+    on the phantom, as `configs/mrb.py` describes it.
+python -m f3r_jax.main --config=configs/wo_f3d.py:paper --config.data.root=/data/pairs --workdir=runs/wo_f3d_paper
+    the paper's setting on own data; its best lambda for this network is 1.5 (Sec. 3.2).
+"""
+
+from ml_collections import ConfigDict
+
+from f3r_jax.defaults import network_config
+
+
+def get_config(option: str = "") -> ConfigDict:
+    return network_config(option=option, name="f3rnet", variant="wo_f3d", lam=0.5, paper_lam=1.5)

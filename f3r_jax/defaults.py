@@ -1,0 +1,82 @@
+"""The settings that the configs share: a small phantom study, and the paper's (Sec. 3.1) under the option "paper".
+
+A config states what is its own, the system and its lambda; whatever is in neither place doesn't exist.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+from f3r_jax.errors import UserError
+
+OPTIONS = ("", "paper")
+
+
+def network_config(*, option: str, lam: float, paper_lam: float, **model: str) -> ConfigDict:
+    """The config of a network that is trained.
+
+    Args:
+      option: "" for the phantom in minutes on two cores, "paper" for the paper's setting on own data.
+      lam: weight of the gradient penalty on the phantom.
+      paper_lam: the same with the option "paper".
+      model: `name`, and for F3RNet `variant`.
+    """
+    config = _shared(option)
+    paper = option == "paper"
+
+    config.model = ConfigDict(model)
+    config.model.flow_init = 1e-5  # standard deviation of the last kernel: training starts from the identity
+
+    config.loss = ConfigDict()
+    config.loss.lam = paper_lam if paper else lam  # weight of the gradient penalty
+    config.loss.mind = "mind_ssc" if paper else "mind_ssc_near"  # or "mind2012", "mind_fixed"
+
+    config.optim = ConfigDict()
+    config.optim.learning_rate = 1e-5 if paper else 5e-4
+    config.optim.warmup_steps = 0 if paper else 10
+    config.optim.decay = "constant" if paper else "cosine"  # "cosine" to zero at the last step, or "constant"
+    config.optim.clip_norm = 1.0  # of the whole gradient
+
+    config.train = ConfigDict()
+    config.train.steps = 40_000 if paper else 220
+    config.train.batch_size = 1
+    config.train.validate_every = 1000 if paper else 55
+    config.train.checkpoint_every = 500 if paper else 20
+    config.train.keep_checkpoints = 3
+    return config
+
+
+def syn_config(*, option: str) -> ConfigDict:
+    """The config of SyN, which is only evaluated: iterations and smoothing that use the full resolution."""
+    config = _shared(option)
+    config.model = ConfigDict({"name": "syn"})
+
+    config.syn = ConfigDict()
+    config.syn.bins = 32  # of the joint histogram
+    config.syn.iterations = (100, 70, 50)  # at most, at 1/4, 1/2 and the full resolution
+    config.syn.grad_step = 0.2
+    config.syn.flow_sigma = 3.0  # voxels, of the update
+    config.syn.total_sigma = 0.0  # of the whole field
+    return config
+
+
+def _shared(option: str) -> ConfigDict:
+    if option not in OPTIONS:
+        raise UserError(f"unknown option {option!r} of the config, expected none or 'paper'")
+    paper = option == "paper"
+    config = ConfigDict()
+    config.seed = 0
+
+    config.data = ConfigDict()
+    config.data.source = "nifti" if paper else "phantom"
+    # Where the phantom is kept, or the folder of the NIfTI pairs.
+    config.data.root = config_dict.placeholder(str) if paper else "runs/data"
+    config.data.shape = (144, 144, 128) if paper else (64, 48, 48)
+    config.data.spacing = (1.0, 1.0, 1.0) if paper else (4.8, 4.8, 4.8)  # mm
+    config.data.direction = "ct_to_mr"  # or "mr_to_ct"
+    config.data.cases = 0 if paper else 40  # of the phantom; of NIfTI pairs 0 means all
+    config.data.validation_cases = 0 if paper else 2
+    config.data.test_cases = 10 if paper else 8
+    config.data.initialisation = "header"  # or "body_centre", for scans in unrelated frames
+    config.data.ct_window = (-160.0, 240.0)  # HU
+    config.data.mr_percentiles = (1.0, 99.0)
+    config.data.organs = ConfigDict({"liver": (1,), "spleen": (2,), "right_kidney": (3,), "left_kidney": (4,)})
+    return config

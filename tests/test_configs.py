@@ -1,0 +1,75 @@
+"""Every config loads, names its own system and the paper's lambda, and shares the rest with the others."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from f3r_jax.errors import UserError
+from f3r_jax.models import build, label
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+SYSTEMS = {  # label, the paper's lambda (Sec. 3.2)
+    "wo_f3d": ("F3RNet-w/o F3D", 1.5),
+    "w_f3d": ("F3RNet-w/ F3D", 1.5),
+    "enc": ("F3RNet-Enc", 2.0),
+    "dec": ("F3RNet-Dec", 1.5),
+    "fr": ("F3RNet-FR", 1.5),
+    "ms": ("F3RNet-MS", 2.0),
+    "mrb": ("F3RNet-MRB", 1.5),
+    "vm1": ("VoxelMorph-1", 1.5),
+    "vm2": ("VoxelMorph-2", 1.5),
+    "faim": ("FAIM", 1.5),
+}
+
+
+def load(name, option=""):
+    spec = importlib.util.spec_from_file_location(f"config_{name}", CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(option)
+
+
+def test_there_is_a_config_for_each_system():
+    assert {path.stem for path in CONFIGS.glob("*.py")} == {*SYSTEMS, "syn"}
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_names_its_system(name):
+    config = load(name)
+    build(config.model)
+    assert label(config.model) == SYSTEMS[name][0]
+    assert f"configs/{name}.py" in (CONFIGS / f"{name}.py").read_text()
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_paper_option_is_the_papers_setting(name):
+    config = load(name, "paper")
+    assert config.loss.lam == SYSTEMS[name][1]
+    assert (config.optim.learning_rate, config.train.batch_size, config.data.test_cases) == (1e-5, 1, 10)
+    assert (config.data.shape, config.data.spacing) == ((144, 144, 128), (1.0, 1.0, 1.0))
+    assert config.data.root is None
+
+
+@pytest.mark.parametrize("option", ["", "paper"])
+def test_systems_differ_in_model_and_lambda_alone(option):
+    first = load("mrb", option).to_dict()
+    for name in SYSTEMS:
+        other = load(name, option).to_dict()
+        assert {key: other[key] for key in ("data", "optim", "train", "seed")} == {
+            key: first[key] for key in ("data", "optim", "train", "seed")
+        }
+        assert other["loss"]["mind"] == first["loss"]["mind"]
+    assert load("syn", option).data == load("mrb", option).data
+
+
+def test_syn_runs_at_full_resolution():
+    config = load("syn")
+    assert config.syn.iterations == (100, 70, 50) and config.syn.iterations[-1] > 0
+    assert set(config) == {"seed", "data", "model", "syn"}
+
+
+@pytest.mark.parametrize("name", [*SYSTEMS, "syn"])
+def test_unknown_option(name):
+    with pytest.raises(UserError, match="'half'"):
+        load(name, "half")

@@ -1,0 +1,50 @@
+import json
+import re
+import subprocess
+
+import pytest
+from ml_collections import ConfigDict
+
+from f3r_jax import workdir
+from f3r_jax.errors import UserError
+
+
+def test_config_comes_back(tmp_path):
+    config = ConfigDict({"seed": 1, "data": {"shape": (2, 3), "root": "a"}})
+    workdir.write_config(config, tmp_path)
+    workdir.check_same_run(config, tmp_path)
+    found = workdir.read_config(tmp_path)
+    assert found.seed == 1 and list(found.data.shape) == [2, 3]
+
+
+def test_a_folder_of_another_run_is_left_alone(tmp_path):
+    workdir.write_config(ConfigDict({"loss": {"lam": 1.0}}), tmp_path)
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(UserError, match=r"loss\.lam is 1\.0 there and 2\.0 here"):
+        workdir.check_same_run(ConfigDict({"loss": {"lam": 2.0}}), tmp_path)
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_folder_without_a_run(tmp_path):
+    with pytest.raises(UserError, match=r"no config\.json found"):
+        workdir.read_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="not JSON"):
+        workdir.read_config(tmp_path)
+
+
+def test_origin_names_command_versions_and_commit(tmp_path):
+    assert workdir.read_origin(tmp_path) == {}
+    workdir.write_origin(tmp_path, ["main.py", "--config=a b.py", "--workdir=runs/x"])
+    origin = json.loads((tmp_path / "origin.json").read_text())
+    assert origin == workdir.read_origin(tmp_path)
+    assert origin["command"] == "python -m f3r_jax.main '--config=a b.py' --workdir=runs/x"
+    assert {"python", "f3r_jax", "jax", "numpy"} <= set(origin["versions"])
+
+
+def test_commit_is_that_of_git():
+    found = workdir.commit()
+    if found is None:
+        pytest.skip("the sources are not in a git repository")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+    assert re.fullmatch(r"[0-9a-f]{12,}\+?", found) and head.startswith(found.rstrip("+"))
