@@ -24,6 +24,7 @@ from f3r_jax import cli
 from f3r_jax.errors import UserError
 from f3r_jax.reporting.contents import Contents, contents
 from f3r_jax.reporting.study import read_study
+from f3r_jax.reporting.words import count
 
 MANIFEST = "report.json"  # names the files of a report, so that the next one replaces these and nothing else
 PAGES = {"index.html": "report.html.jinja", "report.md": "report.md.jinja"}
@@ -105,7 +106,7 @@ if __name__ == "__main__":
         found = report([Path(name) for name in argv[1:]], output)
         for what, reason in found.problems:
             print(f"not read: {what}: {reason}", file=sys.stderr)
-        print(f"report: {output / 'index.html'} ({len(found.runs)} runs)")
+        print(f"report: {output / 'index.html'} ({count(len(found.runs), 'run')})")
         return int(bool(found.problems))
 
     cli.run(main)

@@ -153,6 +153,7 @@ def _jacobian(ax: Axes, case: Case, registration: Registration, view: View) -> N
     logarithm = np.log(np.maximum(determinant, metrics.SMALLEST_DETERMINANT))
     bounds = (-JACOBIAN_RANGE, JACOBIAN_RANGE)
     pictures._draw(ax, logarithm, view, case.spacing, bounds, cmap="RdBu_r")
+    pictures._outline(ax, pictures._body(case.fixed), view, case.spacing, color=INK, linewidth=0.6)
     folds = np.where(determinant <= 0, 1.0, np.nan)
     pictures._draw(ax, folds, view, case.spacing, (0.0, 1.0), cmap="gray_r", interpolation="nearest")
 
@@ -166,7 +167,7 @@ def _legend(figure: Figure, case: Case, organs: Mapping, lefts: np.ndarray, heig
     place = ((lefts[2] + 0.1) / WIDTH, 1 - (HEAD + 0.05) / total)
     if case.fixed_labels is not None:
         words = {
-            "title": "Outlines: fixed; dotted, warped",
+            "title": "Outlines: solid fixed, dotted warped",
             "title_fontsize": SMALL,
             "fontsize": SMALL,
             "labelcolor": INK,

@@ -138,7 +138,7 @@ def save(figure: Figure, folder: Path, stem: str, *, title: str, caption: str) -
     with mpl.rc_context(options | {"svg.fonttype": "none"}):
         figure.patch.set_visible(False)
         figure.savefig(text, format="svg", metadata={"Date": None}, dpi=DPI)
-    tall = figure.get_figheight() > figure.get_figwidth()
+    tall = bool(figure.get_figheight() > figure.get_figwidth())
     return Drawing(stem, title, caption, for_page(text.getvalue(), title), tall)
 
 
@@ -148,8 +148,9 @@ def for_page(svg: str, title: str) -> str:
     head, rest = svg.split(">", 1)
     head = re.sub(r' (width|height)="[^"]*"', "", head)
     rest = re.sub(r"<metadata>.*?</metadata>", "", rest, flags=re.DOTALL)
-    # Groups are numbered alike in every figure, and nothing refers to them.
-    rest = re.sub(r'<g id="[A-Za-z0-9]+_[0-9_]+"', "<g", rest)
+    # What nothing refers to is numbered alike in every figure.
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', rest))
+    rest = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", rest)
     rest = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 system-ui, sans-serif", rest)
     for colour, variable in PAGE_COLOURS.items():
         rest = rest.replace(colour, variable)
@@ -157,9 +158,8 @@ def for_page(svg: str, title: str) -> str:
     return f'{head} role="img" aria-label="{label}">{rest}'
 
 
-def smoothed(x: Sequence[float], y: Sequence[float]) -> tuple[Numbers, Numbers]:
+def smoothed(x: Numbers, y: Numbers) -> tuple[np.ndarray, np.ndarray]:
     """A running mean over SMOOTHED values, where there are that many, at the middle step of each."""
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     width = min(SMOOTHED, max(1, len(x) // 4))
     kernel = np.full(width, 1 / width)
     return np.convolve(x, kernel, "valid"), np.convolve(y, kernel, "valid")

@@ -209,13 +209,16 @@ def _by_seed(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _best_recipe(runs: Sequence[Run]) -> list[Run]:
-    """Of runs of one method, those of the recipe with the highest mean Dice: one a seed."""
+    """Of runs of one method, those of the recipe with the highest mean Dice over the cases that all recipes have."""
     recipes: dict[str, list[Run]] = {}
     for run in runs:
         recipes.setdefault(json.dumps(run.recipe), []).append(run)
 
+    shared = set.intersection(*({key for run in several for key in run.cases} for several in recipes.values()))
+
     def worth(several: list[Run]) -> float:
-        value = mean_of(pooled(several), CHOSEN_BY)["mean"]
+        cases = {key: of_case for key, of_case in pooled(several).items() if key in shared or not shared}
+        value = mean_of(cases, CHOSEN_BY)["mean"]
         return -math.inf if math.isnan(value) else value
 
     return max(recipes.values(), key=worth)

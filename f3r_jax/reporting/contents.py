@@ -104,10 +104,10 @@ def _part(table: Table, tables: Sequence[Table], folder: Path, problems: list[Pr
         paper.DIRECTIONS[direction],
         words.data_of(table.setting),
         words.grid(table),
-        words.notes(table),
+        words.notes(table) + [one for one in drawn if isinstance(one, str)],
         findings.order_grid(table),
         findings.order_words(table),
-        drawn,
+        [one for one in drawn if isinstance(one, Drawing)],
     )
 
 

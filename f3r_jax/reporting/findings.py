@@ -117,7 +117,7 @@ def _leaders(table: Table, ours: Sequence[Row]) -> str:
     if len({row.label for row in leaders.values()}) == 1:
         both = listed([f"a {MEASURES[measure].name} of {value(measure)}" for measure in leaders])
         return f"{next(iter(leaders.values())).label} is best, with {both}."
-    return " and ".join(f"{row.label} has the best {MEASURES[m].name}, {value(m)}" for m, row in leaders.items()) + "."
+    return "; ".join(f"{row.label} has the best {MEASURES[m].name}, {value(m)}" for m, row in leaders.items()) + "."
 
 
 def _rivals(table: Table, ours: Sequence[Row]) -> str:

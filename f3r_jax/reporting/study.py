@@ -119,7 +119,7 @@ def read_run(folder: Path) -> Run:
     Raises:
       Unreadable: it is half-finished, not evaluated or broken.
     """
-    config = ConfigDict(scores.read_json(folder / "config.json"))
+    config = ConfigDict(_with_tuples(scores.read_json(folder / "config.json")))
     try:
         found = Run(folder, config, {}, {}, [])
         _ = found.system, found.lam, found.recipe, config.seed
@@ -169,6 +169,13 @@ def _flattened(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield from _flattened(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _with_tuples(tree: object) -> object:
+    """JSON turns the tuples of a config into lists."""
+    if isinstance(tree, dict):
+        return {key: _with_tuples(value) for key, value in tree.items()}
+    return tuple(map(_with_tuples, tree)) if isinstance(tree, list) else tree
 
 
 def _one_line(error: Exception) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from f3r_jax import metrics
+from f3r_jax import checkpoints, metrics
 from f3r_jax.data.datasets import Case, open_dataset, organs_of
 from f3r_jax.errors import UserError
 from f3r_jax.evaluate import FOLDER
@@ -64,13 +64,17 @@ def training_figures(table: Table, stem: str, folder: Path) -> Iterator[Drawing]
             yield charts.save(figure, folder, f"training_{key}_{stem}", title=title, caption=caption)
 
 
-def case_figure(table: Table, stem: str, folder: Path, problems: list[Problem]) -> Iterator[Drawing]:
-    """Fig. 4 or 5, of the test case that most methods stored; nothing if none did."""
+def case_figure(table: Table, stem: str, folder: Path, problems: list[Problem]) -> Iterator[Drawing | str]:
+    """Fig. 4 or 5, of the test case that most methods stored; a sentence instead if none did."""
+    number_ = paper.FIGURE_NUMBERS[table.setting.direction]
     found = _stored(table)
-    case = None if found is None else _open(*found, problems)
-    if case is None:
+    if found is None:
+        yield f"Fig. {number_} is left out: no evaluation kept a registration (--pictures says of how many cases)."
         return
     key, stored = found
+    case = _open(key, stored, problems)
+    if case is None:
+        return
     shown = list(_shown(table, key, stored, case, problems))
     if not shown:
         return
@@ -81,17 +85,17 @@ def case_figure(table: Table, stem: str, folder: Path, problems: list[Problem]) 
     without = [row.label for row in table.rows if row.runs and row.label not in {one.label for one in shown}]
     if without:
         caption += f" No registration of this case is stored for {listed(without)}."
-    number_ = paper.FIGURE_NUMBERS[table.setting.direction]
     figure = case_figures.comparison(case, shown, organs_of(next(iter(stored.values())).config.data))
     title = f"Fig. {number_} One test case"
     yield charts.save(figure, folder, f"figure_{number_}_{stem}", title=title, caption=caption)
 
 
-def feature_figure(table: Table, stem: str, folder: Path, problems: list[Problem]) -> Iterator[Drawing]:
-    """Fig. 6: features inside F3RNet-MRB, or the first F3RNet there is, for its first test case."""
-    rows = {row.system: row for row in table.rows if row.runs}
+def feature_figure(table: Table, stem: str, folder: Path, problems: list[Problem]) -> Iterator[Drawing | str]:
+    """Fig. 6: features inside F3RNet-MRB, or another F3RNet with a checkpoint, for its first test case."""
+    rows = {row.system: row for row in table.rows if row.runs and _has_checkpoint(row.runs[0])}
     row = next((rows[system] for system in ("mrb", *paper.TABLE_1) if system in rows), None)
     if row is None:
+        yield "Fig. 6 is left out: no F3RNet of the table has its checkpoint."
         return
     run = row.runs[0]
     key = next(iter(run.cases))
@@ -177,6 +181,10 @@ def _read(path: Path, shape: Sequence[int]) -> Registration:
     if found.warped.shape != tuple(shape) or found.displacement.shape != (*shape, 3):
         raise ValueError(f"expected {tuple(shape)} voxels as in the data set, found {found.warped.shape}")
     return found
+
+
+def _has_checkpoint(run: Run) -> bool:
+    return run.trained and run.summary["step"] in checkpoints.steps(run.path)
 
 
 def _file(run: Run, key: CaseKey) -> Path:
