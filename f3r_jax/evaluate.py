@@ -8,10 +8,7 @@ holds its config, and from the data; SyN has no checkpoint and registers anew. A
 again.
 """
 
-import csv
-import io
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +21,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from f3r_jax import checkpoints, cli, metrics, models, pictures, syn
+from f3r_jax import checkpoints, cli, models, pictures, results, syn
 from f3r_jax.data.datasets import Case, Dataset, open_dataset, organs_of
 from f3r_jax.errors import UserError
 from f3r_jax.predict import Registration, make_predictor, register
@@ -33,7 +30,6 @@ from f3r_jax.train import AGAINST_FOLDING, FOLDING_LIMIT, read_rows
 from f3r_jax.workdir import CONFIG_FILE, read_config, read_origin, versions
 
 FOLDER = "evaluation"
-SCORES = ("dice", "asd_mm", "hd95_mm")
 
 
 def evaluate(workdir: Path, *, step: int | None = None, dataset: Dataset | None = None, drawn: int = 3) -> dict:
@@ -74,7 +70,7 @@ def evaluate(workdir: Path, *, step: int | None = None, dataset: Dataset | None 
                 if n < drawn:
                     keep(folder / f"{name}.npz", result)
                     draw(folder, case, result, organs, method.label)
-                scored.add(name, {"seconds": seconds, **score(case, result, organs)})
+                scored.add(name, {"seconds": seconds, **results.score(case, result, organs)})
             progress.advance()
 
     summary = summarise(method, [scored.rows[name] for name in names])
@@ -83,9 +79,9 @@ def evaluate(workdir: Path, *, step: int | None = None, dataset: Dataset | None 
     kinds = {kind: [_numbers(row) for row in rows if row["kind"] == kind] for kind in ("train", "validation")}
     if rows:
         pictures.training_curves(folder / "training.png", kinds["train"], kinds["validation"])
-    _write(folder / "cases.csv", cases_csv(names, [scored.rows[name] for name in names]))
-    _write(folder / "table.md", table(summary))
-    _write(folder / "summary.json", json.dumps(_finite(summary), indent=2) + "\n")
+    _write(folder / "cases.csv", results.cases_csv(names, [scored.rows[name] for name in names]))
+    _write(folder / "table.md", results.table(summary))
+    _write(folder / "summary.json", json.dumps(results.finite(summary), indent=2) + "\n")
     scored.forget()
     return summary
 
@@ -129,33 +125,6 @@ def open_method(workdir: Path, step: int | None = None) -> Method:
     )
 
 
-def score(case: Case, result: Registration, organs: dict[str, tuple[int, ...]]) -> dict:
-    """Scores of one case after registration and, under "moving", before. What the case has no truth for is None."""
-    still = np.zeros_like(result.displacement)
-    after = _scores(case, result.displacement, result.warped_labels, organs)
-    return {
-        "folding_percent": metrics.folding_percent(result.displacement),
-        "sd_log_jacobian": metrics.sd_log_jacobian(result.displacement),
-        **after,
-        "moving": _scores(case, still, case.moving_labels, organs),
-    }
-
-
-def _scores(case: Case, displacement: np.ndarray, labels: np.ndarray | None, organs: dict) -> dict:
-    known = case.fixed_labels is not None
-    scores = {"organs": None, "epe_mm": None, "tre_mm": None}
-    if known and labels is not None:
-        scores["organs"] = metrics.organ_scores(case.fixed_labels, labels, organs=organs, spacing=case.spacing)
-    if case.displacement is not None:
-        inside = np.isin(case.fixed_labels, [v for values in organs.values() for v in values]) if known else None
-        scores["epe_mm"] = metrics.end_point_error_mm(displacement, case.displacement, case.spacing, inside)
-    if case.fixed_landmarks is not None and case.moving_landmarks is not None:
-        points = (points * case.spacing for points in (case.fixed_landmarks, case.moving_landmarks))
-        errors = metrics.target_registration_error(*points, displacement, affine=np.diag([*case.spacing, 1.0]))
-        scores["tre_mm"] = float(errors.mean())
-    return scores
-
-
 def summarise(method: Method, rows: Sequence[dict]) -> dict:
     """Mean and standard deviation over cases, in the layout that studies read."""
     return {
@@ -166,83 +135,11 @@ def summarise(method: Method, rows: Sequence[dict]) -> dict:
         "step": method.step,
         "seconds_per_pair": float(np.mean([row["seconds"] for row in rows])),
         "device": jax.devices()[0].platform if method.compiles else "cpu",
-        "folding_percent": _spread([row["folding_percent"] for row in rows]),
-        "sd_log_jacobian": _spread([row["sd_log_jacobian"] for row in rows]),
-        **_summarise_scores(rows),
-        "moving": _summarise_scores([row["moving"] for row in rows]),
+        "folding_percent": results.spread([row["folding_percent"] for row in rows]),
+        "sd_log_jacobian": results.spread([row["sd_log_jacobian"] for row in rows]),
+        **results.summarise_scores(rows),
+        "moving": results.summarise_scores([row["moving"] for row in rows]),
     }
-
-
-def _summarise_scores(rows: Sequence[dict]) -> dict:
-    known = [row["organs"] for row in rows if row["organs"] is not None]
-    summary = {
-        "organs": {
-            organ: {name: _spread([row[organ][name] for row in known]) for name in SCORES}
-            for organ in (known[0] if known else {})
-        }
-    }
-    for name in ("epe_mm", "tre_mm"):
-        values = [row[name] for row in rows if row[name] is not None]
-        summary[name] = _spread(values) if values else None
-    return summary
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {key: value for key, value in metrics.summarise(list(values)).items() if key != "count"}
-
-
-def cases_csv(names: Sequence[str], rows: Sequence[dict]) -> str:
-    """A row a case and organ; what is unknown stays empty."""
-    wide = [*SCORES, *(f"{score}_before" for score in SCORES)]
-    columns = ["case", "organ", *wide, "epe_mm", "epe_mm_before", "folding_percent", "sd_log_jacobian", "seconds"]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    for name, row in zip(names, rows, strict=True):
-        shared = {key: row[key] for key in ("epe_mm", "folding_percent", "sd_log_jacobian", "seconds")}
-        shared |= {"case": name, "epe_mm_before": row["moving"]["epe_mm"]}
-        if row["organs"] is None:
-            writer.writerow(shared)
-            continue
-        for organ, after in row["organs"].items():
-            before = {f"{key}_before": value for key, value in row["moving"]["organs"][organ].items()}
-            writer.writerow(shared | {"organ": organ} | after | before)
-    return text.getvalue()
-
-
-def table(summary: dict) -> str:
-    """The paper's columns as Markdown: before and after, mean ± standard deviation over cases."""
-    lines = [
-        f"{summary['method']}, {summary['direction']}, {summary['cases']} test cases"
-        + (f", step {summary['step']}" if summary["step"] is not None else ""),
-        "",
-        "| organ | Dice before, % | Dice, % | ASD before, mm | ASD, mm | HD95 before, mm | HD95, mm |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    before = summary["moving"]["organs"]
-    for organ in before:
-        cells = [_cell(side[organ][name]) for name in SCORES for side in (before, summary["organs"])]
-        lines.append(f"| {organ.replace('_', ' ')} | {' | '.join(cells)} |")
-    if before:
-        means = [
-            np.mean([side[organ][name]["mean"] for organ in side])
-            for name in SCORES
-            for side in (before, summary["organs"])
-        ]
-        lines.append(f"| mean | {' | '.join(f'{mean:.2f}' for mean in means)} |")
-    folding, roughness = (_cell(summary[name], 3) for name in ("folding_percent", "sd_log_jacobian"))
-    lines += ["", f"folding {folding} % of voxels, SD of log Jacobian {roughness}"]
-    for key, words in (("epe_mm", "end-point error"), ("tre_mm", "landmark error")):
-        if summary[key] is not None:
-            lines.append(f"{words} {_cell(summary['moving'][key])} mm before, {_cell(summary[key])} mm after")
-    lines.append(
-        f"{summary['seconds_per_pair']:.2f} s a pair on {summary['device']}, {summary['parameters']:,} parameters"
-    )
-    return "\n".join(lines) + "\n"
-
-
-def _cell(value: dict[str, float], digits: int = 2) -> str:
-    return f"{value['mean']:.{digits}f} ± {value['std']:.{digits}f}"
 
 
 def keep(path: Path, result: Registration) -> None:
@@ -291,13 +188,6 @@ def _numbers(row: dict) -> dict:
     return {key: value for key, value in row.items() if key != "kind"}
 
 
-def _finite(value: object) -> object:
-    """JSON has no NaN or infinity: a mean over no case, or over one that lost an organ, becomes null."""
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _write(path: Path, text: str) -> None:
     beside = path.with_suffix(path.suffix + ".tmp")
     beside.write_text(text)
@@ -306,7 +196,7 @@ def _write(path: Path, text: str) -> None:
 
 def report(summary: dict, workdir: Path) -> None:
     """Prints the table and where the files are."""
-    print(f"\n{table(summary)}\nevaluation: {workdir / FOLDER}")
+    print(f"\n{results.table(summary)}\nevaluation: {workdir / FOLDER}")
     if summary["folding_percent"]["mean"] > FOLDING_LIMIT:
         print(f"WARNING: over {FOLDING_LIMIT} % of voxels fold; {AGAINST_FOLDING}")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import SHAPE, make_case
 
-from f3r_jax import checkpoints, evaluate, metrics
+from f3r_jax import checkpoints, evaluate, metrics, results
 from f3r_jax.data.datasets import Dataset
 from f3r_jax.errors import UserError
 from f3r_jax.predict import Registration
@@ -178,18 +178,18 @@ def test_scores_of_a_known_shift():
     case = make_case("ball", 2.0)
     u = np.full((*case.fixed.shape, 3), 2.0, np.float32)
     registered = Registration(u, case.fixed, case.fixed_labels)
-    scores = evaluate.score(case, registered, {"ball": (1,), "none": (7,)})
+    scores = results.score(case, registered, {"ball": (1,), "none": (7,)})
     assert scores["organs"]["ball"]["dice"] == 100 and scores["organs"]["ball"]["asd_mm"] == 0
     assert scores["epe_mm"] == 0 and scores["folding_percent"] == 0
     np.testing.assert_allclose(scores["moving"]["epe_mm"], np.linalg.norm([4.0, 4.0, 6.0]), rtol=1e-6)
     assert scores["moving"]["organs"]["ball"]["dice"] < 80
     assert scores["tre_mm"] is None
-    table = evaluate.cases_csv(["ball"], [scores | {"seconds": 1.0}])
+    table = results.cases_csv(["ball"], [scores | {"seconds": 1.0}])
     assert table.splitlines()[2].startswith("ball,none,")
 
 
 def test_a_lost_organ_is_null_in_the_summary():
-    assert evaluate._finite({"a": {"mean": float("nan"), "std": 1.0}, "b": [1]}) == {
+    assert results.finite({"a": {"mean": float("nan"), "std": 1.0}, "b": [1]}) == {
         "a": {"mean": None, "std": 1.0},
         "b": [1],
     }

@@ -16,7 +16,7 @@ LAYERS = (
     {"ops", "checkpoints", "cli", "defaults", "workdir"},
     {"models", "losses", "metrics", "data"},
     {"predict", "pictures", "benchmark_tables"},
-    {"train", "refine", "syn"},
+    {"results", "train", "refine", "syn"},
     {"evaluate", "measurements"},
     {"reporting"},
     {"main", "register", "apply", "report", "benchmark"},

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from f3r_jax.evaluate import FOLDER, SCORES
+from f3r_jax.evaluate import FOLDER
+from f3r_jax.results import SCORES
 
 Scores = dict[str, float]
 OF_THE_FIELD = ("folding_percent", "sd_log_jacobian", "epe_mm")
