@@ -153,7 +153,8 @@ def _jacobian(ax: Axes, case: Case, registration: Registration, view: View) -> N
     logarithm = np.log(np.maximum(determinant, metrics.SMALLEST_DETERMINANT))
     bounds = (-JACOBIAN_RANGE, JACOBIAN_RANGE)
     pictures._draw(ax, logarithm, view, case.spacing, bounds, cmap="RdBu_r")
-    pictures._outline(ax, pictures._body(case.fixed), view, case.spacing, color=INK, linewidth=0.6)
+    # Black, as the panel is bright on a dark page too.
+    pictures._outline(ax, pictures._body(case.fixed), view, case.spacing, color="black", linewidth=0.6)
     folds = np.where(determinant <= 0, 1.0, np.nan)
     pictures._draw(ax, folds, view, case.spacing, (0.0, 1.0), cmap="gray_r", interpolation="nearest")
 

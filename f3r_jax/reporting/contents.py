@@ -58,7 +58,7 @@ def contents(study: Study, folder: Path) -> Contents:
         parts.append(part)
         files[f"table_{part.number}_{part.stem}.csv"] = _csv(_numbers(table))
         files[f"cases_{part.stem}.csv"] = _csv(_cases(table))
-    runs = [_provenance(run, tables) for run in study.runs]
+    runs = [_provenance(run, tables) for run in sorted(study.runs, key=_place)]
     if runs:
         files["runs.csv"] = _csv([{key: value for key, value in run.items() if key != "config"} for run in runs])
     return Contents(findings.findings(tables), table_1(), table_1_notes(), parts, runs, problems, files)
@@ -158,6 +158,12 @@ def _provenance(run: Run, tables: Sequence[Table]) -> dict:
         "evaluated with": _versions(summary.get("versions")),
         "config": json.dumps(json.loads(run.config.to_json()), indent=1),
     }
+
+
+def _place(run: Run) -> tuple:
+    """The order of the tables."""
+    rank = paper.SYSTEMS.index(run.system) if run.system in paper.SYSTEMS else len(paper.SYSTEMS)
+    return list(paper.DIRECTIONS).index(run.setting.direction), rank, run.lam or 0.0, run.config.seed, str(run.path)
 
 
 def _versions(found: Mapping[str, str] | None) -> str:
