@@ -25,10 +25,11 @@ from pathlib import Path
 
 import jax
 from absl import app, flags
+from ml_collections import ConfigDict
 
 from f3r_jax.benchmark_tables import as_markdown, replace_section, summary, title, write
 from f3r_jax.errors import UserError, exit_on_user_error
-from f3r_jax.models import check_shape, count_parameters
+from f3r_jax.models import LABELS, build, check_shape, count_parameters
 from f3r_jax.models.f3rnet import VARIANTS, F3RNet
 
 WHAT = ("parameters", "compile", "forward", "train", "memory", "conv", "torch")
@@ -59,7 +60,10 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: options are written --name=value")
     if FLAGS.parameters:
-        print("\n".join(f"{name} {count}" for name, count in parameters(VARIANTS).items()))
+        counts = parameters(VARIANTS) | {
+            LABELS[name]: count_parameters(build(ConfigDict({"name": name, "flow_init": 0.0}))) for name in LABELS
+        }
+        print("\n".join(f"{name} {count}" for name, count in counts.items()))
         return 0
     check_flags()
     shape = tuple(int(size) for size in FLAGS.shape)
