@@ -36,9 +36,9 @@ def network_config(*, option: str, lam: float, paper_lam: float, **model: str) -
     config.optim.clip_norm = 1.0  # of the whole gradient
 
     config.train = ConfigDict()
-    config.train.steps = 40_000 if paper else 280
+    config.train.steps = 40_000 if paper else 220
     config.train.batch_size = 1
-    config.train.validate_every = 1000 if paper else 70
+    config.train.validate_every = 1000 if paper else 55
     config.train.checkpoint_every = 500 if paper else 20
     config.train.keep_checkpoints = 3
     return config
