@@ -7,6 +7,7 @@ On the phantom it is small: ten networks at three lambdas, five of them and SyN 
 two cores. On own data it has the paper's size (option :paper of the configs) and belongs on GPUs.
 """
 
+import os
 from argparse import Namespace
 from collections.abc import Sequence
 
@@ -14,15 +15,17 @@ import ablation
 import compare
 import lambda_sweep
 from launcher import launch, make_parser, parse, run_launcher
+from local import gpus
 from runs import Run, config_path
 
 NETWORKS = (*ablation.VARIANTS, "vm1", "vm2", "faim")
 # The small study.
 LAMBDAS = (0.25, 0.5, 1.0)
 LAMBDA = 0.5  # of the ablation and the comparison
+MOST_JOBS = 8  # small runs share a machine well: a core each does more than all cores for one; 1.5 GB each
 SETTINGS = (
-    "data.shape=(48,48,32)",
-    "data.spacing=(6.8,6.8,6.8)",
+    "data.shape=(48,32,32)",
+    "data.spacing=(7.2,7.2,7.2)",
     "data.cases=32",
     "data.validation_cases=2",
     "data.test_cases=6",
@@ -44,6 +47,8 @@ def plan(options: Namespace) -> list[Run]:
 def main(argv: Sequence[str]) -> int:
     """Reads the arguments and does the study."""
     options = parse(make_parser(__doc__, "runs/paper"), argv)
+    if options.jobs is None and options.data is None and not options.slurm:
+        options.jobs = len(gpus()) or min(os.cpu_count(), MOST_JOBS)
     return launch(plan(options), options)
 
 

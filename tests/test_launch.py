@@ -156,7 +156,7 @@ def test_the_whole_study_has_each_run_once(tmp_path):
 
 def test_the_whole_study_is_small_on_the_phantom_alone(tmp_path):
     small = paper.plan(options(tmp_path, "--config.train.steps=7"))
-    assert {(tuple(run.config.data.shape), run.config.data.source) for run in small} == {((48, 48, 32), "phantom")}
+    assert {(tuple(run.config.data.shape), run.config.data.source) for run in small} == {((48, 32, 32), "phantom")}
     assert {run.config.train.steps for run in small if runs.trains(run.config)} == {7}
     whole = paper.plan(options(tmp_path, "--data=pairs"))
     assert {(tuple(r.config.data.shape), r.config.data.root) for r in whole} == {((144, 144, 128), "pairs")}
@@ -384,15 +384,15 @@ def test_slurm_where_there_is_none_is_a_mistake(study, monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_of_the_real_network_with_a_kill(phantoms, tmp_path):
+def test_a_sweep_of_a_real_network_with_a_kill(phantoms, tmp_path):
     """The main job itself: two lambdas at once, one killed, and the same numbers after the second launch."""
     output = tmp_path / "study"
     changes = SETTINGS | {"data.root": phantoms}
     settings = [f"--config.{key}={value}" for key, value in changes.items()]
-    command = [sys.executable, "launch/lambda_sweep.py", "configs/mrb.py", "--lambdas=0.5,1", "--jobs=2", *settings]
+    command = [sys.executable, "launch/lambda_sweep.py", "configs/vm1.py", "--lambdas=0.5,1", "--jobs=2", *settings]
     command += [f"--output={output}"]
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    log = output / "mrb_lam0.5_ct_to_mr_seed0" / "metrics.jsonl"
+    log = output / "vm1_lam0.5_ct_to_mr_seed0" / "metrics.jsonl"
     wait_for(lambda: log.exists() and len(log.read_text().splitlines()) >= 4, seconds=300)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -400,7 +400,7 @@ def test_a_sweep_of_the_real_network_with_a_kill(phantoms, tmp_path):
     again = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert "2 of 2 runs finished" in again.stdout, again.stdout + again.stderr
     for lam in ("0.5", "1"):
-        folder = output / f"mrb_lam{lam}_ct_to_mr_seed0"
+        folder = output / f"vm1_lam{lam}_ct_to_mr_seed0"
         assert json.loads((folder / "evaluation" / "summary.json").read_text())["step"] == changes["train.steps"]
         assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()] == [
             0,
