@@ -8,6 +8,7 @@ mistake, 130 if interrupted.
 import argparse
 import contextlib
 import fcntl
+import os
 import shlex
 import signal
 import subprocess
@@ -236,4 +237,8 @@ def only_launcher(output: Path) -> Iterator[None]:
 
 def run_launcher(main: Callable[[Sequence[str]], int]) -> None:
     """Ends the program with the exit status of `main`; a user's mistake is one line and status 2."""
-    sys.exit(exit_on_user_error(main)(sys.argv[1:]))
+    try:
+        sys.exit(exit_on_user_error(main)(sys.argv[1:]))
+    except BrokenPipeError:  # ... | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
