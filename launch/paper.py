@@ -3,8 +3,9 @@
   python launch/paper.py --output=runs/paper                        `make paper`
   python launch/paper.py --output=runs/own --data=/data/pairs       `make paper DATA=/data/pairs`
 
-On the phantom it is small: ten networks at three lambdas, five of them and SyN from MR to CT too, at most 90 minutes on
-two cores. On own data it has the paper's size (option :paper of the configs) and belongs on GPUs.
+On the phantom it is small: ten networks at three lambdas, five of them and SyN from MR to CT too. It is meant for 90
+minutes on two cores; that is an estimate from single runs. On own data it has the paper's size (option :paper of the
+configs) and belongs on GPUs.
 """
 
 import os
