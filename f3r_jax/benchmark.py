@@ -31,6 +31,7 @@ from f3r_jax.benchmark_tables import as_markdown, replace_section, summary, titl
 from f3r_jax.errors import UserError, exit_on_user_error
 from f3r_jax.models import LABELS, build, check_shape, count_parameters
 from f3r_jax.models.f3rnet import VARIANTS, F3RNet
+from f3r_jax.workdir import versions
 
 WHAT = ("parameters", "compile", "forward", "train", "memory", "conv", "torch")
 KERNELS = ((3, 3, 3), (3, 3, 1), (1, 1, 3))
@@ -224,16 +225,12 @@ def environment() -> dict:
         ["git", "describe", "--always", "--dirty", "--exclude=*"],
         cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
     return {
         "command": shlex.join(["python", "-m", "f3r_jax.benchmark", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
         "commit": commit.stdout.strip() or None,
         "machine": {"cpu": models[0] if models else platform.machine(), "cores": cores, "memory_gib": round(memory, 1)},
-        "versions": versions,
+        "versions": versions(PACKAGES),
     }
 
 

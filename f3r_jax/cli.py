@@ -8,6 +8,10 @@ from absl import app, flags, logging
 from f3r_jax.errors import EXIT_USER_ERROR, UserError, exit_on_user_error
 from f3r_jax.memory import keep_freed_memory
 
+# ml_collections reports an unknown or ill-typed config key with any of these, and quotes what a config file raised.
+CONFIG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError)
+QUOTED = "Traceback (most recent call last)"
+
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Parses the flags and runs `main`; a user's mistake ends in one line on standard error and exit status 2."""
@@ -18,9 +22,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
-    except (UserError, flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
-        # ml_collections reports an unknown or ill-typed config key with any of these.
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+    except (UserError, *CONFIG_ERRORS) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     # absl shows INFO unless told otherwise, and Orbax writes dozens of such lines a checkpoint.
     if not flags.FLAGS["verbosity"].present:
@@ -28,9 +31,10 @@ def _parse(argv: Sequence[str]) -> list[str]:
     return rest
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What one of CONFIG_ERRORS says, in one line."""
     # str(KeyError) quotes its text.
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
-    if "Traceback (most recent call last)" in text:  # ml_collections quotes what a config file raised
+    if QUOTED in text:
         text = text.splitlines()[-1].partition(": ")[2]
     return " ".join(text.split())

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict, config_dict
 from f3r_jax.errors import UserError
 
 OPTIONS = ("", "paper")
+SYN = "syn"
 
 
 def network_config(*, option: str, lam: float, paper_lam: float, **model: str) -> ConfigDict:
@@ -47,7 +48,7 @@ def network_config(*, option: str, lam: float, paper_lam: float, **model: str) -
 def syn_config(*, option: str) -> ConfigDict:
     """The config of SyN, which is only evaluated: iterations and smoothing that use the full resolution."""
     config = _shared(option)
-    config.model = ConfigDict({"name": "syn"})
+    config.model = ConfigDict({"name": SYN})
 
     config.syn = ConfigDict()
     config.syn.bins = 32  # of the joint histogram
@@ -56,6 +57,11 @@ def syn_config(*, option: str) -> ConfigDict:
     config.syn.flow_sigma = 3.0  # voxels, of the update
     config.syn.total_sigma = 0.0  # of the whole field
     return config
+
+
+def trains(config: ConfigDict) -> bool:
+    """Whether the system has something to train: SyN has not."""
+    return config.model.name != SYN
 
 
 def _shared(option: str) -> ConfigDict:

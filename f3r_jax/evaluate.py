@@ -21,13 +21,14 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from f3r_jax import checkpoints, cli, models, pictures, results, syn
+from f3r_jax import cli, models, pictures, results, syn
 from f3r_jax.data.datasets import Case, Dataset, open_dataset, organs_of
+from f3r_jax.defaults import trains
 from f3r_jax.errors import UserError
-from f3r_jax.predict import Registration, make_predictor, register
+from f3r_jax.predict import Registration, load_network, make_predictor, register
 from f3r_jax.progress import Progress
 from f3r_jax.train import AGAINST_FOLDING, FOLDING_LIMIT, read_rows
-from f3r_jax.workdir import CONFIG_FILE, read_config, read_origin, versions
+from f3r_jax.workdir import CONFIG_FILE, read_config, read_origin, versions, write_text
 
 FOLDER = "evaluation"
 
@@ -79,9 +80,9 @@ def evaluate(workdir: Path, *, step: int | None = None, dataset: Dataset | None 
     kinds = {kind: [_numbers(row) for row in rows if row["kind"] == kind] for kind in ("train", "validation")}
     if rows:
         pictures.training_curves(folder / "training.png", kinds["train"], kinds["validation"])
-    _write(folder / "cases.csv", results.cases_csv(names, [scored.rows[name] for name in names]))
-    _write(folder / "table.md", results.table(summary))
-    _write(folder / "summary.json", json.dumps(results.finite(summary), indent=2) + "\n")
+    write_text(folder / "cases.csv", results.cases_csv(names, [scored.rows[name] for name in names]))
+    write_text(folder / "table.md", results.table(summary))
+    write_text(folder / "summary.json", json.dumps(results.finite(summary), indent=2) + "\n")
     scored.forget()
     return summary
 
@@ -104,23 +105,19 @@ def open_method(workdir: Path, step: int | None = None) -> Method:
       UserError: no such run or checkpoint, it doesn't fit its config, or a package is missing.
     """
     # The config beside a run tells a method without checkpoints; those of a network hold their own.
-    if (workdir / CONFIG_FILE).is_file() and (config := read_config(workdir)).model.name == syn.NAME:
+    if (workdir / CONFIG_FILE).is_file() and not trains(config := read_config(workdir)):
         if step is not None:
             raise UserError(f"{workdir}: SyN is not trained, expected no --step")
         syn.check()
         register_with_syn = partial(syn.register, settings=config.syn, seed=config.seed)
         return Method(syn.LABEL, config, register_with_syn, parameters=0, step=None, compiles=False)
-    checkpoint = checkpoints.find(workdir, step)
-    config = checkpoints.load_config(checkpoint)
-    network = models.build(config.model)
-    shapes = jax.eval_shape(lambda key: models.initialise(network, key), jax.random.key(0))
-    params = checkpoints.load_params(checkpoint, shapes)
+    network, params, config, step = load_network(workdir, step)
     return Method(
         models.label(config.model),
         config,
         partial(register, make_predictor(network), params),
         parameters=models.count_parameters(network),
-        step=int(checkpoint.name),
+        step=step,
         compiles=True,
     )
 
@@ -170,7 +167,7 @@ class _Scored:
     def __init__(self, path: Path, step: int | None) -> None:
         self._path, self._step = path, step
         self.rows = {row["name"]: row["scores"] for row in read_rows(path) if row["step"] == step}
-        _write(path, "".join(self._line(name) for name in self.rows))
+        write_text(path, "".join(self._line(name) for name in self.rows))
 
     def add(self, name: str, scores: dict) -> None:
         self.rows[name] = scores
@@ -186,12 +183,6 @@ class _Scored:
 
 def _numbers(row: dict) -> dict:
     return {key: value for key, value in row.items() if key != "kind"}
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_suffix(path.suffix + ".tmp")
-    beside.write_text(text)
-    os.replace(beside, path)
 
 
 def report(summary: dict, workdir: Path) -> None:

@@ -14,6 +14,7 @@ from ml_collections import config_flags
 
 from f3r_jax import cli, models, syn
 from f3r_jax.data.datasets import Dataset, open_dataset
+from f3r_jax.defaults import trains
 from f3r_jax.errors import UserError
 from f3r_jax.evaluate import evaluate, report
 from f3r_jax.progress import Progress
@@ -41,8 +42,7 @@ def main(argv: Sequence[str]) -> int:
     if config.data.root is None:
         raise UserError("data.root is not set, expected the folder of the data: --config.data.root=FOLDER")
     # Everything that can be wrong is looked at before anything is written.
-    trained = config.model.name != syn.NAME
-    if trained:
+    if trains(config):
         network = models.build(config.model)
         check_settings(config)
     else:
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     workdir.mkdir(parents=True, exist_ok=True)
     write_config(config, workdir)
     write_origin(workdir, argv=sys.argv)
-    if trained:
+    if trains(config):
         try:
             train(network, dataset, config, workdir)
         except TrainingError as error:

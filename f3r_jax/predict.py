@@ -1,6 +1,7 @@
 """From parameters and a case to a displacement, a warped volume and warped labels."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -8,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
+from ml_collections import ConfigDict
 
+from f3r_jax import checkpoints, models
 from f3r_jax.data.datasets import Case
 from f3r_jax.ops.warp import warp, warp_nearest
 from f3r_jax.shapes import Displacement, Volume
@@ -22,6 +25,19 @@ class Registration(NamedTuple):
     displacement: Float[np.ndarray, "x y z 3"]  # voxels
     warped: Float[np.ndarray, "x y z"]
     warped_labels: np.ndarray | None  # (x y z), the dtype of the moving labels
+
+
+def load_network(workdir: Path, step: int | None = None) -> tuple[nn.Module, dict, ConfigDict, int]:
+    """(network, parameters, config, step) of a run's checkpoint of `step`, or of the newest.
+
+    Raises:
+      UserError: no such checkpoint, or it doesn't fit its config.
+    """
+    checkpoint = checkpoints.find(workdir, step)
+    config = checkpoints.load_config(checkpoint)
+    network = models.build(config.model)
+    shapes = jax.eval_shape(lambda key: models.initialise(network, key), jax.random.key(0))
+    return network, checkpoints.load_params(checkpoint, shapes), config, int(checkpoint.name)
 
 
 def make_predictor(network: nn.Module) -> Predictor:

@@ -17,7 +17,6 @@ from f3r_jax.errors import UserError
 from f3r_jax.ops.warp import warp, warp_nearest
 from f3r_jax.predict import Registration, volume
 
-NAME = "syn"
 LABEL = "SyN"
 
 

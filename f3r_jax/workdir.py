@@ -6,7 +6,7 @@ import os
 import platform
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -31,7 +31,7 @@ def check_same_run(config: ConfigDict, workdir: Path) -> None:
             )
         return
     found = _read(path)
-    found, wanted = (_flat(value) for value in (found, json.loads(config.to_json())))
+    found, wanted = (flat(value) for value in (found, json.loads(config.to_json())))
     for key in sorted(found.keys() | wanted.keys()):
         if found.get(key) != wanted.get(key):
             raise UserError(
@@ -69,10 +69,10 @@ def read_origin(workdir: Path) -> dict:
     return _read(path) if path.is_file() else {}
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the installed packages that a result can hang on."""
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Versions of Python and of those packages that are installed; by default of all that a result can hang on."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -103,13 +103,19 @@ def _read(path: Path) -> dict:
 
 
 def _write(path: Path, value: dict) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes beside and renames: a killed run leaves the old file or the new one."""
     beside = path.with_name(f"{path.name}.tmp")
-    beside.write_text(json.dumps(value, indent=2) + "\n")
+    beside.write_text(text)
     os.replace(beside, path)
 
 
-def _flat(tree: dict, prefix: str = "") -> dict:
-    flat = {}
+def flat(tree: Mapping, prefix: str = "") -> dict[str, object]:
+    """A config's values by their dotted keys."""
+    values = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return values

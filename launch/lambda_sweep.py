@@ -11,9 +11,10 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from ablation import VARIANTS
+from f3r_jax.defaults import trains
 from f3r_jax.errors import UserError
 from launcher import DIRECTIONS, launch, make_parser, numbers, parse, run_launcher, spec_of
-from runs import Run, config_path, load_config, make_run, trains
+from runs import Run, config_path, load_config, make_run
 
 LAMBDAS = (0.1, 0.25, 0.5, 1.0, 2.0)  # about the best one on the phantom
 PAPER_LAMBDAS = (0.5, 1.0, 1.5, 2.0, 3.0)

@@ -22,6 +22,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from f3r_jax import cli
+from f3r_jax.defaults import trains
 from f3r_jax.errors import UserError
 from f3r_jax.workdir import CONFIG_FILE, check_same_run
 
@@ -98,18 +100,10 @@ def load_config(spec: str, settings: Sequence[str]) -> ConfigDict:
     holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments, lock_config=True)
     try:
         values(arguments)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
-        # ml_collections reports an unknown or ill-typed key with any of these, and quotes what a config file raised.
-        text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
-        if "Traceback (most recent call last)" in text:
-            raise UserError(text.splitlines()[-1].partition(": ")[2]) from error
-        raise UserError(f"{spec}: {text}") from error
+    except cli.CONFIG_ERRORS as error:
+        text = cli.one_line(error)
+        raise UserError(text if cli.QUOTED in str(error) else f"{spec}: {text}") from error
     return holder.value
-
-
-def trains(config: ConfigDict) -> bool:
-    """Whether the system has something to train: SyN has not."""
-    return config.model.name != "syn"
 
 
 def unique(plan: Iterable[Run]) -> list[Run]:

@@ -10,7 +10,6 @@ import contextlib
 import importlib.util
 import io
 import json
-import os
 import shlex
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from f3r_jax.errors import UserError
+from f3r_jax.workdir import write_text
 from runs import SLURM, Run, mark_end, mark_start
 
 SECONDS_BETWEEN_LOOKS = 5.0
@@ -78,9 +78,7 @@ class Slurm:
         return json.loads(path.read_text()) if path.exists() else {}
 
     def _write_jobs(self, jobs: dict[str, str]) -> None:
-        beside = self._folder / f"{_JOBS}.tmp"
-        beside.write_text(json.dumps(jobs, indent=2) + "\n")
-        os.replace(beside, self._folder / _JOBS)
+        write_text(self._folder / _JOBS, json.dumps(jobs, indent=2) + "\n")
 
 
 class Task:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import tqdm
 
+from f3r_jax.defaults import trains
 from f3r_jax.progress import Progress
-from runs import FINISHED, Run, last_row, state_of, trains
+from runs import FINISHED, Run, last_row, state_of
 
 SECONDS_BETWEEN_LINES = 60.0
 

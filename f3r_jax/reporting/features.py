@@ -4,9 +4,8 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from f3r_jax import checkpoints, models
 from f3r_jax.data.datasets import Case
-from f3r_jax.predict import volume
+from f3r_jax.predict import load_network, volume
 
 STREAMS = {"l": "Full-resolution stream", "h": "Multi-scale residual stream"}
 
@@ -23,11 +22,7 @@ def feature_slices(workdir, case: Case, *, step: int, index: int) -> dict[str, d
     Raises:
       UserError: the checkpoint can't be read.
     """
-    checkpoint = checkpoints.find(workdir, step)
-    network = models.build(checkpoints.load_config(checkpoint).model)
-    params = checkpoints.load_params(
-        checkpoint, jax.eval_shape(lambda key: models.initialise(network, key), jax.random.key(0))
-    )
+    network, params, _, _ = load_network(workdir, step)
 
     @jax.jit
     def slices(params: dict, moving: jax.Array, fixed: jax.Array) -> dict[str, jax.Array]:

@@ -7,21 +7,22 @@ A run is a folder with a `config.json`, as training or evaluation leaves it. Its
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from f3r_jax import checkpoints
+from f3r_jax.defaults import trains
 from f3r_jax.evaluate import FOLDER
 from f3r_jax.reporting import paper, scores
 from f3r_jax.reporting.scores import CaseKey, Scores, Unreadable
 from f3r_jax.train import read_rows
+from f3r_jax.workdir import flat
 
 # Settings that change neither the trained network nor the cases.
 NO_RECIPE = ("seed", "data.root", "train.checkpoint_every", "train.keep_checkpoints", "train.validate_every")
-UNTRAINED = "syn"
 
 
 class Setting(NamedTuple):
@@ -47,7 +48,7 @@ class Run:
     @property
     def trained(self) -> bool:
         """Whether it is a network, with training steps and a lambda."""
-        return self.config.model.name != UNTRAINED
+        return trains(self.config)
 
     @property
     def system(self) -> str:
@@ -70,10 +71,10 @@ class Run:
     @property
     def recipe(self) -> dict[str, object]:
         """Every setting that its numbers depend on but the seed, flat."""
-        flat = dict(_flattened(json.loads(self.config.to_json())))
+        keys = flat(json.loads(self.config.to_json()))
         if not self.trained:
-            flat = {key: value for key, value in flat.items() if not key.startswith(("loss.", "optim.", "train."))}
-        return {key: value for key, value in sorted(flat.items()) if key not in NO_RECIPE}
+            keys = {key: value for key, value in keys.items() if not key.startswith(("loss.", "optim.", "train."))}
+        return {key: value for key, value in sorted(keys.items()) if key not in NO_RECIPE}
 
 
 class Problem(NamedTuple):
@@ -161,14 +162,6 @@ def _run_folders(path: Path) -> Iterator[Path]:
         if "config.json" in files:
             inside.clear()  # a run holds no other
             yield Path(folder)
-
-
-def _flattened(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flattened(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _with_tuples(tree: object) -> object:
