@@ -31,6 +31,16 @@ class Checkpoints:
         """The newest step, or None."""
         return self._manager.latest_step()
 
+    def steps(self) -> list[int]:
+        """All steps, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def drop_after(self, step: int) -> None:
+        """Deletes the checkpoints of later steps."""
+        for later in self.steps():
+            if later > step:
+                self._manager.delete(later)
+
     def save(self, step: int, params: dict, optimiser: object, config: ConfigDict) -> None:
         """Saves the state after `step` steps; does nothing if it is there already."""
         if step in self._manager.all_steps():

@@ -2,66 +2,117 @@
 
   python -m f3r_jax.main --config=configs/mrb.py --workdir=runs/mrb
 
-Started again with the same config and folder, it goes on from the newest checkpoint.
+Started again with the same config and folder, it goes on from the newest checkpoint. Several lambdas as one program:
+
+  python -m f3r_jax.main --config=configs/mrb.py --workdir=runs/mrb_lam{lam} --lambdas=0.25,0.5,1
 """
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import flax.linen as nn
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from f3r_jax import cli, models, syn
 from f3r_jax.data.datasets import Dataset, open_dataset
 from f3r_jax.defaults import trains
 from f3r_jax.errors import UserError
 from f3r_jax.evaluate import evaluate, report
+from f3r_jax.programs import keep_compiled_programs
 from f3r_jax.progress import Progress
-from f3r_jax.train import TrainingError, check_settings, train
+from f3r_jax.record import TrainingError
+from f3r_jax.train import check_settings, train, train_together
 from f3r_jax.workdir import check_same_run, write_config, write_origin
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, e.g. configs/mrb.py", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics and evaluation.")
+_LAMBDAS = flags.DEFINE_list(
+    "lambdas", None, "Trains a run for each of these values of loss.lam, all as one program; --workdir holds {lam}."
+)
+USAGE = "expected --config=FILE --workdir=FOLDER [--lambdas=A,B,...] [--config.KEY=VALUE ...]"
 
 
 def main(argv: Sequence[str]) -> int:
     """Trains and evaluates; returns the exit status."""
     if argv[1:]:
-        raise UserError(
-            f"unknown argument {argv[1]!r}, expected --config=FILE --workdir=FOLDER [--config.KEY=VALUE ...]"
-        )
+        raise UserError(f"unknown argument {argv[1]!r}, {USAGE}")
     if _CONFIG.value is None or _WORKDIR.value is None:
         raise UserError(
             "--config=FILE and --workdir=FOLDER are required, for example --config=configs/mrb.py --workdir=runs/mrb"
         )
-    config, workdir = _CONFIG.value, Path(_WORKDIR.value)
     file = Path(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0])
     if not file.is_file():
         raise UserError(f"{file}: no such file, expected a config such as configs/mrb.py")
+    keep_compiled_programs()
+    config = _CONFIG.value
     if config.data.root is None:
         raise UserError("data.root is not set, expected the folder of the data: --config.data.root=FOLDER")
+    runs = {Path(_WORKDIR.value): config} if _LAMBDAS.value is None else of_lambdas(config, _WORKDIR.value)
+    return do(runs)
+
+
+def of_lambdas(config: ConfigDict, workdir: str) -> dict[Path, ConfigDict]:
+    """A run for each of the lambdas, by its folder."""
+    if not trains(config):
+        raise UserError("--lambdas: this config has no lambda, it isn't trained")
+    if "{lam}" not in workdir:
+        raise UserError(f"--workdir is {workdir}, expected {{lam}} in it with --lambdas, such as runs/mrb_lam{{lam}}")
+    try:
+        lams = sorted({float(text) for text in _LAMBDAS.value})
+    except ValueError as error:
+        raise UserError(f"--lambdas: {error}, expected numbers such as 0.25,0.5,1") from error
+    if not lams:
+        raise UserError("--lambdas is empty, expected numbers such as 0.25,0.5,1")
+    runs = {}
+    for lam in lams:
+        run = config.copy_and_resolve_references()
+        run.loss.lam = lam
+        runs[Path(workdir.replace("{lam}", f"{lam:g}"))] = run
+    return runs
+
+
+def do(runs: dict[Path, ConfigDict]) -> int:
+    """Trains and evaluates runs that differ at most in lambda; returns the exit status."""
+    workdirs, configs = zip(*runs.items(), strict=True)
+    config = configs[0]
     # Everything that can be wrong is looked at before anything is written.
     if trains(config):
         network = models.build(config.model)
-        check_settings(config)
+        for each in configs:
+            check_settings(each)
     else:
         syn.check()
     dataset = open_dataset(config.data, seed=config.seed)
     models.check_shape(config.data.shape, "data.shape")
-    check_same_run(config, workdir)
+    for workdir, each in runs.items():
+        check_same_run(each, workdir)
     read_all(dataset)
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_config(config, workdir)
-    write_origin(workdir, argv=sys.argv)
-    if trains(config):
-        try:
-            train(network, dataset, config, workdir)
-        except TrainingError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-    report(evaluate(workdir, dataset=dataset), workdir)
-    return 0
+    for workdir, each in runs.items():
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_config(each, workdir)
+        write_origin(workdir, argv=sys.argv)
+    errors = train_runs(network, dataset, configs, workdirs) if trains(config) else [None]
+    for error in filter(None, errors):
+        print(f"error: {error}", file=sys.stderr)
+    for workdir, error in zip(workdirs, errors, strict=True):
+        if error is None:
+            report(evaluate(workdir, dataset=dataset), workdir)
+    return 1 if any(errors) else 0
+
+
+def train_runs(
+    network: nn.Module, dataset: Dataset, configs: Sequence[ConfigDict], workdirs: Sequence[Path]
+) -> list[TrainingError | None]:
+    """Trains one run, or several as one program; for each the error that ended it."""
+    if len(configs) > 1:
+        return train_together(network, dataset, configs, workdirs)
+    try:
+        train(network, dataset, configs[0], workdirs[0])
+    except TrainingError as error:
+        return [error]
+    return [None]
 
 
 def read_all(dataset: Dataset) -> None:

@@ -1,8 +1,5 @@
 """Figures of one registration and of one training run, as PNG files 1400 pixels wide.
 
-Letters: x y z voxels of the fixed RAS+ grid. Slices are drawn in mm and as radiologists read them: the patient's right
-on the left of the picture, with the front (axial) or the head (coronal) up. Organs differ by colour, from Okabe and
-Ito's palette for colour-blind readers, and what an outline belongs to by line style.
 Figures are built without pyplot, so no state is shared between them. Files are written beside and renamed.
 """
 
@@ -11,35 +8,24 @@ import os
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import LineCollection
-from matplotlib.colors import ListedColormap, to_rgb
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path as Outline
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
-from scipy.ndimage import binary_fill_holes, gaussian_filter, uniform_filter, uniform_filter1d
+from scipy.ndimage import uniform_filter1d
 
-from f3r_jax import metrics
-from f3r_jax.metrics import Field, Labels, Mask, Spacing
-
-Image = Float[np.ndarray, "x y z"]
+from f3r_jax import metrics, slices
+from f3r_jax.metrics import Field, Labels, Spacing
+from f3r_jax.slices import COLOURS, INK, LARGE, MUTED, NORMAL, SMALL, STYLES, ZOOM_ASPECT, Image
 
 WIDTH, DPI = 7.0, 200  # inches; 1400 pixels
-COLOURS = ("#E69F00", "#56B4E9", "#CC79A7", "#2CC295", "#F0E442", "#D55E00", "#0072B2")
-INK, MUTED = "#1a1a1a", "#6b6b6b"
-STYLES = {"fixed": "solid", "moving": (0, (3.2, 1.6)), "warped": (0, (1.0, 0.8))}
-SMALL, NORMAL, LARGE = 6.5, 7.5, 9.5  # points
 SCALES = {"Axial": 50.0, "Coronal": None, "Zoom": 20.0}  # mm, of the bar in each row; axial and coronal share one
-SHADOW = [withStroke(linewidth=1.6, foreground="#000000a0")]
 NO_LOSS = (
     "seconds",
     "seconds_per_step",
@@ -49,25 +35,6 @@ NO_LOSS = (
 MEAN_DICE = ("dice", "mean_dice", "dice_mean")
 SMOOTHED = 25  # rows that the smooth curve averages
 MARGIN, GAP, RAIL = 0.06, 0.04, 0.2  # inches: around the page, between panels, the row names' column
-
-
-class View(NamedTuple):
-    """A slice through a volume: coronal across y (axis 1) or axial across z (axis 2)."""
-
-    axis: int
-    index: int
-
-    def cut(self, volume: np.ndarray) -> np.ndarray:
-        """The slice as rows of x, lowest row first."""
-        return np.take(volume, self.index, self.axis).T
-
-    def steps(self, spacing: Spacing) -> tuple[float, float]:
-        """Voxel size in mm across and up."""
-        return float(spacing[0]), float(spacing[3 - self.axis])
-
-
-AXIAL, CORONAL = 2, 1
-ZOOM, ZOOM_ASPECT = 0.42, 0.75  # the zoom's part of the width of the volume, and its height by its width
 
 
 def overlay(
@@ -92,14 +59,14 @@ def overlay(
     """
     main = "liver" if "liver" in organs else next(iter(organs))
     target = None if fixed_labels is None else np.isin(fixed_labels, organs[main])
-    views = _sections(target, fixed.shape)
+    views = slices.sections(target, fixed.shape)
     if fixed_labels is not None:
-        views["Coronal"] = _shared_section(fixed_labels, organs)
+        views["Coronal"] = slices.shared_section(fixed_labels, organs)
     if target is not None and moving_labels is not None:
         disagreement = (target ^ np.isin(moving_labels, organs[main])).astype(np.float32)
     else:
         disagreement = np.abs(warped - moving)
-    zoomed, window = _busiest_window(disagreement, list(views.values()), spacing)
+    zoomed, window = slices.busiest_window(disagreement, list(views.values()), spacing)
 
     columns = {
         "Moving": (moving, {"moving": moving_labels}),
@@ -107,23 +74,23 @@ def overlay(
         "Warped, outlines after": (warped, {"fixed": fixed_labels, "warped": warped_labels}),
     }
     rows = {**views, "Zoom": zoomed}
-    aspects = [*(_aspect(fixed.shape, spacing, view) for view in views.values()), ZOOM_ASPECT]
+    aspects = [*(slices.aspect(fixed.shape, spacing, view) for view in views.values()), ZOOM_ASPECT]
     labelled = {"fixed": fixed_labels, "moving": moving_labels, "warped": warped_labels}
     labelled = {role: labels for role, labels in labelled.items() if labels is not None}
     figure, panels = _page(aspects, list(columns), list(rows), title, foot=0.42 if labelled else 0.0)
-    ranges = [_display_range(volume) for volume in (moving, fixed, moving)]
+    ranges = [slices.display_range(volume) for volume in (moving, fixed, moving)]
     for line, (name, view) in zip(panels, rows.items(), strict=True):
         for ax, (volume, outlines), shown in zip(line, columns.values(), ranges, strict=True):
-            _draw(ax, volume, view, spacing, shown)
+            slices.draw(ax, volume, view, spacing, shown)
             for role, labels in outlines.items():
                 if labels is not None:
-                    _outline_organs(ax, labels, view, spacing, organs, role)
+                    slices.outline_organs(ax, labels, view, spacing, organs, role)
             if name == "Zoom":
-                _look_at(ax, window)
+                slices.look_at(ax, window)
             elif view == zoomed:
                 left, low, width, height = window
                 ax.add_patch(Rectangle((left, low), width, height, fill=False, edgecolor="white", linewidth=0.6))
-        _annotate(line[0], scale_mm=SCALES[name])
+        slices.annotate(line[0], scale_mm=SCALES[name])
     if labelled:
         _add_legend(figure, organs, labelled)
     _save(figure, path)
@@ -133,18 +100,18 @@ def checkerboard(
     path: str | os.PathLike, *, fixed: Image, moving: Image, warped: Image, spacing: Spacing, title: str
 ) -> None:
     """Tiles of the fixed image (grey) and the moving one (tinted) in turn, before and after, on the middle slices."""
-    views = _sections(None, fixed.shape)
+    views = slices.sections(None, fixed.shape)
     columns = {"Before: fixed and moving": moving, "After: fixed and warped": warped}
-    aspects = [_aspect(fixed.shape, spacing, view) for view in views.values()]
+    aspects = [slices.aspect(fixed.shape, spacing, view) for view in views.values()]
     figure, panels = _page(aspects, list(columns), list(views), title)
     tint = ListedColormap(np.linspace(0, 1, 256)[:, None] ** [1.4, 1.0, 0.75])
     tile = fixed.shape[0] * float(spacing[0]) / 9
     for line, (name, view) in zip(panels, views.items(), strict=True):
         for ax, volume in zip(line, columns.values(), strict=True):
-            _draw(ax, fixed, view, spacing, _display_range(fixed))
-            tinted = _draw(ax, volume, view, spacing, _display_range(moving), cmap=tint)
+            slices.draw(ax, fixed, view, spacing, slices.display_range(fixed))
+            tinted = slices.draw(ax, volume, view, spacing, slices.display_range(moving), cmap=tint)
             tinted.set_clip_path(_every_other_tile(ax, tile))
-        _annotate(line[0], scale_mm=SCALES[name])
+        slices.annotate(line[0], scale_mm=SCALES[name])
     _save(figure, path)
 
 
@@ -157,8 +124,8 @@ def deformation(path: str | os.PathLike, *, fixed: Image, displacement: Field, s
     determinant = metrics.jacobian_determinant(displacement)
     folded = determinant <= 0
     log_determinant = np.log(np.maximum(determinant, metrics.SMALLEST_DETERMINANT))
-    views = _sections(folded, fixed.shape)
-    aspects = [_aspect(fixed.shape, spacing, view) for view in views.values()]
+    views = slices.sections(folded, fixed.shape)
+    aspects = [slices.aspect(fixed.shape, spacing, view) for view in views.values()]
     shift = np.linalg.norm(displacement * np.asarray(spacing), axis=-1).max()
     facts = ",  ".join(
         [
@@ -171,12 +138,14 @@ def deformation(path: str | os.PathLike, *, fixed: Image, displacement: Field, s
     figure, panels = _page(aspects, columns, list(views), title, note=facts, foot=0.36)
     limit = float(np.clip(np.percentile(np.abs(log_determinant[~folded]), 99.5), 0.1, 2.0)) if not folded.all() else 1.0
     for line, (name, view) in zip(panels, views.items(), strict=True):
-        _draw(line[0], fixed, view, spacing, _display_range(fixed))
-        _draw_grid(line[0], displacement, view, spacing)
-        shown = _draw(line[1], log_determinant, view, spacing, (-limit, limit), cmap="RdBu_r")
-        _draw(line[1], np.where(folded, 1.0, np.nan), view, spacing, (0.0, 1.0), cmap="gray_r", interpolation="nearest")
-        _outline(line[1], _body(fixed), view, spacing, color=INK, linewidth=0.6)
-        _annotate(line[0], scale_mm=SCALES[name])
+        slices.draw(line[0], fixed, view, spacing, slices.display_range(fixed))
+        slices.draw_grid(line[0], displacement, view, spacing)
+        shown = slices.draw(line[1], log_determinant, view, spacing, (-limit, limit), cmap="RdBu_r")
+        slices.draw(
+            line[1], np.where(folded, 1.0, np.nan), view, spacing, (0.0, 1.0), cmap="gray_r", interpolation="nearest"
+        )
+        slices.outline(line[1], slices.body(fixed), view, spacing, color=INK, linewidth=0.6)
+        slices.annotate(line[0], scale_mm=SCALES[name])
     height = figure.get_figheight()
     place = figure.add_axes((0.62, 0.27 / height, 0.26, 0.07 / height))
     bar = figure.colorbar(shown, cax=place, orientation="horizontal", extend="both")
@@ -300,65 +269,6 @@ def _page(
     return figure, panels
 
 
-def _draw(
-    ax: Axes, volume: np.ndarray, view: View, spacing: Spacing, shown: tuple[float, float], **options
-) -> AxesImage:
-    """Draws a slice in mm, voxel centres at multiples of the spacing, with the patient's right on the left."""
-    picture, (across, up) = view.cut(volume), view.steps(spacing)
-    right, top = (picture.shape[1] - 0.5) * across, (picture.shape[0] - 0.5) * up
-    options = {"cmap": "gray", "interpolation": "bilinear", **options}
-    image = ax.imshow(
-        picture,
-        origin="lower",
-        extent=(-across / 2, right, -up / 2, top),
-        vmin=shown[0],
-        vmax=shown[1],
-        aspect="auto",
-        **options,
-    )
-    ax.set(xlim=(right, -across / 2), ylim=(-up / 2, top))
-    return image
-
-
-def _outline_organs(ax: Axes, labels: Labels, view: View, spacing: Spacing, organs: Mapping, role: str) -> None:
-    for number, values in enumerate(organs.values()):
-        colour = np.array(to_rgb(COLOURS[number % len(COLOURS)]))
-        colour = colour if role == "fixed" else 1 - 0.45 * (1 - colour)
-        _outline(
-            ax, np.isin(labels, values), view, spacing, color=[tuple(colour)], linewidth=1.0, linestyle=STYLES[role]
-        )
-
-
-def _outline(ax: Axes, mask: Mask, view: View, spacing: Spacing, *, color, linewidth: float, linestyle="solid") -> None:
-    """Draws the border of a mask, slightly smoothed because voxel steps hide the shape at the size of a panel."""
-    section = gaussian_filter(np.pad(view.cut(mask), 1).astype(np.float32), 0.6)
-    if section.max() <= 0.5:
-        return
-    across, up = view.steps(spacing)
-    x, y = (np.arange(-1, length - 1) * step for length, step in zip(section.shape[::-1], (across, up), strict=True))
-    # A dark line beneath keeps thin and broken lines readable on bright tissue.
-    ax.contour(x, y, section, levels=[0.5], colors="black", linewidths=linewidth + 0.7, alpha=0.55)
-    ax.contour(x, y, section, levels=[0.5], colors=color, linewidths=linewidth, linestyles=[linestyle])
-
-
-def _body(volume: Image) -> Mask:
-    """The patient, roughly: what is brighter than a tenth of the grey scale, filled slice by slice."""
-    low, high = _display_range(volume)
-    bright = gaussian_filter(volume, 1.0) > low + 0.1 * (high - low)
-    return np.stack([binary_fill_holes(section) for section in np.moveaxis(bright, 2, 0)], axis=2)
-
-
-def _draw_grid(ax: Axes, displacement: Field, view: View, spacing: Spacing) -> None:
-    """Draws where the field sends every few rows and columns of voxels."""
-    across, up = view.steps(spacing)
-    shifts = [view.cut(displacement[..., axis]) for axis in (0, 3 - view.axis)]
-    rows, columns = shifts[0].shape
-    points = np.stack([(np.arange(columns) + shifts[0]) * across, (np.arange(rows)[:, None] + shifts[1]) * up], axis=-1)
-    gap = max(columns * across, rows * up) / 36
-    lines = [*points[:: max(1, round(gap / up))], *points.swapaxes(0, 1)[:: max(1, round(gap / across))]]
-    ax.add_collection(LineCollection(lines, colors=COLOURS[4], linewidths=0.5, alpha=0.8), autolim=False)
-
-
 def _every_other_tile(ax: Axes, tile: float) -> PathPatch:
     """Every other square of a checkerboard of the given size in mm, for clipping."""
     edges = []
@@ -372,18 +282,6 @@ def _every_other_tile(ax: Axes, tile: float) -> PathPatch:
         if (row + column) % 2
     ]
     return PathPatch(Outline.make_compound_path(*squares), transform=ax.transData)
-
-
-def _annotate(ax: Axes, *, scale_mm: float | None) -> None:
-    """Names the sides and draws a scale bar."""
-    style = {"size": SMALL, "color": "white", "path_effects": SHADOW}
-    for x, letter, side in ((0.02, "R", "left"), (0.98, "L", "right")):
-        ax.annotate(letter, (x, 1), (0, -3), "axes fraction", "offset points", ha=side, va="top", **style)
-    if scale_mm:
-        (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
-        x, y = right + 0.03 * (left - right), low + 0.05 * (high - low)
-        ax.plot([x, x + scale_mm], [y, y], color="white", linewidth=1.2, solid_capstyle="butt", path_effects=SHADOW)
-        ax.annotate(f"{scale_mm:g} mm", (x + scale_mm / 2, y), (0, 2), textcoords="offset points", ha="center", **style)
 
 
 def _add_legend(figure: Figure, organs: Mapping[str, Sequence[int]], labelled: Mapping[str, Labels]) -> None:
@@ -416,63 +314,6 @@ def _add_legend(figure: Figure, organs: Mapping[str, Sequence[int]], labelled: M
             handlelength=2.2,
             columnspacing=1.8,
         )
-
-
-def _sections(mask: Mask | None, shape: Sequence[int]) -> dict[str, View]:
-    """The axial and the coronal slice that hold most of a mask; the middle ones when there is none, or an empty one."""
-    views = {}
-    for name, axis in (("Axial", AXIAL), ("Coronal", CORONAL)):
-        areas = None if mask is None else np.moveaxis(mask, axis, 0).sum(axis=(1, 2))
-        views[name] = View(axis, shape[axis] // 2 if areas is None or not areas.any() else int(np.argmax(areas)))
-    return views
-
-
-def _shared_section(labels: Labels, organs: Mapping[str, Sequence[int]]) -> View:
-    """The coronal slice that holds most of all organs, each measured by its own largest section."""
-    shares = np.zeros(labels.shape[CORONAL])
-    for values in organs.values():
-        areas = np.isin(labels, values).sum(axis=(0, 2))
-        shares += areas / max(1, areas.max())
-    return View(CORONAL, int(np.argmax(shares)) if shares.any() else labels.shape[CORONAL] // 2)
-
-
-def _busiest_window(
-    amount: Image, views: Sequence[View], spacing: Spacing
-) -> tuple[View, tuple[float, float, float, float]]:
-    """The view and the window in it (left, low, width, height in mm) that hold most of an amount."""
-    best = (-1.0, views[0], (0.0, 0.0, 1.0, 1.0))
-    for view in views:
-        section, steps = view.cut(amount), view.steps(spacing)
-        extent = [length * step for length, step in zip(section.shape[::-1], steps, strict=True)]
-        width = min(ZOOM * extent[0], extent[1] / ZOOM_ASPECT)
-        size = (width, width * ZOOM_ASPECT)
-        voxels = [max(1, round(length / step)) for length, step in zip(size, steps, strict=True)]
-        sums = uniform_filter(section, voxels[::-1], mode="constant") * voxels[0] * voxels[1] * steps[0] * steps[1]
-        row, column = np.unravel_index(np.argmax(sums), sums.shape)
-        if sums[row, column] > best[0]:
-            centre = (column * steps[0], row * steps[1])
-            low = [
-                float(np.clip(middle - length / 2, -step / 2, whole - step / 2 - length))
-                for middle, length, step, whole in zip(centre, size, steps, extent, strict=True)
-            ]
-            best = (float(sums[row, column]), view, (*low, *size))
-    return best[1], best[2]
-
-
-def _look_at(ax: Axes, window: tuple[float, float, float, float]) -> None:
-    left, low, width, height = window
-    ax.set(xlim=(left + width, left), ylim=(low, low + height))
-
-
-def _aspect(shape: Sequence[int], spacing: Spacing, view: View) -> float:
-    across, up = view.steps(spacing)
-    return shape[3 - view.axis] * up / (shape[0] * across)
-
-
-def _display_range(volume: Image) -> tuple[float, float]:
-    """Black and white of the grey scale: robust extremes, so that a few bright voxels do not darken the rest."""
-    low, high = np.percentile(volume, (0.5, 99.7))
-    return float(low), float(high) if high > low else float(low) + 1.0
 
 
 def _save(figure: Figure, path: str | os.PathLike) -> None:

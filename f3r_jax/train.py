@@ -4,9 +4,7 @@ Letters: u displacement in voxels of the fixed grid. A batch depends on (seed, s
 killed and started again sees the batches it would have seen.
 """
 
-import json
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -17,24 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
-from tensorboardX import SummaryWriter
 
-from f3r_jax.checkpoints import Checkpoints
-from f3r_jax.data.datasets import Dataset, organs_of
+from f3r_jax.data.datasets import Dataset
 from f3r_jax.errors import UserError
 from f3r_jax.losses import gradient_l2, mind_l1
-from f3r_jax.metrics import organ_scores
 from f3r_jax.models import initialise
 from f3r_jax.ops.fields import folding_percent
 from f3r_jax.ops.mind import PRESETS
 from f3r_jax.ops.warp import warp
-from f3r_jax.predict import Predictor, make_predictor, register
+from f3r_jax.predict import make_predictor
 from f3r_jax.progress import Progress
+from f3r_jax.record import Record, TrainingError
 from f3r_jax.shapes import Scalar, Volume
 
 DECAYS = ("cosine", "constant")
-FOLDING_LIMIT = 0.5  # percent of voxels; a field that folds more is no deformation of a body
-AGAINST_FOLDING = "raise loss.lam or lower optim.learning_rate"
 
 
 class Batch(NamedTuple):
@@ -52,8 +46,7 @@ class State(NamedTuple):
     optimiser: optax.OptState
 
 
-class TrainingError(Exception):
-    """The run can't go on; the message names the step and the cases."""
+TrainStep = Callable[[State, Batch, Scalar], tuple[State, dict[str, Scalar]]]
 
 
 def check_settings(config: ConfigDict) -> None:
@@ -94,10 +87,13 @@ def create_state(network: nn.Module, optimiser: optax.GradientTransformation, se
     return State(jnp.zeros((), jnp.int32), params, optimiser.init(params))
 
 
-def make_train_step(network: nn.Module, optimiser: optax.GradientTransformation, *, mind: str):
+def make_train_step(
+    network: nn.Module, optimiser: optax.GradientTransformation, *, mind: str, together: bool = False
+) -> TrainStep:
     """A jitted function (state, batch, lam) -> (state, metrics). The given state is donated; lam is traced.
 
-    Metrics are scalars: loss, similarity, smoothness, gradient_norm and folding (percent of voxels).
+    Metrics are scalars: loss, similarity, smoothness, gradient_norm and folding (percent of voxels). With `together`,
+    states, lambdas and metrics have a leading axis, a run each; all see the same batch.
     """
 
     def loss_function(params: dict, batch: Batch, lam: Scalar) -> tuple[Scalar, dict[str, Scalar]]:
@@ -115,7 +111,7 @@ def make_train_step(network: nn.Module, optimiser: optax.GradientTransformation,
         metrics["gradient_norm"] = optax.tree.norm(gradients)
         return State(state.step + 1, params, optimiser_state), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(jax.vmap(step, in_axes=(0, None, 0)) if together else step, donate_argnums=0)
 
 
 def batch_names(names: tuple[str, ...], *, seed: int, step: int, size: int) -> list[str]:
@@ -151,63 +147,6 @@ def batches(dataset: Dataset, config: ConfigDict, first: int) -> Iterator[tuple[
             yield batch
 
 
-class Log:
-    """`metrics.jsonl`, one row a step or validation, and the same curves for TensorBoard.
-
-    Rows hold nothing that differs between two runs of the same config, so they can be compared to the bit. On resuming,
-    rows after the checkpoint are dropped, without one all of them: their steps are done again.
-    """
-
-    def __init__(self, workdir: Path, step: int) -> None:
-        self._path = workdir / "metrics.jsonl"
-        kept = [row for row in read_rows(self._path) if row["step"] <= step] if step else []
-        beside = self._path.with_suffix(".tmp")
-        beside.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(beside, self._path)
-        self._file = self._path.open("a")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
-
-    def write(self, row: dict) -> None:
-        """Appends a row and plots its numbers."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        for name, value in row.items():
-            if name not in ("step", "kind"):
-                self._board.add_scalar(f"{row['kind']}/{name}", value, row["step"])
-
-    def close(self) -> None:
-        """Writes out what TensorBoard still holds."""
-        self._file.close()
-        self._board.close()
-
-
-def read_rows(path: Path) -> list[dict]:
-    """The whole rows of a `metrics.jsonl`; a last line cut off by a kill is left out."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-
-def validate(
-    predict: Predictor, params: dict, dataset: Dataset, organs: dict[str, tuple[int, ...]]
-) -> dict[str, float]:
-    """Mean Dice over organs, each organ's Dice and folding, in percent, over the validation cases that have labels."""
-    scores = {}
-    for name in dataset.split["validation"]:
-        case = dataset.load(name)
-        result = register(predict, params, case)
-        scores.setdefault("folding", []).append(float(folding_percent(jnp.asarray(result.displacement)[None])[0]))
-        if case.fixed_labels is None or result.warped_labels is None:
-            continue
-        of_organs = organ_scores(case.fixed_labels, result.warped_labels, organs=organs, spacing=case.spacing)
-        dices = {organ: score["dice"] for organ, score in of_organs.items() if np.isfinite(score["dice"])}
-        if dices:  # an organ that neither volume holds has no Dice
-            scores.setdefault("dice", []).append(float(np.mean(list(dices.values()))))
-        for organ, dice in dices.items():
-            scores.setdefault(f"dice_{organ}", []).append(dice)
-    return {name: float(np.mean(values)) for name, values in scores.items()}
-
-
 def train(network: nn.Module, dataset: Dataset, config: ConfigDict, workdir: Path) -> State:
     """Trains to `config.train.steps` steps, from the newest checkpoint in `workdir` if there is one.
 
@@ -215,59 +154,87 @@ def train(network: nn.Module, dataset: Dataset, config: ConfigDict, workdir: Pat
       TrainingError: the loss is not finite; the last good checkpoint stays.
     """
     optimiser = make_optimiser(config.optim, config.train.steps)
-    state = create_state(network, optimiser, config.seed)
-    checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)
-    first = checkpoints.latest() or 0
-    if first:
-        params, optimiser_state = checkpoints.restore(first, state.params, state.optimiser)
-        state = State(jnp.asarray(first, jnp.int32), params, optimiser_state)
-    log = Log(workdir, first)
-    try:
-        with Progress("training", config.train.steps, done=first) as progress:
-            if first:
-                progress.note(f"resuming from the checkpoint of step {first}")
-            return _loop(network, optimiser, state, dataset, config, checkpoints, log, progress)
-    finally:
-        log.close()
-        checkpoints.close()
-
-
-def _loop(network, optimiser, state, dataset, config, checkpoints, log, progress) -> State:
     step_function = make_train_step(network, optimiser, mind=config.loss.mind)
-    predict = make_predictor(network)
-    organs = organs_of(config.data)
     lam = jnp.asarray(config.loss.lam, jnp.float32)
-
-    def look(step: int) -> None:
-        values = validate(predict, state.params, dataset, organs)
-        if values:
-            log.write({"step": step, "kind": "validation", **values})
-            progress.note(_validation_line(step, values))
-
-    if int(state.step) == 0:
-        look(0)
-    for names, batch in batches(dataset, config, int(state.step)):
-        state, metrics = step_function(state, batch, lam)
-        step = int(state.step)
-        row = {name: float(value) for name, value in metrics.items()}
-        if not np.isfinite(row["loss"]) or not np.isfinite(row["gradient_norm"]):
-            raise TrainingError(
-                f"the loss is not finite at step {step} (case {', '.join(names)}: loss {row['loss']}, gradient norm "
-                f"{row['gradient_norm']}); the checkpoint of step {checkpoints.latest() or 0} is the last good one"
-            )
-        log.write({"step": step, "kind": "train", **row})
-        progress.advance(loss=row["loss"])
-        last = step == config.train.steps
-        if last or step % config.train.validate_every == 0:
-            look(step)
-        if last or step % config.train.checkpoint_every == 0:
-            checkpoints.save(step, state.params, state.optimiser, config)
-    return state
+    record = Record(config, workdir, dataset, make_predictor(network))
+    try:
+        first = max(record.steps(), default=0)
+        state = _state_of(record, create_state(network, optimiser, config.seed), first)
+        with _progress(config, first) as progress:
+            record.begin(first, state.params, progress)
+            for names, batch in batches(dataset, config, first):
+                state, metrics = step_function(state, batch, lam)
+                metrics = {name: float(value) for name, value in metrics.items()}
+                record.add(int(state.step), names, metrics, lambda: (state.params, state.optimiser))  # noqa: B023
+                progress.advance(loss=metrics["loss"])
+        return state
+    finally:
+        record.close()
 
 
-def _validation_line(step: int, values: dict[str, float]) -> str:
-    shown = ", ".join(f"{name} {values[name]:.2f} %" for name in ("dice", "folding") if name in values)
-    line = f"step {step}: validation {shown}"
-    if values["folding"] > FOLDING_LIMIT:
-        line += f"  WARNING: over {FOLDING_LIMIT} % of voxels fold; {AGAINST_FOLDING}"
-    return line
+def train_together(
+    network: nn.Module, dataset: Dataset, configs: Sequence[ConfigDict], workdirs: Sequence[Path]
+) -> list[TrainingError | None]:
+    """Trains runs that differ in lambda alone as one program, the state vmapped over lambda.
+
+    Each run leaves in its folder what `train` leaves. They go on from the newest step of which all have a checkpoint.
+
+    Returns:
+      For each run the error that ended it, or None; the others are trained on.
+    """
+    config, count = configs[0], len(configs)
+    optimiser = make_optimiser(config.optim, config.train.steps)
+    step_function = make_train_step(network, optimiser, mind=config.loss.mind, together=True)
+    lams = jnp.asarray([config.loss.lam for config in configs], jnp.float32)
+    predict = make_predictor(network)
+    runs = [f"lambda {config.loss.lam:g}" for config in configs]
+    records = [Record(*of_run, dataset, predict) for of_run in zip(configs, workdirs, strict=True)]
+    errors: list[TrainingError | None] = [None] * count
+    try:
+        first = max(set.intersection(*(set(record.steps()) for record in records)), default=0)
+        start = create_state(network, optimiser, config.seed)
+        states = [_state_of(record, start, first) for record in records]
+        with _progress(config, first) as progress:
+            for record, state, run in zip(records, states, runs, strict=True):
+                record.begin(first, state.params, progress, label=f"{run}: ")
+            together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+            for names, batch in batches(dataset, config, first):
+                together, metrics = step_function(together, batch, lams)
+                metrics = {name: values.tolist() for name, values in metrics.items()}
+                for n in (n for n in range(count) if errors[n] is None):
+                    of_run = {name: values[n] for name, values in metrics.items()}
+                    errors[n] = _add(records[n], names, of_run, together, n)
+                if None not in errors:
+                    break
+                progress.advance(**{f"loss of {run}": loss for run, loss in zip(runs, metrics["loss"], strict=True)})
+    finally:
+        for record in records:
+            record.close()
+    return errors
+
+
+def _add(record: Record, names: Sequence[str], metrics: dict, together: State, n: int) -> TrainingError | None:
+    """Adds a step to the record of the n-th of the runs that are trained together; returns the error that ends it."""
+
+    def state() -> tuple[dict, optax.OptState]:
+        return jax.tree.map(lambda leaf: leaf[n], (together.params, together.optimiser))
+
+    try:
+        record.add(int(together.step[n]), names, metrics, state)
+    except TrainingError as error:
+        return error
+    return None
+
+
+def _state_of(record: Record, start: State, step: int) -> State:
+    """The state after `step` steps: `start`, or what the run's checkpoint holds."""
+    if step == 0:
+        return start
+    return State(jnp.asarray(step, jnp.int32), *record.restore(step, start.params, start.optimiser))
+
+
+def _progress(config: ConfigDict, first: int) -> Progress:
+    progress = Progress("training", config.train.steps, done=first)
+    if first:
+        progress.note(f"resuming from the checkpoint of step {first}")
+    return progress

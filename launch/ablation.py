@@ -7,17 +7,16 @@ python launch/ablation.py --data=/data/pairs --slurm --slurm_gpus=1
 from argparse import Namespace
 from collections.abc import Sequence
 
-from launcher import DIRECTIONS, launch, make_parser, parse, run_launcher, spec_of
-from runs import Run, config_path, make_run
+from arguments import DIRECTIONS, make_parser, parse, runs_of
+from launcher import launch, run_launcher
+from runs import Run, config_path
 
 VARIANTS = ("wo_f3d", "w_f3d", "enc", "dec", "fr", "ms", "mrb")
 
 
 def plan(options: Namespace, *, lam: float | None = None, direction: str = "ct_to_mr") -> list[Run]:
     """Each variant once a seed; `lam` replaces the lambda of the configs."""
-    specs = [spec_of(config_path(name), options) for name in VARIANTS]
-    varied = {"lam": lam, "direction": direction}
-    return [make_run(options.output, spec, options.settings, **varied, seed=s) for spec in specs for s in options.seeds]
+    return runs_of([config_path(name) for name in VARIANTS], options, lambdas=[lam], directions=[direction])
 
 
 def main(argv: Sequence[str]) -> int:

@@ -7,21 +7,16 @@ python launch/compare.py --data=/data/pairs --slurm --slurm_gpus=1
 from argparse import Namespace
 from collections.abc import Sequence
 
-from launcher import DIRECTIONS, launch, make_parser, parse, run_launcher, spec_of
-from runs import Run, config_path, make_run
+from arguments import DIRECTIONS, make_parser, parse, runs_of
+from launcher import launch, run_launcher
+from runs import Run, config_path
 
 SYSTEMS = ("syn", "vm1", "vm2", "faim", "wo_f3d", "mrb")
 
 
 def plan(options: Namespace, *, lam: float | None = None, directions: Sequence[str] = DIRECTIONS) -> list[Run]:
     """Each system once a direction and seed; `lam` replaces the lambda of the configs."""
-    runs = []
-    for direction in directions:
-        for name in SYSTEMS:
-            spec = spec_of(config_path(name), options)
-            varied = {"lam": lam, "direction": direction}
-            runs += [make_run(options.output, spec, options.settings, **varied, seed=seed) for seed in options.seeds]
-    return runs
+    return runs_of([config_path(name) for name in SYSTEMS], options, lambdas=[lam], directions=directions)
 
 
 def main(argv: Sequence[str]) -> int:

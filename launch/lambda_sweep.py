@@ -3,6 +3,9 @@
   python launch/lambda_sweep.py configs/mrb.py configs/vm2.py --lambdas=0.1,0.25,0.5,1,2 --output=runs/lambda_sweep
   python launch/lambda_sweep.py configs/mrb.py --data=/data/pairs
 
+  python launch/lambda_sweep.py configs/mrb.py --together
+
+--together trains the lambdas of a config as one program.
 Without configs those of Fig. 3: the seven variants. With --data, or a config given with :paper, lambdas are by default
 those of the paper's figure.
 """
@@ -11,10 +14,11 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from ablation import VARIANTS
+from arguments import DIRECTIONS, make_parser, numbers, parse, runs_of, spec_of
 from f3r_jax.defaults import trains
 from f3r_jax.errors import UserError
-from launcher import DIRECTIONS, launch, make_parser, numbers, parse, run_launcher, spec_of
-from runs import Run, config_path, load_config, make_run
+from launcher import launch, run_launcher
+from runs import Run, config_path, load_config
 
 LAMBDAS = (0.1, 0.25, 0.5, 1.0, 2.0)  # about the best one on the phantom
 PAPER_LAMBDAS = (0.5, 1.0, 1.5, 2.0, 3.0)
@@ -29,9 +33,8 @@ def plan(
         spec = spec_of(config, options)
         if not trains(load_config(spec, ())):
             raise UserError(f"{spec}: has no lambda to sweep, it isn't trained")
-        for lam in lambdas or (PAPER_LAMBDAS if spec.endswith(":paper") else LAMBDAS):
-            varied = {"lam": lam, "direction": direction}
-            runs += [make_run(options.output, spec, options.settings, **varied, seed=seed) for seed in options.seeds]
+        chosen = lambdas or (PAPER_LAMBDAS if spec.endswith(":paper") else LAMBDAS)
+        runs += runs_of([config], options, lambdas=chosen, directions=[direction])
     return runs
 
 

@@ -1,4 +1,4 @@
-"""What all launchers share: their arguments, and the way from a plan to its report.
+"""The way from a plan to its report, which all launchers share.
 
 Finished runs are skipped, those that were cut off go on, failed ones are tried again. A run that fails leaves the
 others running and is named at the end. Exit status: 0 if all is well, 1 if a run or the report failed, 2 for a user's
@@ -22,12 +22,24 @@ from f3r_jax.data.datasets import open_dataset
 from f3r_jax.errors import UserError, exit_on_user_error
 from f3r_jax.progress import Progress
 from local import Local
-from runs import CUT_OFF, FAILED, FINISHED, LOCK, NOT_BEGUN, REPORT, Run, check_output, state_of, unique
-from slurm import Slurm, add_slurm_arguments, check_slurm
+from runs import (
+    CUT_OFF,
+    FAILED,
+    FINISHED,
+    LOCK,
+    NOT_BEGUN,
+    REPORT,
+    Run,
+    check_output,
+    programs,
+    state_of,
+    together,
+    unique,
+)
+from slurm import Slurm, check_slurm
 from view import View
 
 REPORT_COMMAND = (sys.executable, "-m", "f3r_jax.report")
-DIRECTIONS = ("ct_to_mr", "mr_to_ct")
 SECONDS_BETWEEN_LOOKS = 0.5
 INTERRUPTED = 130
 
@@ -48,73 +60,17 @@ class Workers(Protocol):
         """Lets go."""
 
 
-class Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line."""
-
-    def error(self, message: str) -> None:
-        """Raises a UserError instead of printing the usage."""
-        raise UserError(f"{message}; --help lists what is expected")
-
-
-def make_parser(doc: str, output: str) -> Parser:
-    """The arguments that all launchers have. `--config.KEY=VALUE` is taken too, see `parse`."""
-    parser = Parser(
-        description=doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        epilog="--config.KEY=VALUE changes a setting of all runs, for example --config.train.steps=100",
-    )
-    parser.add_argument("--output", type=Path, default=Path(output), help=f"folder of the study ({output})")
-    parser.add_argument("--data", help="folder of NIfTI pairs: the configs' option :paper, the paper's size, on them")
-    parser.add_argument("--seeds", type=numbers(int), default=(None,), help="such as 0,1,2; the configs' own otherwise")
-    parser.add_argument("--dry_run", action="store_true", help="show the plan and start nothing")
-    parser.add_argument("--jobs", type=int, help="runs at a time: on this machine 1, on SLURM as many as it grants")
-    add_slurm_arguments(parser)
-    return parser
-
-
-def numbers(kind: type) -> Callable[[str], tuple]:
-    """Reads a list such as 0.5,1,2."""
-
-    def read(text: str) -> tuple:
-        try:
-            values = tuple(kind(part) for part in text.split(","))
-        except ValueError:
-            values = ()
-        if not values or not all(0 <= value < float("inf") for value in values):
-            raise argparse.ArgumentTypeError(f"{text!r}, expected numbers of 0 or more such as 0,1,2")
-        return values
-
-    return read
-
-
-def parse(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments; `settings` are the KEY=VALUE that hold for all runs."""
-    options, rest = parser.parse_known_args(argv)
-    unknown = [text for text in rest if not (text.startswith("--config.") and "=" in text)]
-    if unknown:
-        parser.error(f"unknown argument {unknown[0]!r}")
-    if options.jobs is not None and options.jobs < 1:
-        parser.error(f"--jobs is {options.jobs}, expected 1 or more")
-    options.settings = tuple(text.removeprefix("--config.") for text in rest)
-    if options.data is not None:
-        options.settings = (f"data.root={options.data}", *options.settings)
-    return options
-
-
-def spec_of(config: str, options: argparse.Namespace) -> str:
-    """The config with the option that goes with the data."""
-    return f"{config}:paper" if options.data is not None and ":" not in config else config
-
-
 def launch(plan: Sequence[Run], options: argparse.Namespace) -> int:
     """Does what is left of a plan and writes the report; returns the exit status."""
     plan = unique(plan)
     check_output(options.output, plan)
+    finished = {run.name for run in plan if state_of(run)[0] == FINISHED}
+    if options.together:
+        plan = together(plan, finished)
     show(plan, options)
     if options.dry_run:
         return 0
-    todo = [run for run in plan if state_of(run)[0] != FINISHED]
+    todo = [run for run in plan if run.name not in finished]
     check_data(todo)
     if options.slurm:
         check_slurm()
@@ -122,8 +78,10 @@ def launch(plan: Sequence[Run], options: argparse.Namespace) -> int:
         try:
             if todo:
                 make_phantoms(todo)
-                workers = Slurm(todo, options) if options.slurm else Local(todo, options.jobs or 1)
-                follow(workers, len(plan), len(plan) - len(todo))
+                processes = programs(todo)
+                leaders = list(processes)
+                workers = Slurm(leaders, options) if options.slurm else Local(leaders, options.jobs or 1)
+                follow(workers, View(processes, done=len(finished)))
             good = tell(plan)
             return 0 if report(options.output) and good else 1
         except KeyboardInterrupt as interrupt:
@@ -173,9 +131,8 @@ def one_a_data_set(runs: Sequence[Run]) -> list[Run]:
     return list(first.values())
 
 
-def follow(workers: Workers, total: int, done: int) -> None:
+def follow(workers: Workers, view: View) -> None:
     """Shows the runs until all have ended."""
-    view = View(total, done)
     try:
         while workers.busy():
             for run in workers.poll():

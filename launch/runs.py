@@ -16,7 +16,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -25,13 +25,14 @@ from ml_collections import ConfigDict, config_flags
 from f3r_jax import cli
 from f3r_jax.defaults import trains
 from f3r_jax.errors import UserError
-from f3r_jax.workdir import CONFIG_FILE, check_same_run
+from f3r_jax.workdir import CONFIG_FILE, check_same_run, flat
 
 ROOT = Path(__file__).resolve().parent.parent
 MAIN = (sys.executable, "-m", "f3r_jax.main")
 FINISHED, CUT_OFF, NOT_BEGUN, FAILED = "finished", "cut off", "not begun", "failed"
 LOGS, REPORT, COMPILED, SLURM, LOCK = "logs", "report", "compiled", "slurm", ".lock"
 PARTIAL_SECTIONS = ("loss", "optim", "train", "syn")  # of the configs: not all have them
+LAMBDA = "loss.lam"
 TAIL_BYTES = 1 << 16  # of a log or of metrics.jsonl; holds the last lines whole
 _STARTED, _ENDED = "== started ", "== exit status "
 
@@ -45,6 +46,7 @@ class Run:
     spec: str
     settings: tuple[str, ...]  # KEY=VALUE, later ones win
     config: ConfigDict = dataclasses.field(compare=False, repr=False)
+    together: tuple[float, ...] = ()  # the lambdas that are trained as one program with this run's; empty: alone
 
     @property
     def workdir(self) -> Path:
@@ -54,13 +56,25 @@ class Run:
     @property
     def log(self) -> Path:
         """What the run prints goes here: its own folder has to be empty at the start."""
-        return self.output / LOGS / f"{self.name}.log"
+        return self.output / LOGS / f"{self.program}.log"
+
+    @property
+    def program(self) -> str:
+        """The name of the process: the run's own, or that of all lambdas which it trains."""
+        return self._for_lambda("+".join(f"{lam:g}" for lam in self.together)) if self.together else self.name
 
     @property
     def command(self) -> list[str]:
-        """The command line; given again, it goes on where it was cut off."""
-        settings = (f"--config.{setting}" for setting in self.settings)
-        return [*MAIN, f"--config={self.spec}", f"--workdir={self.workdir}", *settings]
+        """The command line of the process; given again, it goes on where it was cut off."""
+        if not self.together:
+            settings = (f"--config.{setting}" for setting in self.settings)
+            return [*MAIN, f"--config={self.spec}", f"--workdir={self.workdir}", *settings]
+        settings = (f"--config.{setting}" for setting in self.settings if not setting.startswith(f"{LAMBDA}="))
+        workdir, lams = self.output / self._for_lambda("{lam}"), ",".join(f"{lam:g}" for lam in self.together)
+        return [*MAIN, f"--config={self.spec}", f"--workdir={workdir}", f"--lambdas={lams}", *settings]
+
+    def _for_lambda(self, text: str) -> str:
+        return self.name.replace(f"_lam{self.config.loss.lam:g}_", f"_lam{text}_")
 
 
 # The plan
@@ -78,7 +92,7 @@ def make_run(output: Path, spec: str, settings: Iterable[str], **varied: object)
     Raises:
       UserError: no such config, or a setting that it doesn't have or can't take.
     """
-    keys = {"lam": "loss.lam", "direction": "data.direction", "seed": "seed"}
+    keys = {"lam": LAMBDA, "direction": "data.direction", "seed": "seed"}
     settings = (*settings, *(f"{keys[key]}={value}" for key, value in varied.items() if value is not None))
     # Settings of the training say nothing to SyN, nor SyN's to a network.
     absent = {section for section in PARTIAL_SECTIONS if section not in load_config(spec, ())}
@@ -114,6 +128,34 @@ def unique(plan: Iterable[Run]) -> list[Run]:
         if other.config.to_json() != run.config.to_json() or Path(other.spec).name != Path(run.spec).name:
             raise UserError(f"{other.spec} and {run.spec}: both make a run {run.name}; rename one of the files")
     return list(runs.values())
+
+
+def together(plan: Sequence[Run], finished: Collection[str] = ()) -> list[Run]:
+    """The same plan, where runs that differ in lambda alone and are not finished are done by one program."""
+
+    def apart_from_lambda(run: Run) -> tuple:
+        values = flat(run.config.to_dict())
+        return run.spec, tuple(sorted((key, repr(value)) for key, value in values.items() if key != LAMBDA))
+
+    groups: dict[tuple, list[Run]] = {}
+    for run in plan:
+        if trains(run.config) and run.name not in finished:
+            groups.setdefault(apart_from_lambda(run), []).append(run)
+    lams = {
+        run.name: tuple(sorted(each.config.loss.lam for each in group))
+        for group in groups.values()
+        if len(group) > 1
+        for run in group
+    }
+    return [dataclasses.replace(run, together=lams.get(run.name, ())) for run in plan]
+
+
+def programs(runs: Sequence[Run]) -> dict[Run, list[Run]]:
+    """One run of each process, with all runs that the process does."""
+    of_process: dict[str, list[Run]] = {}
+    for run in runs:
+        of_process.setdefault(run.program, []).append(run)
+    return {group[0]: group for group in of_process.values()}
 
 
 # How things stand

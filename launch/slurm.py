@@ -34,13 +34,13 @@ class Slurm:
         self._folder.mkdir(exist_ok=True)
         queue = queued()
         known = self._read_jobs()
-        self._jobs = {run: known[run.name] for run in runs if known.get(run.name) in queue}
+        self._jobs = {run: known[run.program] for run in runs if known.get(run.program) in queue}
         if self._jobs:
             print(f"{len(self._jobs)} runs are in the queue already", flush=True)
         new = [run for run in runs if run not in self._jobs]
         if new:
             self._jobs |= dict(zip(new, submit(new, self._folder, options), strict=True))
-            self._write_jobs(known | {run.name: job for run, job in self._jobs.items()})
+            self._write_jobs(known | {run.program: job for run, job in self._jobs.items()})
             print(f"submitted {len(new)} runs as {self._jobs[new[0]].partition('_')[0]}", flush=True)
         self.running: list[Run] = []
         self._last_look = 0.0

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import tqdm
 
@@ -14,9 +14,14 @@ SECONDS_BETWEEN_LINES = 60.0
 
 
 class View:
-    """Counts the runs of a plan and shows where those that run are."""
+    """Counts the runs of a plan, of which `done` are, and shows where those are that run.
 
-    def __init__(self, total: int, done: int) -> None:
+    A process is known by the first of the runs that it does.
+    """
+
+    def __init__(self, processes: Mapping[Run, Sequence[Run]], *, done: int) -> None:
+        self._runs = processes
+        total = done + sum(map(len, processes.values()))
         tqdm.tqdm.monitor_interval = 0  # no thread beside: processes are started while bars are shown
         self._whole = Progress("runs", total, done=done)
         self._bars: dict[Run, tqdm.tqdm] = {}
@@ -36,13 +41,13 @@ class View:
         elif now - self._last_lines >= SECONDS_BETWEEN_LINES:
             self._last_lines = now
             for run in running:
-                self._whole.note(f"  {run.name}: {where(run)}")
+                self._whole.note(f"  {run.program}: {where(run)}")
 
     def _move(self, run: Run) -> None:
         row = last_row(run.workdir)
         if run not in self._bars:
             steps = run.config.train.steps if trains(run.config) else None
-            look = {"desc": run.name, "leave": False, "dynamic_ncols": True}
+            look = {"desc": run.program, "leave": False, "dynamic_ncols": True}
             self._bars[run] = tqdm.tqdm(total=steps, initial=row.get("step", 0), **look)
         bar = self._bars[run]
         if row:
@@ -51,14 +56,15 @@ class View:
         bar.refresh()
 
     def ended(self, run: Run) -> None:
-        """A line that stays, for a run that ended."""
+        """A line that stays, for each run of a process that ended."""
         if run in self._bars:
             self._bars.pop(run).close()
         seconds = time.monotonic() - self._since.pop(run, time.monotonic())
-        state, remark = state_of(run)
-        self._failed += state != FINISHED
-        self._whole.note(f"{': '.join(filter(None, (state, run.name, remark)))} ({seconds:.0f} s)")
-        self._whole.advance(**{"failed": float(self._failed)} if self._failed else {})
+        for each in self._runs[run]:
+            state, remark = state_of(each)
+            self._failed += state != FINISHED
+            self._whole.note(f"{': '.join(filter(None, (state, each.name, remark)))} ({seconds:.0f} s)")
+            self._whole.advance(**{"failed": float(self._failed)} if self._failed else {})
 
     def close(self) -> None:
         """Takes the bars away."""

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 6
 
@@ -21,14 +23,26 @@ def main(arguments: list[str]) -> int:
     import runs
 
     given = dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
-    workdir, spec = Path(given.pop("workdir")), given.pop("config")
-    config = runs.load_config(spec, [f"{key.removeprefix('config.')}={value}" for key, value in given.items()])
-    folder = Path(os.environ["FAKE_RUNS"])
-    cores = len(os.sched_getaffinity(0))
+    workdir, spec, lams = given.pop("workdir"), given.pop("config"), given.pop("lambdas", None)
+    settings = [f"{key.removeprefix('config.')}={value}" for key, value in given.items()]
+    folder, cores = Path(os.environ["FAKE_RUNS"]), len(os.sched_getaffinity(0))
     with (folder / "starts").open("a") as file:
-        file.write(f"{workdir.name} {os.getpid()} {cores}\n")
-    behaviour = folder / workdir.name
+        file.write(f"{Path(workdir).name} {os.getpid()} {cores}\n")
     print("some words", flush=True)
+    if lams is None:
+        return do(Path(workdir), runs.load_config(spec, settings), folder)
+    for lam in lams.split(","):
+        status = do(Path(workdir.format(lam=lam)), runs.load_config(spec, [*settings, f"loss.lam={lam}"]), folder)
+        if status:
+            return status
+    return 0
+
+
+def do(workdir: Path, config: ConfigDict, folder: Path) -> int:
+    """One run."""
+    import runs
+
+    behaviour = folder / workdir.name
     if behaviour.exists() and behaviour.read_text() == "fail":
         print("error: the loss is not finite at step 3", flush=True)
         print("last words", flush=True)

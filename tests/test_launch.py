@@ -29,7 +29,7 @@ SEVEN = ["wo_f3d", "w_f3d", "enc", "dec", "fr", "ms", "mrb"]
 
 
 def options(output, *arguments):
-    return launcher.parse(launcher.make_parser("", str(output)), list(arguments))
+    return arguments.parse(arguments.make_parser("", str(output)), list(arguments))
 
 
 def names(plan):
@@ -164,6 +164,27 @@ def test_the_whole_study_is_small_on_the_phantom_alone(tmp_path):
     assert len(names(whole)) == 10 * 5 + 5 + 2
 
 
+def test_runs_that_differ_in_lambda_alone_become_one_program(tmp_path):
+    given = options(tmp_path, "--seeds=0,3")
+    plan = lambda_sweep.plan(["configs/mrb.py", "configs/vm2.py"], given, lambdas=(2.0, 0.25))
+    plan += [runs.make_run(tmp_path, "configs/syn.py", (), seed=0)]
+    grouped = runs.together(plan, finished={"vm2_lam2_ct_to_mr_seed3"})
+    assert [run.name for run in grouped] == [run.name for run in plan]
+    assert {leader.program: len(group) for leader, group in runs.programs(grouped).items()} == {
+        "mrb_lam0.25+2_ct_to_mr_seed0": 2,
+        "mrb_lam0.25+2_ct_to_mr_seed3": 2,
+        "vm2_lam0.25+2_ct_to_mr_seed0": 2,
+        "vm2_lam0.25_ct_to_mr_seed3": 1,
+        "vm2_lam2_ct_to_mr_seed3": 1,
+        "syn_ct_to_mr_seed0": 1,
+    }
+    first, second = (run for run in grouped if run.program == "mrb_lam0.25+2_ct_to_mr_seed3")
+    assert first.command == second.command and first.log == second.log and first.workdir != second.workdir
+    workdir = tmp_path / "mrb_lam{lam}_ct_to_mr_seed3"
+    assert first.command[3:6] == ["--config=configs/mrb.py", f"--workdir={workdir}", "--lambdas=0.25,2"]
+    assert not [part for part in first.command if "loss.lam" in part]
+
+
 def test_runs_that_would_share_a_folder_are_a_mistake(tmp_path):
     like = "runpy.run_path('configs/mrb.py')['get_config'](option)"
     body = f"    config = {like}\n    config.model.flow_init = 0.1\n    return config\n"
@@ -250,6 +271,22 @@ def test_all_runs_are_done_and_a_second_launch_has_nothing_to_do(study, capfd):
     assert study.launch() == 0
     assert len(study.starts()) == 3
     assert "3 runs: 3 finished" in (shown := capfd.readouterr().out) and "report over" in shown
+
+
+def test_a_sweep_as_one_program(study, capfd):
+    assert study.launch("--together", "--dry_run") == 0
+    assert capfd.readouterr().out.count("--lambdas=0.5,1,2") == 3
+    study.behave(lam1="fail")
+    assert study.launch("--together") == 1
+    shown = capfd.readouterr()
+    assert study.started() == ["mrb_lam{lam}_ct_to_mr_seed0"]
+    log = study.output / "logs" / "mrb_lam0.5+1+2_ct_to_mr_seed0.log"
+    assert f"finished: {study.names[0]}" in shown.out and "1 of 3 runs finished" in shown.out
+    assert f"failed: {study.names[1]}: error: the loss is not finite at step 3 (log: {log})" in shown.err
+    study.behave()
+    assert study.launch("--together") == 0
+    assert len(study.starts()) == 2 and (study.output / "logs" / "mrb_lam1+2_ct_to_mr_seed0.log").exists()
+    assert [study.steps(name) for name in study.names] == [[1, 2, 3, 4, 5, 6]] * 3
 
 
 def test_as_many_runs_as_jobs_at_a_time_share_the_cores(study):

@@ -14,7 +14,7 @@ from conftest import REPOSITORY, SHAPE, blob
 
 from f3r_jax import checkpoints, models
 from f3r_jax.data import nifti
-from f3r_jax.train import read_rows
+from f3r_jax.record import read_rows
 from f3r_jax.workdir import check_same_run, write_config
 
 AFFINE = np.diag([20.0, 20.0, 16.0, 1.0])
@@ -107,6 +107,25 @@ def test_killed_after_some_rows(commands, arguments, finished, tmp_path, rows):
     _kill_and_end(commands, arguments(), workdir, lambda: log.exists() and log.read_bytes().count(b"\n") >= rows)
     assert _contents(workdir, "metrics.jsonl") == _contents(finished[0], "metrics.jsonl")
     _assert_same_parameters(workdir, finished[0])
+
+
+@pytest.mark.usefixtures("tiny_network")
+def test_lambdas_as_one_program_survive_a_kill(commands, arguments, tmp_path):
+    whole, killed = (
+        [*arguments(workdir=tmp_path / f"{kind}{{lam}}"), "--lambdas=0.5,2"] for kind in ("whole", "killed")
+    )
+    result = commands.run("main", *whole)
+    assert result.status == 0 and result.err == "" and result.out.count("evaluation: ") == 2
+    log = tmp_path / "killed2" / "metrics.jsonl"
+    commands.run("main", *killed, kill_when=lambda: log.exists() and log.read_bytes().count(b"\n") >= 4)
+    assert commands.run("main", *killed).status == 0
+    for lam in ("0.5", "2"):
+        folders = [tmp_path / f"{kind}{lam}" for kind in ("killed", "whole")]
+        _assert_same_parameters(*folders)
+        one, other = (_contents(folder, "metrics.jsonl") for folder in folders)
+        assert one == other
+        assert json.loads((folders[0] / "config.json").read_text())["loss"]["lam"] == float(lam)
+        assert (folders[0] / "evaluation" / "summary.json").exists()
 
 
 def test_killed_before_its_config_was_written(config, tmp_path):
@@ -205,6 +224,10 @@ def test_a_setting_that_is_wrong(commands, arguments, tmp_path, changes, words):
     [
         (["--workdir=WORK"], ["--config"]),
         (["--config=configs/mrb.py"], ["--workdir"]),
+        (["--config=configs/mrb.py", "--workdir=WORK", "--lambdas=1,2"], ["--workdir", "{lam}"]),
+        (["--config=configs/mrb.py", "--workdir=WORK{lam}", "--lambdas=1,two"], ["--lambdas", "two"]),
+        (["--config=configs/mrb.py", "--workdir=WORK{lam}", "--lambdas=-1,2"], ["loss.lam", "-1"]),
+        (["--config=configs/syn.py", "--workdir=WORK{lam}", "--lambdas=1,2"], ["--lambdas", "isn't trained"]),
         (["--config=configs/none.py", "--workdir=WORK"], ["configs/none.py"]),
         (["--config=configs/mrb.py:foo", "--workdir=WORK"], ["foo", "paper"]),
         (["--config=configs/mrb.py:paper", "--workdir=WORK"], ["data.root"]),

@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +17,10 @@ from f3r_jax.losses import gradient_l2, mind_l1
 from f3r_jax.models import build
 from f3r_jax.ops.fields import folding_percent
 from f3r_jax.ops.warp import warp
+from f3r_jax.record import Log, TrainingError, read_rows, validate
 from f3r_jax.train import (
     Batch,
-    Log,
     State,
-    TrainingError,
     batch_names,
     batches,
     check_settings,
@@ -27,9 +28,8 @@ from f3r_jax.train import (
     load_batch,
     make_optimiser,
     make_train_step,
-    read_rows,
     train,
-    validate,
+    train_together,
 )
 
 NAMES = ("a", "b", "c", "d", "e")
@@ -268,6 +268,52 @@ def test_a_run_that_broke_off_ends_like_a_whole_one(balls, config, network, tmp_
     assert checkpoints.steps(whole) == checkpoints.steps(broken)
     again = train(network, balls, config, whole)  # nothing is left to do
     assert _leaves_equal(expected, again)
+
+
+def _of_lambdas(config, lams):
+    configs = [config.copy_and_resolve_references() for _ in lams]
+    for each, lam in zip(configs, lams, strict=True):
+        each.loss.lam = lam
+    return configs
+
+
+def test_runs_trained_together_end_like_runs_alone(balls, config, network, tmp_path):
+    lams = (0.0, 0.5, 2.0)
+    together, alone = ([tmp_path / f"{kind}{lam}" for lam in lams] for kind in ("together", "alone"))
+    assert train_together(network, balls, _of_lambdas(config, lams), together) == [None, None, None]
+    for folder, workdir, each in zip(together, alone, _of_lambdas(config, lams), strict=True):
+        state = train(network, balls, each, workdir)
+        (found,) = (checkpoints.load_params(checkpoints.find(folder, s), state.params) for s in (config.train.steps,))
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(state.params), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-4)
+        rows, expected = (read_rows(path / "metrics.jsonl") for path in (folder, workdir))
+        assert [(row["step"], row["kind"]) for row in rows] == [(row["step"], row["kind"]) for row in expected]
+        assert checkpoints.steps(folder) == checkpoints.steps(workdir)
+        assert checkpoints.load_config(checkpoints.find(folder)).loss.lam == each.loss.lam
+
+
+def test_runs_together_go_on_from_the_step_that_all_have(balls, config, network, tmp_path):
+    config.train.update(steps=6, checkpoint_every=1)
+    configs = _of_lambdas(config, (0.5, 2.0))
+    whole, broken = ([tmp_path / f"{kind}{n}" for n in range(2)] for kind in ("whole", "broken"))
+    assert train_together(network, balls, configs, whole) == [None, None]
+    third = batch_names(balls.split["train"], seed=config.seed, step=2, size=1)[0]
+    with pytest.raises(RuntimeError, match="pulled the plug"):
+        train_together(network, _breaking(balls, third, RuntimeError("pulled the plug")), configs, broken)
+    # As if the kill had come between the two saves of the last step.
+    shutil.rmtree(broken[1] / "checkpoints" / str(checkpoints.steps(broken[1])[-1]))
+    assert train_together(network, balls, configs, broken) == [None, None]
+    for one, other in zip(whole, broken, strict=True):
+        assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+        like = create_state(network, optax.sgd(1.0), 0).params
+        assert _leaves_equal(*(checkpoints.load_params(checkpoints.find(path), like) for path in (one, other)))
+
+
+def test_a_run_that_fails_leaves_those_trained_with_it(balls, config, network, tmp_path):
+    folders = [tmp_path / "well", tmp_path / "ill"]
+    none, error = train_together(network, balls, _of_lambdas(config, (0.5, float("inf"))), folders)
+    assert none is None and re.match("lambda inf: the loss is not finite at step 1 ", str(error))
+    assert checkpoints.steps(folders[0])[-1] == config.train.steps and checkpoints.steps(folders[1]) == []
 
 
 def test_the_seed_decides_the_run(balls, config, network, tmp_path):

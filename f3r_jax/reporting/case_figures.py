@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from f3r_jax import metrics, pictures
+from f3r_jax import metrics, slices
 from f3r_jax.data.datasets import Case
-from f3r_jax.pictures import COLOURS, INK, MUTED, View
 from f3r_jax.predict import Registration
 from f3r_jax.reporting.charts import NORMAL, SMALL, page
+from f3r_jax.slices import COLOURS, INK, MUTED, View
 
 WIDTH, RAIL, GAP, HEAD, EDGE = 7.6, 0.34, 0.03, 0.24, 0.05  # inches: page, row names, between panels, headings, margin
 COLUMNS = ("Warped, fixed outlines", "Worst liver region", "Deformed grid", "log Jacobian")
@@ -40,10 +40,10 @@ def comparison(case: Case, shown: Sequence[Shown], organs: Mapping[str, Sequence
     without labels, where warping changed the image most.
     """
     view, window = _worst(case, shown, organs)
-    aspect = pictures._aspect(case.fixed.shape, case.spacing, view)
+    aspect = slices.aspect(case.fixed.shape, case.spacing, view)
     wide = WIDTH - RAIL - 2 * EDGE - 3 * GAP
-    height = wide / (3 / aspect + 1 / pictures.ZOOM_ASPECT)
-    widths = [height / aspect, height / pictures.ZOOM_ASPECT, height / aspect, height / aspect]
+    height = wide / (3 / aspect + 1 / slices.ZOOM_ASPECT)
+    widths = [height / aspect, height / slices.ZOOM_ASPECT, height / aspect, height / aspect]
     count = len(shown) + 2
     total = HEAD + count * (height + GAP) + EDGE
     figure = page((WIDTH, total))
@@ -66,15 +66,15 @@ def comparison(case: Case, shown: Sequence[Shown], organs: Mapping[str, Sequence
         text = {"rotation": 90, "ha": "center", "va": "center"}
         figure.text((EDGE + 0.09) / WIDTH, middle, label, size=NORMAL, color=INK, weight="bold", **text)
         figure.text((EDGE + 0.23) / WIDTH, middle, note, size=SMALL - 1, color=MUTED, **text)
-        grey = pictures._display_range(case.fixed if row == 0 else case.moving)
+        grey = slices.display_range(case.fixed if row == 0 else case.moving)
         _image(panel(row, 0), case, volume, view, grey, organs, window)
         zoom = panel(row, 1)
         _image(zoom, case, volume, view, grey, organs)
-        pictures._look_at(zoom, window)
+        slices.look_at(zoom, window)
         if row >= 2:
             registration = shown[row - 2].registration
             if registration.warped_labels is not None:
-                pictures._outline_organs(zoom, registration.warped_labels, view, case.spacing, organs, "warped")
+                slices.outline_organs(zoom, registration.warped_labels, view, case.spacing, organs, "warped")
             _grid(panel(row, 2), case, registration, view)
             _jacobian(panel(row, 3), case, registration, view)
     _legend(figure, case, organs, lefts, height, total)
@@ -129,34 +129,34 @@ def _worst(case: Case, shown: Sequence[Shown], organs: Mapping) -> tuple[View, t
     if not left.any():
         for one in shown:
             left += np.abs(one.registration.warped - case.moving)
-    view = View(pictures.AXIAL, int(np.argmax(left.sum(axis=(0, 1)))))
-    return pictures._busiest_window(left, [view], case.spacing)
+    view = View(slices.AXIAL, int(np.argmax(left.sum(axis=(0, 1)))))
+    return slices.busiest_window(left, [view], case.spacing)
 
 
 def _image(
     ax: Axes, case: Case, volume: np.ndarray, view: View, grey: tuple[float, float], organs: Mapping, window=None
 ) -> None:
-    pictures._draw(ax, volume, view, case.spacing, grey)
+    slices.draw(ax, volume, view, case.spacing, grey)
     if case.fixed_labels is not None:
-        pictures._outline_organs(ax, case.fixed_labels, view, case.spacing, organs, "fixed")
+        slices.outline_organs(ax, case.fixed_labels, view, case.spacing, organs, "fixed")
     if window is not None:
         ax.add_patch(Rectangle(window[:2], *window[2:], fill=False, edgecolor="white", linewidth=0.7))
 
 
 def _grid(ax: Axes, case: Case, registration: Registration, view: View) -> None:
-    pictures._draw(ax, case.fixed, view, case.spacing, pictures._display_range(case.fixed))
-    pictures._draw_grid(ax, registration.displacement, view, case.spacing)
+    slices.draw(ax, case.fixed, view, case.spacing, slices.display_range(case.fixed))
+    slices.draw_grid(ax, registration.displacement, view, case.spacing)
 
 
 def _jacobian(ax: Axes, case: Case, registration: Registration, view: View) -> None:
     determinant = metrics.jacobian_determinant(registration.displacement)
     logarithm = np.log(np.maximum(determinant, metrics.SMALLEST_DETERMINANT))
     bounds = (-JACOBIAN_RANGE, JACOBIAN_RANGE)
-    pictures._draw(ax, logarithm, view, case.spacing, bounds, cmap="RdBu_r")
+    slices.draw(ax, logarithm, view, case.spacing, bounds, cmap="RdBu_r")
     # Black, as the panel is bright on a dark page too.
-    pictures._outline(ax, pictures._body(case.fixed), view, case.spacing, color="black", linewidth=0.6)
+    slices.outline(ax, slices.body(case.fixed), view, case.spacing, color="black", linewidth=0.6)
     folds = np.where(determinant <= 0, 1.0, np.nan)
-    pictures._draw(ax, folds, view, case.spacing, (0.0, 1.0), cmap="gray_r", interpolation="nearest")
+    slices.draw(ax, folds, view, case.spacing, (0.0, 1.0), cmap="gray_r", interpolation="nearest")
 
 
 def _legend(figure: Figure, case: Case, organs: Mapping, lefts: np.ndarray, height: float, total: float) -> None:

@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from f3r_jax.pictures import INK, MUTED
+from f3r_jax.slices import INK, MUTED
 
 DPI = 150
 LINE, OTHERS, ACCENT, RIVAL = "#dcdcdc", "#b4b4b4", "#0068a8", "#b3480a"

@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 from f3r_jax import checkpoints
 from f3r_jax.defaults import trains
 from f3r_jax.evaluate import FOLDER
+from f3r_jax.record import read_rows
 from f3r_jax.reporting import paper, scores
 from f3r_jax.reporting.scores import CaseKey, Scores, Unreadable
-from f3r_jax.train import read_rows
 from f3r_jax.workdir import flat
 
 # Settings that change neither the trained network nor the cases.
