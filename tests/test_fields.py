@@ -7,13 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
+from scipy import ndimage
+from scipy.linalg import expm
 
 from f3r_jax.ops.fields import (
     compose,
+    exponential,
     folding_percent,
     forward_differences,
     gradient,
     identity_grid,
+    invert,
     jacobian_determinant,
 )
 from f3r_jax.ops.warp import warp
@@ -121,3 +125,92 @@ def test_composition_warps_like_two_warps(seed):
     np.testing.assert_allclose(warp(moving, compose(first, second))[inner], twice[inner], atol=1e-4)
     np.testing.assert_array_equal(compose(first, 0 * second), first)
     np.testing.assert_array_equal(compose(0 * first, second), second)
+
+
+def smooth_velocity(largest, shape=(16, 15, 14), sigma=3):
+    """A random velocity of at most `largest` voxels that vanishes towards the border, so that points stay inside."""
+    rng = np.random.default_rng(7)
+    field = np.stack([ndimage.gaussian_filter(rng.normal(size=shape), sigma) for _ in range(3)], -1)
+    for axis, n in enumerate(shape):
+        field *= np.sin(np.pi * np.arange(n) / (n - 1)).reshape(np.roll([n, 1, 1], axis))[..., None]
+    return jnp.asarray((field * largest / np.abs(field).max())[None], jnp.float32)
+
+
+def linear_velocity(matrix, shape=(9, 8, 7)):
+    """matrix @ (p - centre): a contraction keeps every point inside, where interpolation of it is exact."""
+    centred = np.asarray(identity_grid(shape)) - (np.array(shape) - 1) / 2
+    return centred, jnp.asarray((centred @ np.asarray(matrix).T)[None], jnp.float32)
+
+
+CONTRACTION = np.array([[-0.5, 0.1, 0.0], [-0.1, -0.4, 0.05], [0.0, 0.1, -0.6]])
+
+
+@pytest.mark.parametrize("squarings", [0, 3, 7])
+def test_exponential_of_a_linear_velocity_is_the_power_of_its_step(squarings):
+    centred, velocity = linear_velocity(CONTRACTION)
+    power = np.linalg.matrix_power(np.eye(3) + CONTRACTION / 2**squarings, 2**squarings) - np.eye(3)
+    displacement = exponential(velocity, squarings=squarings)
+    np.testing.assert_allclose(displacement[0], centred @ power.T, atol=1e-4)
+    if squarings == 7:
+        np.testing.assert_allclose(displacement[0], centred @ (expm(CONTRACTION) - np.eye(3)).T, atol=5e-3)
+
+
+def test_exponential_of_a_constant_velocity_is_its_translation():
+    velocity = jnp.broadcast_to(jnp.array([1.0, -2.0, 0.5]), (1, *SHAPE, 3))
+    np.testing.assert_allclose(exponential(velocity), velocity, atol=1e-5)
+
+
+def test_exponential_of_the_negative_velocity_is_the_inverse():
+    velocity = smooth_velocity(2.0)
+    there, back = exponential(velocity), exponential(-velocity)
+    assert jacobian_determinant(there).min() > 0
+    np.testing.assert_allclose(compose(there, back), 0, atol=0.1)
+    solved, _ = invert(there)
+    np.testing.assert_allclose(solved, back, atol=0.1)
+
+
+def test_exponential_gradient_agrees_with_finite_differences():
+    with jax.enable_x64(True):
+        velocity = jnp.asarray(np.random.default_rng(3).normal(size=(1, 4, 3, 3, 3), scale=0.3))
+        weights = jnp.asarray(np.random.default_rng(4).normal(size=velocity.shape))
+        check_grads(lambda v: jnp.sum(weights * exponential(v, squarings=3)), (velocity,), order=1, modes=["rev"])
+
+
+@pytest.mark.parametrize("stretch", [-0.9, -0.3, 0.5, 1.5, 4.0])
+def test_inverse_of_a_linear_field_is_that_of_its_matrix(stretch):
+    """Also where plain fixed-point iteration diverges, for |grad u| of 1.5 and 4."""
+    matrix = np.diag([stretch, 0.2, -0.2])
+    centred, field = linear_velocity(matrix)
+    solved, residual = invert(field)
+    assert residual.shape == field.shape[:4] and residual.max() < 0.01
+    expected = centred @ (np.linalg.inv(np.eye(3) + matrix) - np.eye(3)).T
+    inside = (np.abs(centred + expected) <= (np.array(field.shape[1:4]) - 1) / 2).all(-1)
+    assert inside.any()
+    np.testing.assert_allclose(np.asarray(solved[0])[inside], expected[inside], atol=0.01)
+
+
+@pytest.mark.parametrize(("largest", "within"), [(0.0, 0.0), (1.0, 0.1), (3.0, 0.3)])
+def test_inverse_composed_with_the_field_is_the_identity(largest, within):
+    """Solved at the voxels; what is left is trilinear interpolation of an inverse that bends within three voxels."""
+    field = exponential(smooth_velocity(largest, shape=(24, 24, 20)))
+    solved, residual = invert(field)
+    assert residual.max() < 0.01
+    np.testing.assert_allclose(jnp.linalg.norm(solved + warp(field, solved), axis=-1), residual, atol=1e-5)
+    assert np.linalg.norm(compose(solved, field), axis=-1).max() <= within
+
+
+def test_inverse_of_each_field_of_a_batch_is_its_own():
+    fields = jnp.concatenate([exponential(smooth_velocity(largest)) for largest in (0.5, 2.0)])
+    together = invert(fields)[0]
+    for one, expected in zip(fields, together, strict=True):
+        np.testing.assert_allclose(invert(one[None])[0][0], expected, atol=2e-3)
+
+
+def test_where_a_field_folds_the_residual_says_so():
+    x = identity_grid((16, 6, 6))[..., 0]
+    bump = 5 * jnp.sin(2 * jnp.pi * x / 15)  # x + bump(x) turns back: three points lead to one, none is lost
+    field = jnp.stack([bump, 0 * x, 0 * x], axis=-1)[None]
+    assert folding_percent(field)[0] > 20
+    solved, residual = invert(field)
+    assert np.isfinite(solved).all()
+    np.testing.assert_allclose(jnp.linalg.norm(solved + warp(field, solved), axis=-1), residual, atol=1e-5)

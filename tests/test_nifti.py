@@ -116,6 +116,73 @@ def test_write_of_a_vector_field_has_the_intent_that_itk_reads(tmp_path):
     assert "expected a name" in _message(nifti.write, tmp_path / "field.mha", _volume(), OBLIQUE)
 
 
+@pytest.mark.parametrize("codes", [("L", "P", "S"), ("S", "L", "A")])
+def test_the_stored_grid_is_in_the_files_own_order(tmp_path, codes):
+    canonical = nibabel.Nifti1Image(_volume(), OBLIQUE)
+    turn = nibabel.orientations.ornt_transform(
+        nibabel.io_orientation(OBLIQUE), nibabel.orientations.axcodes2ornt(codes)
+    )
+    turned = canonical.as_reoriented(turn)
+    nibabel.save(turned, tmp_path / "turned.nii.gz")
+    grid = nifti.read_stored_grid(tmp_path / "turned.nii.gz")
+    assert grid.shape == turned.shape and grid.path == str(tmp_path / "turned.nii.gz")
+    np.testing.assert_allclose(grid.affine, turned.affine, atol=1e-5)
+    assert "4-D" in _message(nifti.read_stored_grid, _save(tmp_path / "four.nii.gz", _volume((5, 6, 7, 2))))
+
+
+FLIPPED = np.diag([-2.0, 3.0, 4.0, 1.0])
+
+
+@pytest.mark.parametrize("affine", [OBLIQUE, FLIPPED], ids=["oblique", "flipped"])
+@pytest.mark.parametrize("name", ["field.nii", "field.nii.gz"])
+def test_fields_come_back_as_they_were(tmp_path, affine, name):
+    field = np.random.default_rng(0).normal(size=(5, 6, 7, 3)).astype(np.float32)
+    before = field.copy()
+    nifti.write_field(tmp_path / name, field, affine)
+    np.testing.assert_array_equal(field, before)
+    stored = nibabel.load(tmp_path / name)
+    assert stored.shape == (5, 6, 7, 1, 3) and stored.get_data_dtype() == np.float32
+    np.testing.assert_array_equal(stored.get_fdata()[:, :, :, 0], field * [-1, -1, 1])  # LPS on disk
+    again, grid = nifti.read_field(tmp_path / name)
+    np.testing.assert_array_equal(again, field)
+    assert grid.shape == (5, 6, 7) and again.dtype == np.float32 and again.flags.writeable
+    np.testing.assert_allclose(grid.affine, affine, atol=1e-6)
+    assert os.listdir(tmp_path) == [name]
+
+
+def _field(path, shape=(5, 6, 7, 1, 3), intent="vector", name="", data=None):
+    image = nibabel.Nifti1Image(np.zeros(shape, np.float32) if data is None else data, OBLIQUE)
+    image.header.set_intent(intent, name=name)
+    nibabel.save(image, path)
+    return path
+
+
+def test_files_that_are_no_field_of_itk(tmp_path):
+    message = _message(nifti.read_field, _field(tmp_path / "four.nii.gz", (5, 6, 7, 3)))
+    assert "four.nii.gz" in message and "not ITK's form" in message
+    for shape in ((5, 6, 7), (5, 6, 7, 1, 2), (5, 6, 7, 2, 3)):
+        message = _message(nifti.read_field, _field(tmp_path / "wrong.nii.gz", shape))
+        assert "wrong.nii.gz" in message and "5 x 6 x 7" in message and "X x Y x Z x 1 x 3" in message
+    for intent, name in (("none", ""), ("displacement vector", ""), ("vector", "NREG_TRANS")):
+        assert "intent code" in _message(nifti.read_field, _field(tmp_path / "i.nii.gz", intent=intent, name=name))
+    data = np.zeros((5, 6, 7, 1, 3), np.float32)
+    data[0, 0, 0, 0] = np.nan
+    assert "3 of 630" in _message(nifti.read_field, _field(tmp_path / "holes.nii.gz", data=data))
+    assert "no such file" in _message(nifti.read_field, tmp_path / "missing.nii.gz")
+
+
+def test_simpleitk_reads_our_vectors_and_we_read_its(tmp_path):
+    sitk = pytest.importorskip("SimpleITK", reason="another reader of fields: install the extra `baselines`")
+    field = np.random.default_rng(0).normal(size=(5, 6, 7, 3)).astype(np.float32)
+    nifti.write_field(tmp_path / "ours.nii.gz", field, FLIPPED)
+    theirs = sitk.ReadImage(str(tmp_path / "ours.nii.gz"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(theirs).transpose(2, 1, 0, 3), field * [-1, -1, 1])
+    sitk.WriteImage(theirs, str(tmp_path / "theirs.nii.gz"))
+    again, grid = nifti.read_field(tmp_path / "theirs.nii.gz")
+    np.testing.assert_array_equal(again, field)
+    np.testing.assert_allclose(grid.affine, FLIPPED, atol=1e-6)
+
+
 def test_files_that_are_no_nifti(tmp_path):
     contents = {
         "text.nii": b"just some text, " * 100,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-from jaxtyping import Float64, Shaped
+from jaxtyping import Float32, Float64, Shaped
 
 from f3r_jax.errors import UserError
 
@@ -25,6 +25,8 @@ Affine = Float64[np.ndarray, "4 4"]  # voxel indices to mm, RAS+
 PathLike = str | os.PathLike
 
 GRID_TOLERANCE = 1e-3  # mm (and mm a voxel): beyond it, two affines are different grids
+LPS = np.array([-1, -1, 1], np.float32)  # ITK's axes point to the patient's left, posterior, superior
+VECTOR = 1007  # NIfTI's intent code of ITK's fields; ITK takes 1006 for a field in RAS
 LABEL_TOLERANCE = 1e-3  # scaled or float storage keeps whole numbers to this
 _UNREADABLE = (OSError, EOFError, ValueError, zlib.error, nibabel.spatialimages.HeaderDataError)
 
@@ -73,8 +75,7 @@ def read(path: PathLike) -> Image:
     """Reads a volume as float32; UserError for whatever is no finite 3-D NIfTI volume."""
     stored = _open(path)
     data = _voxels(stored, path)
-    if wrong := data.size - np.count_nonzero(np.isfinite(data)):
-        raise UserError(f"{path}: {wrong} of {data.size} voxels are NaN or infinite; every voxel must be finite")
+    _check_finite(data, path, "voxels")
     return Image(data, _canonical_affine(stored), str(path))
 
 
@@ -103,6 +104,12 @@ def read_grid(path: PathLike) -> Grid:
     for axis, (canonical, _) in enumerate(orientation.astype(int)):
         shape[canonical] = stored.shape[axis]
     return Grid(tuple(shape), _canonical_affine(stored), str(path))
+
+
+def read_stored_grid(path: PathLike) -> Grid:
+    """Like `read_grid`, but in the file's own order of axes: for results that are to lie voxel on voxel over it."""
+    stored = _open(path)
+    return Grid(tuple(stored.shape[:3]), np.asarray(stored.affine, np.float64), str(path))
 
 
 def check_same_grid(image: Grid | Image, labels: Grid | Image) -> None:
@@ -143,8 +150,43 @@ def write(path: PathLike, data: np.ndarray, affine: np.ndarray, *, intent: str =
         os.replace(beside, path)
 
 
+def write_field(path: PathLike, field: Float32[np.ndarray, "x y z 3"], affine: np.ndarray) -> None:
+    """Writes displacements in mm, RAS+, as ITK and ANTs keep them: (x y z 1 3), mm in LPS, intent vector."""
+    vectors = np.empty(field.shape, np.float32, order="F")  # the order of the file, written without a further copy
+    np.multiply(field, LPS, out=vectors)
+    write(path, vectors[:, :, :, None], affine, intent="vector")
+
+
+def read_field(path: PathLike) -> tuple[Float32[np.ndarray, "x y z 3"], Grid]:
+    """Reads a displacement field of ITK's or ANTs' form: displacements in mm, RAS+, and its grid as stored.
+
+    Raises:
+      UserError: another layout or intent (which ITK would read as other numbers), or values that are not finite.
+    """
+    stored = _load(path)
+    if stored.shape[3:] != (1, 3):
+        found = f"{path}: {len(stored.shape)}-D of {_sizes(stored.shape)} numbers"
+        raise UserError(f"{found}; that is not ITK's form of a field, expected 5-D: X x Y x Z x 1 x 3")
+    code, name = int(stored.header["intent_code"]), stored.header.get_intent()[2]
+    if code != VECTOR or name.startswith("NREG"):
+        raise UserError(f"{path}: intent code {code} {name}; expected {VECTOR} (vector), as ITK and ANTs write fields")
+    field = _numbers(stored, path)[:, :, :, 0]
+    _check_finite(field, path, "numbers")
+    field[..., :2] *= -1
+    return field, Grid(tuple(field.shape[:3]), np.asarray(stored.affine, np.float64), str(path))
+
+
 def _open(path: PathLike) -> nibabel.Nifti1Pair:
-    """The file's header, checked; voxels are not touched."""
+    """The header of a 3-D volume, checked; voxels are not touched."""
+    stored = _load(path)
+    if any(size != 1 for size in stored.shape[3:]):
+        found = f"{path}: {len(stored.shape)}-D of {_sizes(stored.shape)} voxels"
+        raise UserError(f"{found}; expected 3-D: take one volume out of it")
+    return stored
+
+
+def _load(path: PathLike) -> nibabel.Nifti1Pair:
+    """The header of a volume or field, checked."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; expected a NIfTI volume")
     try:
@@ -160,10 +202,6 @@ def _open(path: PathLike) -> nibabel.Nifti1Pair:
         raise UserError(f"{path}: voxels of type {_line(dtype)}; expected one real number each, not colour or complex")
     if len(stored.shape) < 3 or 0 in stored.shape:
         raise UserError(f"{path}: {len(stored.shape)}-D of {_sizes(stored.shape)} voxels; expected a 3-D volume")
-    if any(size != 1 for size in stored.shape[3:]):
-        raise UserError(
-            f"{path}: {len(stored.shape)}-D of {_sizes(stored.shape)} voxels; expected 3-D: take one volume out of it"
-        )
     _check_affine(stored.affine, path)
     return stored
 
@@ -182,12 +220,21 @@ def _check_affine(affine: np.ndarray, path: PathLike) -> None:
 
 def _voxels(stored: nibabel.Nifti1Pair, path: PathLike) -> np.ndarray:
     """Voxels as float32 in canonical orientation."""
+    data = _numbers(stored, path).reshape(stored.shape[:3])
+    return nibabel.apply_orientation(data, nibabel.io_orientation(stored.affine))
+
+
+def _numbers(stored: nibabel.Nifti1Pair, path: PathLike) -> np.ndarray:
+    """What the file holds, scaled, as float32."""
     try:
-        data = stored.get_fdata(dtype=np.float32, caching="unchanged")
+        return stored.get_fdata(dtype=np.float32, caching="unchanged")
     except (*_UNREADABLE, MemoryError) as error:
         raise UserError(f"{path}: cannot read the voxels, the file seems truncated ({_line(error)})") from error
-    data = data.reshape(data.shape[:3])
-    return nibabel.apply_orientation(data, nibabel.io_orientation(stored.affine))
+
+
+def _check_finite(data: np.ndarray, path: PathLike, what: str) -> None:
+    if wrong := data.size - np.count_nonzero(np.isfinite(data)):
+        raise UserError(f"{path}: {wrong} of {data.size} {what} are NaN or infinite; every one must be finite")
 
 
 def _canonical_affine(stored: nibabel.Nifti1Pair) -> np.ndarray:

@@ -1,9 +1,10 @@
-"""Calculus of fields on a voxel grid: differences, Jacobian determinant, composition.
+"""Calculus of fields on a voxel grid: differences, Jacobian determinant, composition, exponential, inverse.
 
 Letters: b batch, x y z voxels, c channels. A displacement u is in voxels; phi(p) = p + u(p). `spacing` is in mm.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,10 @@ from f3r_jax.ops.warp import warp
 from f3r_jax.shapes import Displacement, Volume
 
 Spacing = Sequence | np.ndarray | Array
+
+SOLVED = 1e-3  # voxels: a hundredth of what is asked of an inverse
+NUDGE = 0.02  # voxels: mostly within one cell, where u is linear; rounding leaves four digits of the slope
+SINGULAR = 0.02  # Jacobian determinants below it give no Newton step
 
 
 def identity_grid(shape: Sequence[int]) -> Float[Array, "x y z 3"]:
@@ -55,9 +60,75 @@ def compose(first: Displacement, second: Displacement) -> Displacement:
     return second + warp(first, second)
 
 
+@partial(jax.jit, static_argnames="squarings")
+def exponential(velocity: Displacement, *, squarings: int = 7) -> Displacement:
+    """The displacement that a stationary velocity field (voxels a unit of time) reaches at time 1.
+
+    Scaling and squaring (Arsigny et al., MICCAI 2006): a step of 1 / 2^squarings, composed with itself `squarings`
+    times. The exponential of the negative field is its inverse. Seven are VoxelMorph-diff's (Dalca et al., 2018): for
+    smooth fields of up to 4 voxels they came within 0.005 voxel of twelve, five within 0.018.
+    """
+    step = velocity / 2**squarings
+    return lax.scan(lambda field, _: (compose(field, field), None), step, length=squarings)[0]
+
+
+@partial(jax.jit, static_argnames="iterations")
+def invert(displacement: Displacement, *, iterations: int = 12) -> tuple[Displacement, Float[Array, "b x y z"]]:
+    """The inverse field v, v(q) = -u(q + v(q)), and the residual |v(q) + u(q + v(q))| in voxels.
+
+    Eight fixed-point iterations (Chen et al., 2008), damped by half, then Newton's, each at the cost of four of them,
+    until no residual exceeds 0.001 voxel, at most `iterations`. A Newton step is halved at voxels where it does not
+    help. Of a smooth diffeomorphism with Jacobians of 0.3 to 3, 50 plain iterations left 1.9 % over 0.01 voxel, as
+    they diverge where |grad u| > 1; Newton's third left none, and with Jacobians of 0.1 to 9 its twelfth.
+    Where the field folds, the residual stays. Between voxels v is as good as its interpolation: off by 0.07 voxel at
+    most for a velocity of 1 voxel smoothed by a Gaussian of 3 voxels, by 0.25 for one of 3 voxels.
+    """
+
+    def relax(_, v):
+        return v - (v + warp(displacement, v)) / 2
+
+    def unfinished(state):
+        count, (_, error, _, _) = state
+        return (count < iterations) & jnp.any(error > SOLVED)
+
+    def newton(state):
+        count, (v, error, direction, length) = state
+        trial = v + length * direction
+        trial_error, trial_direction = _newton_direction(displacement, trial)
+        new = (trial, trial_error, trial_direction, jnp.minimum(2 * length, 1))
+        old = (v, error, direction, length / 2)
+        better = trial_error < error
+        return count + 1, tuple(jnp.where(better, a, b) for a, b in zip(new, old, strict=True))
+
+    v = lax.fori_loop(0, 8, relax, jnp.zeros_like(displacement))
+    error, direction = _newton_direction(displacement, v)
+    _, (v, error, _, _) = lax.while_loop(unfinished, newton, (0, (v, error, direction, jnp.ones_like(error))))
+    return v, error[..., 0]
+
+
 def folding_percent(displacement: Displacement) -> Float[Array, " b"]:
     """Percent of voxels whose Jacobian determinant is at most zero."""
     return 100 * jnp.mean(jacobian_determinant(displacement) <= 0, axis=(1, 2, 3), dtype=displacement.dtype)
+
+
+def _newton_direction(displacement, v):
+    """Length of the residual r = v + u(q + v) (b x y z 1), and the step -(dr/dv)^-1 r (b x y z 3)."""
+    nudges = jnp.concatenate([jnp.zeros((1, 3), v.dtype), NUDGE * jnp.eye(3, dtype=v.dtype)])
+    # A loop, as else XLA on a CPU interpolates anew for every product below, at ten times the cost.
+    value, *nudged = lax.map(lambda nudge: warp(displacement, v + nudge), nudges)
+    r = v + value
+    a, b, c = ((sample - value) / NUDGE + axis for sample, axis in zip(nudged, jnp.eye(3, dtype=v.dtype), strict=True))
+    determinant = _triple(a, b, c)
+    solvable = determinant > SINGULAR
+    cramer = [_triple(r, b, c), _triple(a, r, c), _triple(a, b, r)]
+    step = jnp.stack(cramer, axis=-1) / jnp.where(solvable, determinant, 1)[..., None]
+    return jnp.linalg.norm(r, axis=-1, keepdims=True), -jnp.where(solvable[..., None], step, r)
+
+
+def _triple(a, b, c):
+    """a . (b x c) of vectors along the last axis: the determinant of the matrix of these columns."""
+    (a0, a1, a2), (b0, b1, b2), (c0, c1, c2) = (jnp.moveaxis(vector, -1, 0) for vector in (a, b, c))
+    return a0 * (b1 * c2 - b2 * c1) + a1 * (b2 * c0 - b0 * c2) + a2 * (b0 * c1 - b1 * c0)
 
 
 def _central(field, axis):

@@ -1,0 +1,206 @@
+"""Transforms of world space: an affine and a displacement, sampled as fields on any grid, and applied to images.
+
+A field on a grid holds, for the voxel at x (mm, RAS+), the vector from x to the point it is mapped to (pull: a warped
+image shows there what the image shows at x + field(x)). Beyond the working grid the displacement keeps its edge value.
+NumPy and SciPy, in double precision where coordinates are concerned; large grids go slab by slab over a few threads.
+
+Letters: x y z voxels of a grid, n points, A_w affine of the working grid, M matrix, u displacement, p voxel of the
+working grid. Frames are those of the fixed and of the moving scan.
+"""
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Float32, Float64, Shaped
+from scipy import ndimage
+
+from f3r_jax.data import nifti
+from f3r_jax.data.nifti import Grid, Image, PathLike
+from f3r_jax.ops.fields import invert
+
+Points = Float[np.ndarray, "n 3"]  # mm, RAS+
+Field = Float32[np.ndarray, "x y z 3"]  # mm, RAS+
+
+SLAB = 2**19  # voxels a thread works on: below 0.1 GB of coordinates, whatever the grid
+THREADS = min(os.cpu_count() or 1, 8)  # SciPy samples without Python's lock; eight slabs stay below 1 GB
+OUTSIDE = 0.5  # voxels beyond the outermost centres: as far as their voxels reach, and ITK's rule
+ROUNDING = 1e-6  # voxels
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """Takes the point of voxel p of `grid` in the fixed frame, A_w p, to M A_w (p + u(p)) in the moving frame.
+
+    Attributes:
+      grid: the working grid; its affine leads to mm of the fixed frame.
+      matrix: M, from mm of the fixed frame to mm of the moving frame (RAS+).
+      displacement: u, in voxels of `grid`.
+    """
+
+    grid: Grid
+    matrix: Float64[np.ndarray, "4 4"]
+    displacement: Float32[np.ndarray, "x y z 3"]
+
+
+def to_moving(transform: Transform, points: Points) -> Float64[np.ndarray, "n 3"]:
+    """Points of the fixed frame to the points of the moving frame that they correspond to, in mm."""
+    p = _apply(np.linalg.inv(transform.grid.affine), np.asarray(points, np.float64).T)
+    return _apply(transform.matrix @ transform.grid.affine, p + _sample(transform.displacement, p)).T
+
+
+def field_on(transform: Transform, grid: Grid) -> Field:
+    """The whole transform, affine included: M A_w (p + u(p)) - x at each voxel x of a grid of the fixed frame."""
+    to_working = np.linalg.inv(transform.grid.affine) @ grid.affine
+    from_working = transform.matrix @ transform.grid.affine
+    field = np.empty((3, *grid.shape), np.float32)
+
+    def fill(slab: slice) -> None:
+        index = _indices(grid.shape, slab)
+        p = _apply(to_working, index)
+        field[:, slab] = _apply(from_working, p + _sample(transform.displacement, p)) - _apply(grid.affine, index)
+
+    _by_slabs(grid.shape, fill)
+    return np.moveaxis(field, 0, -1)
+
+
+def deformation_on(transform: Transform, grid: Grid) -> Field:
+    """The deformation alone, A_w (p + u(p)) - x; followed by the matrix M it is the whole transform."""
+    return field_on(dataclasses.replace(transform, matrix=np.eye(4)), grid)
+
+
+def inverse(transform: Transform) -> tuple[Transform, dict[str, float]]:
+    """The transform from the moving frame to the fixed frame, and how nearly the displacement could be inverted.
+
+    Its working grid is that of `transform` carried to the moving frame by M, and so has the same voxels; outside it the
+    inverse displacement keeps its edge value.
+
+    Returns:
+      The inverse, and statistics of the residual |v(q) + u(q + v(q))| in voxels over the working grid: `mean`, `p99`,
+      `max`, and `unsolved_percent` of voxels where it exceeds 0.1, as where the field folds.
+    """
+    solution, residual = invert(jnp.asarray(transform.displacement)[None])
+    displacement, residual = np.asarray(solution[0]), np.asarray(residual[0])
+    statistics = {
+        "mean": float(residual.mean()),
+        "p99": float(np.percentile(residual, 99)),
+        "max": float(residual.max()),
+        "unsolved_percent": float(100 * np.mean(residual > 0.1)),
+    }
+    carried = dataclasses.replace(transform.grid, affine=transform.matrix @ transform.grid.affine)
+    return Transform(carried, np.linalg.inv(transform.matrix), displacement), statistics
+
+
+def inverse_field_on(transform: Transform, grid: Grid) -> tuple[Field, dict[str, float]]:
+    """The inverse of the whole transform on a grid of the moving frame, and the statistics of `inverse`."""
+    back, residual = inverse(transform)
+    return field_on(back, grid), residual
+
+
+def resampled(transform: Transform, grid: Grid) -> Float32[np.ndarray, "x y z 3"]:
+    """The displacement of the same transform on another working grid, in voxels of that."""
+    return _in_voxels(deformation_on(transform, grid), grid)
+
+
+def sample_field(field: Field, grid: Grid, points: Points) -> Float32[np.ndarray, "n 3"]:
+    """The vectors of a field at points in mm, trilinearly; beyond its grid, the edge value."""
+    return _sample(field, _apply(np.linalg.inv(grid.affine), np.asarray(points, np.float64).T)).T
+
+
+def resample_field(field: Field, grid: Grid, target: Grid) -> Float32[np.ndarray, "x2 y2 z2 3"]:
+    """The same at the voxels of another grid."""
+    matrix = np.linalg.inv(grid.affine) @ target.affine
+    out = np.empty((3, *target.shape), np.float32)
+
+    def fill(slab: slice) -> None:
+        out[:, slab] = _sample(field, _apply(matrix, _indices(target.shape, slab)))
+
+    _by_slabs(target.shape, fill)
+    return np.moveaxis(out, 0, -1)
+
+
+def learn2reg_field(transform: Transform, grid: Grid) -> Float32[np.ndarray, "x y z 3"]:
+    """The whole transform in voxels of `grid`, as Learn2Reg's evaluator adds it to voxel indices.
+
+    It holds where the moving image lies on the same grid; `grid` is that of the files as stored.
+    """
+    return _in_voxels(field_on(transform, grid), grid)
+
+
+def write_learn2reg(path: PathLike, field: Float32[np.ndarray, "x y z 3"], affine: np.ndarray) -> None:
+    """Writes a field of Learn2Reg: (x y z 3) in .nii.gz (with that affine), or as `arr_0` of an .npz."""
+    path = Path(path)
+    if path.suffix != ".npz":
+        nifti.write(path, field, affine)
+        return
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        beside = Path(folder) / path.name
+        np.savez_compressed(beside, field)
+        os.replace(beside, path)
+
+
+def warp_image(
+    image: Image, field: Field, grid: Grid, *, order: int = 1, outside: float = 0.0
+) -> Shaped[np.ndarray, "x y z"]:
+    """Samples the image at x + field(x) for each voxel x of `grid`, on which the field lies.
+
+    The same as ITK's resampling, in rounding too: up to half a voxel beyond the outermost voxel centres the image keeps
+    its edge value, and half-way between two labels the upper voxel's counts.
+
+    Args:
+      image: the volume; its frame is the one the field leads to.
+      field: displacements in mm.
+      grid: the voxels of the result.
+      order: 1 for images (trilinear), 0 for label maps (the nearest voxel's).
+      outside: the value where the image does not reach.
+
+    Returns:
+      The samples: float32, with order 0 the image's own type.
+    """
+    if field.shape[:3] != grid.shape:
+        raise ValueError(f"a field of {field.shape[:3]} voxels for a grid of {grid.shape}; both must be the same")
+    from_mm = np.linalg.inv(image.affine)
+    matrix, last = from_mm @ grid.affine, np.reshape(image.shape, (3, 1, 1, 1)) - 1
+    warped = np.empty(grid.shape, np.float32 if order else image.data.dtype)
+
+    def fill(slab: slice) -> None:
+        index = _apply(matrix, _indices(grid.shape, slab))
+        index += np.einsum("ij,xyzj->ixyz", from_mm[:3, :3], field[slab])
+        ndimage.map_coordinates(image.data, index, output=warped[slab], order=order, mode="nearest")
+        beyond = np.maximum(-index, index - last).max(axis=0)
+        warped[slab][beyond > OUTSIDE + ROUNDING] = outside
+
+    _by_slabs(grid.shape, fill)
+    return warped
+
+
+def _sample(vectors, index):
+    """Vectors (x y z 3) at voxel positions (3 ...), trilinearly, as (3 ...); outside, the edge value."""
+    return np.stack([ndimage.map_coordinates(vectors[..., c], index, order=1, mode="nearest") for c in range(3)])
+
+
+def _in_voxels(field, grid):
+    """Vectors in mm to vectors in voxels of the grid."""
+    return field @ np.linalg.inv(grid.affine)[:3, :3].T.astype(np.float32)
+
+
+def _apply(matrix, points):
+    """The affine map of (3 ...) points."""
+    turned = (matrix[:3, :3] @ points.reshape(3, -1)).reshape(points.shape)
+    return turned + matrix[:3, 3].reshape(3, *[1] * (points.ndim - 1))
+
+
+def _indices(shape: tuple[int, ...], slab: slice) -> Float64[np.ndarray, "3 x y z"]:
+    return np.mgrid[slab, : shape[1], : shape[2]].astype(np.float64)
+
+
+def _by_slabs(shape: tuple[int, ...], fill: Callable[[slice], None]) -> None:
+    planes = max(1, SLAB // (shape[1] * shape[2]))
+    slabs = [slice(start, min(start + planes, shape[0])) for start in range(0, shape[0], planes)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(fill, slabs))
