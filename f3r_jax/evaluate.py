@@ -1,11 +1,11 @@
 """Evaluates a checkpoint on the test cases of its config: scores before and after, pictures, a table.
 
-  python -m f3r_jax.evaluate --workdir=runs/mrb [--step=120]
+  python -m f3r_jax.evaluate --workdir=runs/mrb [--step=120] [--learn2reg]
 
 Writes <workdir>/evaluation/: cases.csv (a row a case and organ), summary.json, table.md, and for the first cases
 pictures and an .npz with displacement, warped volume and warped labels. Everything comes from the checkpoint, which
 holds its config, and from the data; SyN has no checkpoint and registers anew. A case scored before a kill is not scored
-again.
+again. With --learn2reg also <workdir>/evaluation/learn2reg/: the challenge's submission files and scores.
 """
 
 import json
@@ -21,19 +21,25 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from f3r_jax import cli, models, pictures, results, syn
+from f3r_jax import cli, learn2reg, models, pictures, results, submissions, syn
 from f3r_jax.data.datasets import Case, Dataset, open_dataset, organs_of
+from f3r_jax.data.pairs import Pair
 from f3r_jax.defaults import trains
 from f3r_jax.errors import UserError
 from f3r_jax.predict import Registration, load_network, make_predictor, register
+from f3r_jax.programs import keep_compiled_programs
 from f3r_jax.progress import Progress
-from f3r_jax.train import AGAINST_FOLDING, FOLDING_LIMIT, read_rows
+from f3r_jax.record import AGAINST_FOLDING, FOLDING_LIMIT, read_rows
 from f3r_jax.workdir import CONFIG_FILE, read_config, read_origin, versions, write_text
 
 FOLDER = "evaluation"
+CHALLENGE = "learn2reg"  # folder in it
+SUBMITTED = ("validation", "test")  # the challenge's registration_val and registration_test
 
 
-def evaluate(workdir: Path, *, step: int | None = None, dataset: Dataset | None = None, drawn: int = 3) -> dict:
+def evaluate(
+    workdir: Path, *, step: int | None = None, dataset: Dataset | None = None, drawn: int = 3, challenge: bool = False
+) -> dict:
     """Scores one checkpoint of a run on its test cases and writes the files; returns the summary.
 
     Args:
@@ -41,9 +47,10 @@ def evaluate(workdir: Path, *, step: int | None = None, dataset: Dataset | None 
       step: which checkpoint; the newest if None.
       dataset: the run's data set, opened from its config if None.
       drawn: how many cases get pictures.
+      challenge: whether to write Learn2Reg's submission files and scores too, of the validation cases as well.
 
     Raises:
-      UserError: no such checkpoint, or it doesn't fit its config.
+      UserError: no such checkpoint, it doesn't fit its config, or the data are not such as Learn2Reg scores.
     """
     method = open_method(workdir, step)
     config = method.config
@@ -54,6 +61,8 @@ def evaluate(workdir: Path, *, step: int | None = None, dataset: Dataset | None 
         raise UserError(
             f"{config.data.root}: no test cases, expected data.test_cases of 1 or more, or a split that names some"
         )
+    submitted = [name for split in SUBMITTED for name in dataset.split[split]] if challenge else []
+    files = submissions.open_pairs(config.data, submitted) if challenge else {}
     folder = workdir / FOLDER
     folder.mkdir(exist_ok=True)
 
@@ -83,6 +92,8 @@ def evaluate(workdir: Path, *, step: int | None = None, dataset: Dataset | None 
     write_text(folder / "cases.csv", results.cases_csv(names, [scored.rows[name] for name in names]))
     write_text(folder / "table.md", results.table(summary))
     write_text(folder / "summary.json", json.dumps(results.finite(summary), indent=2) + "\n")
+    if challenge:
+        submit(folder / CHALLENGE, method, dataset, files)
     scored.forget()
     return summary
 
@@ -137,6 +148,26 @@ def summarise(method: Method, rows: Sequence[dict]) -> dict:
         **results.summarise_scores(rows),
         "moving": results.summarise_scores([row["moving"] for row in rows]),
     }
+
+
+def submit(folder: Path, method: Method, dataset: Dataset, files: dict[str, Pair]) -> dict:
+    """Registers the cases with these files again, writes the challenge's submissions and scores; returns the latter.
+
+    The layout is {split: {"cases": {name: {metric: {"mean", "detailed"}}}, "aggregates": {metric: {"mean", ...}}}}.
+    """
+    folder.mkdir(exist_ok=True)
+    summary = {}
+    with Progress("submitting", len(files)) as progress:
+        for split in SUBMITTED:
+            cases = {}
+            for name in dataset.split[split]:
+                case = dataset.load(name)
+                cases[name] = submissions.submit(folder, method.register(case).displacement, case, files[name])
+                progress.advance()
+            if cases:
+                summary[split] = {"cases": cases, "aggregates": learn2reg.aggregate(list(cases.values()))}
+    write_text(folder / "summary.json", json.dumps(results.finite(summary), indent=2) + "\n")
+    return summary
 
 
 def keep(path: Path, result: Registration) -> None:
@@ -196,12 +227,17 @@ if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
     _STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.")
     _PICTURES = flags.DEFINE_integer("pictures", 3, "How many cases get pictures.", lower_bound=0)
+    _LEARN2REG = flags.DEFINE_bool("learn2reg", False, "Write Learn2Reg's submission files and scores too.")
 
     def main(argv: Sequence[str]) -> None:
         """Reads the flags, evaluates and prints."""
         if argv[1:] or _WORKDIR.value is None:
-            raise UserError("expected --workdir=FOLDER [--step=N] [--pictures=N]")
+            raise UserError("expected --workdir=FOLDER [--step=N] [--pictures=N] [--learn2reg]")
+        keep_compiled_programs()
         workdir = Path(_WORKDIR.value)
-        report(evaluate(workdir, step=_STEP.value, drawn=_PICTURES.value), workdir)
+        summary = evaluate(workdir, step=_STEP.value, drawn=_PICTURES.value, challenge=_LEARN2REG.value)
+        report(summary, workdir)
+        if _LEARN2REG.value:
+            print(f"submission files and the challenge's scores: {workdir / FOLDER / CHALLENGE}")
 
     cli.run(main)
