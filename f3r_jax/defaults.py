@@ -25,6 +25,7 @@ def network_config(*, option: str, lam: float, paper_lam: float, **model: str) -
 
     config.model = ConfigDict(model)
     config.model.flow_init = 1e-5  # standard deviation of the last kernel: training starts from the identity
+    config.model.diffeomorphic = False  # the output is a velocity, its exponential the displacement
 
     config.loss = ConfigDict()
     config.loss.lam = paper_lam if paper else lam  # weight of the gradient penalty

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from f3r_jax.errors import UserError
+from f3r_jax.models.diffeomorphic import Diffeomorphic
 from f3r_jax.models.f3rnet import COARSEST, VARIANTS, F3RNet
 from f3r_jax.models.faim import FAIM
 from f3r_jax.models.voxelmorph import DECODERS, VoxelMorph
@@ -35,12 +36,14 @@ def build(model: ConfigDict) -> nn.Module:
         raise UserError(f"model.name is {model.name!r}, expected one of {', '.join(NETWORKS)}")
     if model.name == "f3rnet" and model.variant not in VARIANTS:
         raise UserError(f"model.variant is {model.variant!r}, expected one of {', '.join(VARIANTS)}")
-    return NETWORKS[model.name](model)
+    network = NETWORKS[model.name](model)
+    return Diffeomorphic(network) if model.diffeomorphic else network
 
 
 def label(model: ConfigDict) -> str:
     """The name a paper's table would print."""
-    return VARIANTS[model.variant].label if model.name == "f3rnet" else LABELS[model.name]
+    name = VARIANTS[model.variant].label if model.name == "f3rnet" else LABELS[model.name]
+    return f"{name}, diffeomorphic" if model.diffeomorphic else name
 
 
 def initialise(network: nn.Module, key: jax.Array) -> dict:

@@ -1,0 +1,23 @@
+"""A network whose output is a stationary velocity field: the displacement is its exponential, which doesn't fold.
+
+Dalca et al., MICCAI 2018. The penalty of the loss stays on the displacement.
+"""
+
+import flax.linen as nn
+
+from f3r_jax.ops.fields import exponential
+from f3r_jax.shapes import Displacement, Volume
+
+
+class Diffeomorphic(nn.Module):
+    """`network`, its output taken as a velocity in voxels; the parameters are those of `network`."""
+
+    network: nn.Module
+
+    def setup(self) -> None:
+        """Gives the parameters the names that they have without this."""
+        nn.share_scope(self, self.network)
+
+    def __call__(self, moving: Volume, fixed: Volume) -> Displacement:
+        """The displacement on the fixed grid, in voxels."""
+        return exponential(self.network(moving, fixed))
