@@ -23,13 +23,14 @@ import launcher
 import local
 import paper
 import runs
+from arguments import make_parser, parse
 
 SETTINGS = {key: TINY_CONFIG[key] for key in TINY_CONFIG if key.startswith(("data.", "train."))}
 SEVEN = ["wo_f3d", "w_f3d", "enc", "dec", "fr", "ms", "mrb"]
 
 
-def options(output, *arguments):
-    return arguments.parse(arguments.make_parser("", str(output)), list(arguments))
+def options(output, *given):
+    return parse(make_parser("", str(output)), list(given))
 
 
 def names(plan):
