@@ -24,6 +24,29 @@ def test_mind_l1_is_the_mean_over_voxels_and_channels(preset):
     assert mind_l1(fixed, fixed, preset=preset) == 0
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_mind_l1_with_a_mask_is_the_mean_over_its_voxels(preset):
+    fixed, warped = random_images()
+    weight = np.random.default_rng(3).choice([0.0, 0.5, 1.0], (1, *SHAPE, 1)).astype(np.float32)
+    difference = np.abs(np.asarray(mind(fixed, preset=preset)) - np.asarray(mind(warped, preset=preset)))
+    expected = np.average(difference.mean(-1, keepdims=True), weights=weight)
+    np.testing.assert_allclose(mind_l1(fixed, warped, preset=preset, mask=jnp.asarray(weight)), expected, rtol=1e-5)
+    without = mind_l1(fixed, warped, preset=preset)
+    np.testing.assert_allclose(mind_l1(fixed, warped, preset=preset, mask=jnp.ones_like(fixed)), without, rtol=1e-5)
+    assert mind_l1(fixed, warped, preset=preset, mask=jnp.zeros_like(fixed)) == 0
+
+
+def test_voxels_outside_the_mask_do_not_drive_the_loss():
+    fixed, moving = random_images()
+    mask = np.zeros((1, *SHAPE, 1), np.float32)
+    mask[:, :3] = 1
+    field = jnp.full((1, *SHAPE, 3), 0.3)
+    gradient = jax.jit(
+        jax.grad(lambda u: mind_l1(fixed, warp(moving, u), preset="mind_fixed", mask=jnp.asarray(mask)))
+    )(field)
+    assert gradient[:, :3].any() and not gradient[:, 4:].any()  # the descriptor of plane 2 sees plane 3
+
+
 def test_gradient_l2_of_a_linear_field():
     grid = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), -1)
     matrix = np.array([[0.1, 0.2, 0.3], [0.0, -0.1, 0.4], [0.2, 0.0, 0.5]])
