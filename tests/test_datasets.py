@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from f3r_jax.data import datasets, nifti, phantom
+from f3r_jax.data import affine, datasets, nifti, phantom, preprocess
 from f3r_jax.errors import UserError
 
 SHAPE = (24, 20, 16)
@@ -235,6 +235,46 @@ def test_scans_in_unrelated_frames_need_the_body_centre(folder):
     assert case.moving.max() > 0.5
 
 
+@pytest.mark.parametrize("how", ["rigid", "affine"])
+def test_a_fitted_start_takes_labels_and_landmarks_along(folder, monkeypatch, how):
+    asked, matrix = [], preprocess.translation((8.0, -16.0, 8.0))
+
+    def fit(fixed, moving, *, initial, degrees, related):
+        assert fixed.data.max() == 1 and moving.data.max() == 1
+        np.testing.assert_array_equal(initial, np.eye(4))  # the headers share a frame
+        asked.append((Path(moving.path).name, degrees, related))
+        return affine.Fit(matrix, 0.1, 0.2, 1.0)
+
+    monkeypatch.setattr(affine, "fit", fit)
+    (folder / "ct.csv").write_text("x,y,z\n48,24,88\n")
+    row = "mr_0.nii.gz,ct_0.nii.gz,ct.csv,ct.csv,ct_labels_0.nii.gz,"
+    table = f"fixed,moving,fixed_landmarks,moving_landmarks,moving_labels,split\n{row}train\n{row}train\n{row}test\n"
+    (folder / "pairs.csv").write_text(table)
+    before = datasets.open_dataset(_config(folder), seed=0).load("mr_0")
+    data = datasets.open_dataset(_config(folder, initialisation=how), seed=0)
+    case = data.load("mr_0")
+    np.testing.assert_allclose(case.moving_affine, matrix @ case.affine)
+    np.testing.assert_allclose(case.moving[3:20, 3:-3, 3:-3], before.moving[4:21, 1:-5, 4:-2], atol=1e-5)
+    np.testing.assert_array_equal(case.moving_labels[3:20, 3:-3, 3:-3], before.moving_labels[4:21, 1:-5, 4:-2])
+    np.testing.assert_allclose(case.moving_landmarks, [[5, 5, 10]], atol=1e-9)
+    monkeypatch.setattr(datasets, "CACHE_BYTES", 1)
+    data.load("mr_0_2")
+    data.load("mr_0")
+    assert asked.count(("ct_0.nii.gz", how, True)) == 2  # once a case, though the cache dropped the first
+
+
+def test_an_affine_start_in_unrelated_frames(folder):
+    image = nifti.read(folder / "ct_0.nii.gz")
+    far = image.affine.copy()
+    far[:3, 3] += (1000, -700, 400)
+    nifti.write(folder / "far.nii.gz", image.data, far)
+    row = "mr_0.nii.gz,far.nii.gz,"
+    (folder / "pairs.csv").write_text(f"fixed,moving,split\n{row}train\n{row}train\n{row}test\n")
+    assert '"rigid" or "affine"' in _message(_config(folder))
+    case = datasets.open_dataset(_config(folder, initialisation="affine"), seed=0).load("mr_0")
+    assert np.count_nonzero((case.fixed > 0) & (case.moving > 0)) > 0.7 * np.count_nonzero(case.fixed > 0)
+
+
 def test_bad_voxels_show_on_check(folder):
     image = nifti.read(folder / "mr_1.nii.gz")
     image.data[3, 3, 3] = np.nan
@@ -271,8 +311,9 @@ def test_settings_that_no_data_could_satisfy(tmp_path, key, value):
     assert f"data.{key} is" in _message(_config(tmp_path, **{key: value}))
 
 
-def test_the_phantom_has_no_use_for_the_body_centre(tmp_path):
-    assert "data.initialisation" in _message(_phantom_config(tmp_path, initialisation="body_centre"))
+@pytest.mark.parametrize("how", ["body_centre", "rigid", "affine"])
+def test_the_phantom_has_no_use_for_a_start(tmp_path, how):
+    assert "data.initialisation" in _message(_phantom_config(tmp_path, initialisation=how))
 
 
 def test_the_cache_is_bounded_and_threads_share_it(tmp_path, calls, monkeypatch):

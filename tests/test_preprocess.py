@@ -160,10 +160,11 @@ def test_the_body_translation_lines_up_bodies_in_unrelated_frames():
     assert not preprocess.has_overlap(fixed.grid, moving.grid)
     shift = preprocess.body_translation(fixed, "ct", moving, "ct")
     np.testing.assert_allclose(shift, (910, -490, 1205), atol=1.5)
-    assert preprocess.has_overlap(fixed.grid, moving.grid, shift)
+    matrix = preprocess.translation(shift)
+    assert preprocess.has_overlap(fixed.grid, moving.grid, matrix)
     grid = preprocess.working_grid(fixed.grid, shape=(40, 36, 30), spacing=(4.0, 4.0, 4.0))
     above_air = Image(moving.data + 1000, moving.affine)
-    moved = preprocess.resample(above_air, Grid(grid.shape, preprocess.moving_affine(grid, shift)))
+    moved = preprocess.resample(above_air, Grid(grid.shape, preprocess.moving_affine(grid, matrix)))
     assert (np.abs(moved - 1000 - fixed.data) < 500).mean() > 0.95
 
 
@@ -179,3 +180,52 @@ def test_a_small_field_of_view_within_a_large_one_overlaps():
     assert preprocess.has_overlap(large, small) and preprocess.has_overlap(small, large)
     small.affine[:3, 3] = 101
     assert not preprocess.has_overlap(large, small) and not preprocess.has_overlap(small, large)
+
+
+def test_edge_values_outside_are_scipys_nearest():
+    image = Image(np.random.default_rng(0).random((9, 8, 7), np.float32), _affine(2, (2.0, 2.0, 2.0)), "noise.nii.gz")
+    grid = preprocess.working_grid(image.grid, shape=(14, 13, 12), spacing=(2.0, 2.0, 2.0))
+    at = preprocess.to_voxels(_points(grid).reshape(-1, 3), image.affine).T.reshape(3, *grid.shape)
+    expected = ndimage.map_coordinates(image.data, at, order=1, mode="nearest")
+    np.testing.assert_allclose(preprocess.resample(image, grid, outside="edge"), expected, atol=1e-5)
+    assert preprocess.resample(image, grid)[0, 0, 0] == 0
+
+
+def _scan(values, fractions, seed=0):
+    """A volume whose voxels are normally distributed about `values`, in these fractions."""
+    rng = np.random.default_rng(seed)
+    tissue = rng.choice(len(values), size=(20, 20, 20), p=fractions)
+    centres, widths = np.array(values, float).T
+    return Image((centres[tissue] + widths[tissue] * rng.normal(size=tissue.shape)).astype(np.float32), np.eye(4), "s")
+
+
+TISSUES = ((-1000, 10), (-100, 15), (50, 20), (300, 100))  # HU: air, fat, soft tissue, bone
+FRACTIONS = (0.5, 0.2, 0.25, 0.05)
+
+
+def test_modalities_are_recognised_by_their_intensities():
+    ct = _scan(TISSUES, FRACTIONS)
+    assert preprocess.recognise_modality(ct) == "ct"
+    padded = Image(np.pad(ct.data, 2, constant_values=-3024), ct.affine, "ct.nii.gz")
+    assert preprocess.recognise_modality(padded) == "ct"
+    mr = _scan(((15, 8), (150, 20), (400, 60), (900, 80)), FRACTIONS)
+    assert preprocess.recognise_modality(Image(np.abs(mr.data), mr.affine)) == "mr"
+    assert preprocess.recognise_modality(mr) == "mr"  # signed: noise about 0
+    bright = _scan(((30, 8), (600, 80), (1500, 300), (2500, 300)), FRACTIONS)
+    assert preprocess.recognise_modality(bright) == "mr"
+
+
+@pytest.mark.parametrize(
+    ("scale", "offset", "message"),
+    [
+        (1.0, 1024.0, "CT stored with an offset of 1024; expected HU"),
+        (1 / 4000, 0.3, "cannot tell CT from MR"),
+        (1 / 500, 0.0, "cannot tell CT from MR"),  # zero mean, unit variance or so
+    ],
+)
+def test_modalities_that_are_in_doubt(scale, offset, message):
+    ct = _scan(TISSUES, FRACTIONS)
+    image = Image(ct.data * np.float32(scale) + np.float32(offset), ct.affine, "doubt.nii.gz")
+    with pytest.raises(UserError, match=message) as caught:
+        preprocess.recognise_modality(image)
+    assert str(caught.value).startswith("doubt.nii.gz: ") and "name the modality" in str(caught.value)

@@ -12,13 +12,16 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # A module imports from the layers above its own line only; a folder's modules also import each other.
 LAYERS = (
-    {"errors", "memory", "progress", "shapes", "torch_f3rnet"},
+    {"errors", "memory", "programs", "progress", "shapes", "torch_f3rnet"},
     {"ops", "checkpoints", "cli", "defaults", "workdir"},
     {"models", "losses", "metrics", "data"},
-    {"predict", "pictures", "benchmark_tables"},
-    {"results", "train", "refine", "syn"},
-    {"evaluate", "measurements"},
-    {"reporting"},
+    {"predict", "slices", "benchmark_tables", "learn2reg", "peers"},
+    {"pictures"},
+    {"record"},
+    {"results", "train", "refine", "syn", "submissions"},
+    {"evaluate", "measurements", "registration", "timing"},
+    {"reporting", "registration_job"},
+    {"outcome", "registration_benchmark"},
     {"main", "register", "apply", "report", "benchmark"},
 )
 ENTRY_POINTS = {"main", "evaluate", "register", "apply", "report", "benchmark"}
@@ -26,7 +29,7 @@ ENTRY_POINTS = {"main", "evaluate", "register", "apply", "report", "benchmark"}
 KEEPERS = {
     "orbax": {"f3r_jax/checkpoints.py"},
     "nibabel": {"f3r_jax/data/nifti.py"},
-    "torch": {"f3r_jax/torch_f3rnet.py", "f3r_jax/measurements.py"},
+    "torch": {"f3r_jax/torch_f3rnet.py", "f3r_jax/measurements.py", "f3r_jax/peers.py"},
 }
 
 

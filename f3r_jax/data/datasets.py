@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Integer
 from ml_collections import ConfigDict
 
-from f3r_jax.data import nifti, pairs, phantom, preprocess
+from f3r_jax.data import affine, nifti, pairs, phantom, preprocess
 from f3r_jax.errors import UserError
 
 CACHE_BYTES = 2 << 30  # holds the paper's 50 pairs (27 MB each) and leaves room for a train step on an 8 GB machine
@@ -38,7 +38,7 @@ class Case:
     """A pair on the working grid. Arrays are read-only: the cache hands the same ones out again.
 
     `affine` takes a voxel of the grid to mm (RAS+) in the fixed scan's frame, `moving_affine` to mm in the moving
-    scan's own; they differ by the initial translation. So u(p) in voxels sends affine p to moving_affine (p + u(p)).
+    scan's own; they differ by the initial matrix. So u(p) in voxels sends affine p to moving_affine (p + u(p)).
     """
 
     name: str
@@ -80,6 +80,21 @@ class _Cache:
             return self._cases[name]
 
 
+class Matrices:
+    """Initial matrices by case, each made once: a case that the cache has dropped is not fitted again."""
+
+    def __init__(self) -> None:
+        self._matrices: dict[str, np.ndarray] = {}
+        self._lock = threading.Lock()
+
+    def get(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """The case's matrix; other threads wait while one makes it."""
+        with self._lock:
+            if name not in self._matrices:
+                self._matrices[name] = make()
+            return self._matrices[name]
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """Names by split (always train, validation and test) and the cases behind them. Threads may share it."""
@@ -114,7 +129,10 @@ def open_dataset(data_config: ConfigDict, *, seed: int) -> Dataset:
     else:
         split = {key: tuple(pair.name for pair in found if pair.split == key) for key in pairs.SPLITS}
         _check_named_split(split, data_config)
-    return Dataset(split, {pair.name: (lambda pair=pair: load_pair(pair, data_config)) for pair in found})
+    fitted = Matrices()
+    return Dataset(
+        split, {pair.name: (lambda pair=pair: load_pair(pair, data_config, fitted=fitted)) for pair in found}
+    )
 
 
 def organs_of(data_config: ConfigDict) -> dict[str, tuple[int, ...]]:
@@ -122,15 +140,14 @@ def organs_of(data_config: ConfigDict) -> dict[str, tuple[int, ...]]:
     return dict(sorted(data_config.organs.to_dict().items(), key=lambda item: tuple(item[1])))
 
 
-def load_pair(pair: pairs.Pair, data_config: ConfigDict) -> Case:
-    """Reads a pair and brings it onto the working grid, each image interpolated once."""
+def load_pair(pair: pairs.Pair, data_config: ConfigDict, *, fitted: Matrices | None = None) -> Case:
+    """Reads a pair and brings it onto the working grid, each image interpolated once; `fitted` keeps its matrix."""
+    fitted = fitted or Matrices()
     moving, fixed = _in_order(pair.ct, pair.mr, data_config.direction)
     fixed_image, moving_image = nifti.read(fixed.image), nifti.read(moving.image)
-    translation = np.zeros(3)
-    if data_config.initialisation == "body_centre":
-        translation = preprocess.body_translation(fixed_image, fixed.modality, moving_image, moving.modality)
+    matrix = fitted.get(pair.name, lambda: _initial_matrix(fixed, fixed_image, moving, moving_image, data_config))
     grid = preprocess.working_grid(fixed_image.grid, shape=data_config.shape, spacing=data_config.spacing)
-    moving_grid = dataclasses.replace(grid, affine=preprocess.moving_affine(grid, translation))
+    moving_grid = dataclasses.replace(grid, affine=preprocess.moving_affine(grid, matrix))
     return Case(
         name=pair.name,
         fixed=_on_grid(fixed_image, fixed.modality, grid, data_config),
@@ -144,6 +161,23 @@ def load_pair(pair: pairs.Pair, data_config: ConfigDict) -> Case:
         fixed_landmarks=_landmarks(fixed, grid),
         moving_landmarks=_landmarks(moving, moving_grid),
     )
+
+
+def _initial_matrix(
+    fixed: pairs.Scan, fixed_image: nifti.Image, moving: pairs.Scan, moving_image: nifti.Image, config: ConfigDict
+) -> np.ndarray:
+    """What takes mm of the fixed frame to mm of the moving one, by `data.initialisation`."""
+    how = config.initialisation
+    related = preprocess.has_overlap(fixed_image.grid, moving_image.grid)
+    if how == "header" or (related and how != "body_centre"):
+        initial = np.eye(4)
+    else:
+        shift = preprocess.body_translation(fixed_image, fixed.modality, moving_image, moving.modality)
+        initial = preprocess.translation(shift)
+    if how in ("header", "body_centre"):
+        return initial
+    scans = _normalised(fixed_image, fixed.modality, config), _normalised(moving_image, moving.modality, config)
+    return affine.fit(*scans, initial=initial, degrees=how, related=related).matrix
 
 
 def _in_order(ct: object, mr: object, direction: str) -> tuple:
@@ -184,7 +218,7 @@ def _check_overlap(pair: pairs.Pair, config: ConfigDict) -> None:
     if not preprocess.has_overlap(fixed, moving):
         raise UserError(
             f"{moving.path}: does not overlap {fixed.path} in space by their headers; for scans in unrelated frames "
-            'set data.initialisation to "body_centre"'
+            'set data.initialisation to "body_centre", "rigid" or "affine"'
         )
 
 

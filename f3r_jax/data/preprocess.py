@@ -3,7 +3,9 @@
 The working grid has the configured spacing and shape, the axes of the fixed image, and shares the centre of its field
 of view; so it crops what is larger and pads what is smaller, evenly. The moving image is sampled on the same voxels
 through `moving_affine`, which takes a working voxel to mm in the moving scan's own frame: the working affine itself
-where the headers share a frame ("header"), else shifted so that the centres of the two bodies meet ("body_centre").
+where the headers share a frame ("header"), else the working affine and a matrix that takes the fixed frame to the
+moving one: a shift by which the centres of the two bodies meet ("body_centre"), or what `affine` fits ("rigid",
+"affine").
 Cropping, spacing, orientation and initialisation are thus one affine map, and each image is interpolated once.
 
 Outside its field of view an image is 0: air in CT, background in MR. The half voxel between the outermost voxel
@@ -25,7 +27,9 @@ from f3r_jax.errors import UserError
 Numbers = Sequence[float | int] | np.ndarray
 
 MODALITIES = ("ct", "mr")
-INITIALISATIONS = ("header", "body_centre")
+INITIALISATIONS = ("header", "body_centre", "rigid", "affine")
+AIR_HU = -500.0  # below it lie air and lung alone
+OFFSET_HU = 1024.0  # that some scanners and converters add to HU, so that nothing is negative
 BODY_HU = -300.0  # between fat (-100) and air or lung (-1000, -800)
 BODY_SPACING = 4.0  # mm: fine enough for the body's outline, and 100 times faster than 0.8 mm
 FWHM = 2.3548  # full width at half maximum of a Gaussian of standard deviation 1
@@ -64,11 +68,40 @@ def working_grid(fixed: Grid, *, shape: Sequence[int], spacing: Numbers) -> Grid
     return Grid(tuple(int(size) for size in shape), affine, fixed.path)
 
 
-def moving_affine(working: Grid, translation: Numbers = (0.0, 0.0, 0.0)) -> np.ndarray:
-    """Working voxels to mm in the moving scan's frame, which lies `translation` (mm) from the fixed one's."""
-    affine = working.affine.copy()
-    affine[:3, 3] += translation
-    return affine
+def moving_affine(working: Grid, matrix: np.ndarray) -> np.ndarray:
+    """Working voxels to mm in the moving scan's frame, to which `matrix` takes mm of the fixed one's."""
+    return matrix @ working.affine
+
+
+def translation(shift: Numbers) -> np.ndarray:
+    """The 4 x 4 matrix of a shift in mm."""
+    matrix = np.eye(4)
+    matrix[:3, 3] = shift
+    return matrix
+
+
+def recognise_modality(image: Image) -> str:
+    """ "ct" or "mr" by intensity: a CT in HU has air or lung far below 0, an MR next to nothing below 0.
+
+    UserError where neither holds, where a CT seems to be stored with an offset, and for intensities scaled already.
+    """
+    low, high = (float(value) for value in np.percentile(image.data, (0.1, 99.9)))
+    least, most = float(image.data.min()), float(image.data.max())
+    if np.mean(image.data < AIR_HU) > 0.01 and least > -5 * OFFSET_HU and np.mean(np.abs(image.data) < -AIR_HU) > 0.01:
+        return "ct"
+    found = f"intensities from {least:g} to {most:g}"
+    if low < -0.05 * high or most <= 1 or most == 255:
+        raise UserError(
+            f"{image.path}: cannot tell CT from MR by its {found}; expected HU or an MR's raw signal: name the modality"
+        )
+    body = image.data[image.data > 0.3 * OFFSET_HU]
+    # Fat, water and muscle of a CT lie within 200 HU; the tissues of an MR differ by factors.
+    if high > OFFSET_HU and body.size and np.mean(np.abs(body - OFFSET_HU) < 200) > 0.6:
+        raise UserError(
+            f"{image.path}: {found} look like a CT stored with an offset of {OFFSET_HU:g}; expected HU: subtract it, "
+            "or name the modality if this is an MR"
+        )
+    return "mr"
 
 
 def body_translation(fixed: Image, fixed_modality: str, moving: Image, moving_modality: str) -> np.ndarray:
@@ -121,27 +154,33 @@ def otsu(data: Shaped[np.ndarray, "*shape"]) -> float:
     return float(edges[1:-1][np.argmax(between)])
 
 
-def resample(image: Image, grid: Grid) -> Float[np.ndarray, "x y z"]:
-    """Samples the image at the voxels of `grid` (whose affine leads to the image's frame), trilinearly; 0 outside.
+def resample(image: Image, grid: Grid, *, outside: str = "zero") -> Float[np.ndarray, "x y z"]:
+    """Samples the image at the voxels of `grid` (whose affine leads to the image's frame), trilinearly.
+
+    Outside the field of view lies 0, or with `outside="edge"` the value of the nearest voxel.
 
     Where the grid is coarser than the image, a Gaussian is applied first, against aliasing: the width that takes a
     voxel's point spread to the coarser one's, both Gaussians as wide at half height as their voxels (Cardoso et al.,
     MICCAI 2015: "Scale factor point spread function matching").
     """
-    step = np.linalg.norm((np.linalg.inv(image.affine) @ grid.affine)[:3, :3], axis=1)  # image voxels a grid voxel
-    sigma = np.sqrt(np.maximum(step**2 - 1, 0)) / FWHM
+    sigma = smoothing(np.linalg.norm((np.linalg.inv(image.affine) @ grid.affine)[:3, :3], axis=1))
     data = ndimage.gaussian_filter(image.data, sigma, mode="nearest") if sigma.max() > 0.05 else image.data
-    return _sample(data, image, grid, order=1)
+    return _sample(data, image, grid, order=1, outside=outside)
+
+
+def smoothing(step: np.ndarray) -> np.ndarray:
+    """Standard deviation, in voxels, of the Gaussian against aliasing in steps of `step` voxels."""
+    return np.sqrt(np.maximum(step**2 - 1, 0)) / FWHM
 
 
 def resample_labels(labels: Image, grid: Grid) -> Shaped[np.ndarray, "x y z"]:
     """Samples a label map at the voxels of `grid`, the nearest voxel's label; 0 outside."""
-    return _sample(labels.data, labels, grid, order=0)
+    return _sample(labels.data, labels, grid, order=0, outside="zero")
 
 
-def has_overlap(fixed: Grid, moving: Grid, translation: Numbers = (0.0, 0.0, 0.0)) -> bool:
-    """Whether two fields of view share more than a sliver (a 48th of a width), `translation` leading to the moving."""
-    to_moving = np.linalg.inv(moving.affine) @ moving_affine(fixed, translation)
+def has_overlap(fixed: Grid, moving: Grid, matrix: np.ndarray | None = None) -> bool:
+    """Whether two fields of view share more than a sliver (a 48th of a width), in one frame or through `matrix`."""
+    to_moving = np.linalg.inv(moving.affine) @ moving_affine(fixed, np.eye(4) if matrix is None else matrix)
     return _reaches(fixed, moving, to_moving) or _reaches(moving, fixed, np.linalg.inv(to_moving))
 
 
@@ -151,12 +190,14 @@ def to_voxels(points: Float[np.ndarray, "n 3"], affine: np.ndarray) -> Float[np.
     return points @ inverse[:3, :3].T + inverse[:3, 3]
 
 
-def _sample(data: np.ndarray, image: Image, grid: Grid, *, order: int) -> np.ndarray:
+def _sample(data: np.ndarray, image: Image, grid: Grid, *, order: int, outside: str) -> np.ndarray:
     matrix = np.linalg.inv(image.affine) @ grid.affine
     # SciPy's constant mode calls a voxel centre outside that rounding puts 1e-15 beyond the last one: extend, then cut.
     sampled = ndimage.affine_transform(
         data, matrix[:3, :3], matrix[:3, 3], output_shape=grid.shape, order=order, mode="nearest"
     )
+    if outside == "edge":
+        return sampled
     axes = np.ogrid[tuple(slice(size) for size in grid.shape)]
     for row, size in zip(matrix[:3], image.shape, strict=True):
         index = sum(weight * axis for weight, axis in zip(row[:3], axes, strict=True)) + row[3]

@@ -1,0 +1,101 @@
+"""Carries a registration's transform to a further image, label map or set of points, as files.
+
+  python -m f3r_jax.apply --transform=out --image=ct2.nii.gz --output=ct2_on_mr.nii.gz
+  python -m f3r_jax.apply --transform=out --labels=ct_seg.nii.gz --output=seg_on_mr.nii.gz
+  python -m f3r_jax.apply --transform=out --points=ct_points.csv --output=points_in_mr.csv
+
+Everything goes from the moving scan to the fixed one; with --inverse from the fixed scan to the moving one. --transform
+is the folder that `python -m f3r_jax.register` wrote, or for images and labels a displacement field of ITK's or ANTs'
+form.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from f3r_jax import cli, outcome
+from f3r_jax.data import nifti, pairs, transforms
+from f3r_jax.data.nifti import Grid
+from f3r_jax.errors import UserError
+
+FORWARD, INVERSE = "displacement.nii.gz", "inverse_displacement.nii.gz"
+
+_TRANSFORM = flags.DEFINE_string("transform", None, "Folder of a registration, or a displacement field.")
+_IMAGE = flags.DEFINE_string("image", None, "Image to warp, NIfTI: trilinear.")
+_LABELS = flags.DEFINE_string("labels", None, "Label map to warp, NIfTI: the nearest voxel's label.")
+_POINTS = flags.DEFINE_string("points", None, "CSV with columns x, y, z in mm, RAS+.")
+_OUTPUT = flags.DEFINE_string("output", None, "File to write, of the same kind as the input.")
+_REFERENCE = flags.DEFINE_string("reference", None, "NIfTI whose grid the result lies on; by default the field's.")
+_INVERSE = flags.DEFINE_bool("inverse", False, "From the fixed scan to the moving one.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the output if it is there.")
+USAGE = "expected --transform=FOLDER, one of --image, --labels and --points, and --output=FILE"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Reads the flags, carries and writes."""
+    given = {name: flag.value for name, flag in (("image", _IMAGE), ("labels", _LABELS), ("points", _POINTS))}
+    given = {name: value for name, value in given.items() if value is not None}
+    if argv[1:] or len(given) != 1 or _TRANSFORM.value is None or _OUTPUT.value is None:
+        raise UserError(USAGE)
+    ((kind, path),) = given.items()
+    output = Path(_OUTPUT.value)
+    ending = (".csv",) if kind == "points" else (".nii", ".nii.gz")
+    if not output.name.endswith(ending):
+        raise UserError(f"{output}: expected a name ending in {' or '.join(ending)}")
+    if output.exists() and not _OVERWRITE.value:
+        raise UserError(f"{output}: exists, expected a new file, or --overwrite")
+    if not output.parent.is_dir():
+        raise UserError(f"{output.parent}: no such folder, expected one for {output.name}")
+    # A field pulls: it leads from where an image is shown to where it is sampled, and points from there to here.
+    field, grid = nifti.read_field(field_file(Path(_TRANSFORM.value), points=kind == "points", inverse=_INVERSE.value))
+    if kind == "points":
+        if _REFERENCE.value is not None:
+            raise UserError("--reference is for images and labels, expected none with --points")
+        carry_points(Path(path), field, grid, output)
+    else:
+        carry_volume(path, field, grid, output, reference=_REFERENCE.value, nearest=kind == "labels")
+    print(f"written: {output}")
+    return 0
+
+
+def field_file(transform: Path, *, points: bool, inverse: bool) -> Path:
+    """The file of the field that serves.
+
+    Raises:
+      UserError: no such folder or file, or a lone field where the other direction is needed.
+    """
+    if transform.is_dir():
+        name = FORWARD if points == inverse else INVERSE
+        if not (transform / name).is_file():
+            raise UserError(f"{transform}: no {name} found, expected the folder of a registration")
+        return transform / name
+    if not transform.is_file():
+        raise UserError(f"{transform}: no such file or folder, expected the folder of a registration")
+    if points or inverse:
+        raise UserError(f"{transform}: a lone field carries images one way; points and --inverse need the folder")
+    return transform
+
+
+def carry_points(path: Path, field: np.ndarray, grid: Grid, output: Path) -> None:
+    """Writes the points of a CSV, displaced."""
+    points = pairs.read_landmarks(path)
+    outcome.write_points(output, points + transforms.sample_field(field, grid, points))
+
+
+def carry_volume(
+    path: str, field: np.ndarray, grid: Grid, output: Path, *, reference: str | None, nearest: bool
+) -> None:
+    """Writes an image or label map, warped onto the field's grid or that of a reference."""
+    volume = nifti.read_labels(path) if nearest else nifti.read(path)
+    if reference is not None:
+        target = nifti.read_stored_grid(reference)
+        field, grid = transforms.resample_field(field, grid, target), target
+    outside = 0 if nearest else float(volume.data.min())
+    warped = transforms.warp_image(volume, field, grid, order=0 if nearest else 1, outside=outside)
+    nifti.write(output, warped, grid.affine)
+
+
+if __name__ == "__main__":
+    cli.run(main)

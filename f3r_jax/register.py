@@ -1,0 +1,151 @@
+"""Registers a moving scan to a fixed one of the other modality, from NIfTI files to files that other tools can apply.
+
+  python -m f3r_jax.register --fixed=mr.nii.gz --moving=ct.nii.gz --output=out
+  python -m f3r_jax.register --fixed=mr.nii.gz --moving=ct.nii.gz --output=out --checkpoint=runs/mrb
+
+An affine step, then the network of a checkpoint if one is given, then refinement by gradient descent on this one pair.
+`f3r_jax/outcome.py` lists what is written. `python -m f3r_jax.apply` carries the result to further images and points.
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from f3r_jax import cli, outcome, registration, workdir
+from f3r_jax.data import scans
+from f3r_jax.data.preprocess import MODALITIES
+from f3r_jax.errors import UserError
+from f3r_jax.ops.mind import PRESETS
+from f3r_jax.programs import keep_compiled_programs
+
+DEFAULT = registration.Settings()
+
+_FIXED = flags.DEFINE_string("fixed", None, "The scan whose grid the result lies on, NIfTI.")
+_MOVING = flags.DEFINE_string("moving", None, "The scan that is warped, NIfTI.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for the result.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace another result in the folder.")
+_SIDES = {
+    side: {
+        "modality": flags.DEFINE_enum(f"{side}_modality", None, MODALITIES, f"Of the {side} scan; told by intensity."),
+        "mask": flags.DEFINE_string(f"{side}_mask", None, f"Where the {side} scan may be compared, on its grid."),
+        "labels": flags.DEFINE_string(f"{side}_labels", None, f"Label map on the {side} scan's grid, for scores."),
+        "landmarks": flags.DEFINE_string(f"{side}_landmarks", None, f"CSV x,y,z in mm (RAS+) in the {side} scan."),
+    }
+    for side in ("fixed", "moving")
+}
+_AFFINE = flags.DEFINE_string(
+    "affine", DEFAULT.affine, f"One of {', '.join(registration.AFFINE_STEPS)}, or a matrix file of ITK or ANTs."
+)
+_SPACING = flags.DEFINE_float(
+    "spacing", None, "Voxel of the working grid, mm; by default 1, or 2/3 of the scans' finest edge where that is more."
+)
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a training run; without one, no network.")
+_STEP = flags.DEFINE_integer("step", None, "Which checkpoint of the run; the newest by default.")
+_REFINE = flags.DEFINE_bool("refine", DEFAULT.refine, "Refine by gradient descent on this pair.")
+_ITERATIONS = flags.DEFINE_integer("iterations", None, "Of each level of the refinement, 80 by default.", lower_bound=1)
+_LAM = flags.DEFINE_float("lam", DEFAULT.lam, "Weight of the gradient penalty in the refinement.", lower_bound=0.0)
+_MIND = flags.DEFINE_enum("mind", DEFAULT.mind, list(PRESETS), "The refinement's descriptor.")
+_DIFFEOMORPHIC = flags.DEFINE_bool("diffeomorphic", False, "Refine a stationary velocity field: no folding.")
+_LEARN2REG = flags.DEFINE_bool("learn2reg", False, "Write the field in Learn2Reg's form too.")
+_ORGANS = flags.DEFINE_list("organs", None, "Labels to score, as liver=1,spleen=2+3; by default all.")
+_CT_WINDOW = flags.DEFINE_list("ct_window", [str(bound) for bound in scans.CT_WINDOW], "HU that become 0 and 1.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Reads the flags, registers, writes and prints."""
+    if argv[1:]:
+        raise UserError(f"unknown argument {argv[1]!r}, expected --fixed=FILE --moving=FILE --output=FOLDER")
+    for name, flag in (("fixed", _FIXED), ("moving", _MOVING), ("output", _OUTPUT)):
+        if flag.value is None:
+            raise UserError(f"--{name} is missing, expected --fixed=FILE --moving=FILE --output=FOLDER")
+    if _SPACING.value is not None and not _SPACING.value > 0:
+        raise UserError(f"--spacing is {_SPACING.value}, expected mm above 0")
+    if _CHECKPOINT.value is None and not _REFINE.value and _AFFINE.value == "none":
+        raise UserError("--affine=none and --norefine without a --checkpoint leave nothing to do, expected one of them")
+    keep_compiled_programs()
+    output = Path(_OUTPUT.value)
+    outcome.check_folder(output, overwrite=_OVERWRITE.value)
+    given = registration.Settings(
+        affine=_AFFINE.value,
+        spacing=_SPACING.value,
+        checkpoint=Path(_CHECKPOINT.value) if _CHECKPOINT.value else None,
+        step=_STEP.value,
+        refine=_REFINE.value,
+        iterations=_ITERATIONS.value,
+        lam=_LAM.value,
+        mind=_MIND.value,
+        diffeomorphic=_DIFFEOMORPHIC.value,
+    )
+    fixed, moving = (_read(side, path) for side, path in (("fixed", _FIXED.value), ("moving", _MOVING.value)))
+    if fixed.modality == moving.modality:
+        print(f"both scans are {fixed.modality.upper()}: MIND serves, a network for CT and MR may not", flush=True)
+    organs = outcome.organs_in(fixed, moving, _organs())
+    found = registration.register(fixed, moving, given, note=lambda line: print(line, flush=True))
+    facts = {
+        "fixed_modality": fixed.modality,
+        "moving_modality": moving.modality,
+        "settings": {name: flag.value for name, flag in _settings().items()},
+        "command": shlex.join(["python", "-m", "f3r_jax.register", *sys.argv[1:]]),
+        "versions": workdir.versions(),
+    }
+    with outcome.folder_of(output) as folder:
+        summary = outcome.write(folder, fixed, moving, found, organs=organs, learn2reg=_LEARN2REG.value, facts=facts)
+    print(outcome.table(summary))
+    print(f"result: {output}, to look at: {output / 'report.html'}")
+    return 0
+
+
+def _read(side: str, path: str) -> scans.Scan:
+    options = {name: flag.value for name, flag in _SIDES[side].items()}
+    scan = scans.read(path, **options, ct_window=_window())
+    how = "as given" if options["modality"] else f"by its intensities; --{side}_modality says otherwise"
+    print(f"{side}: {path}, {scan.modality.upper()} ({how})", flush=True)
+    return scan
+
+
+def _window() -> tuple[float, float]:
+    try:
+        low, high = map(float, _CT_WINDOW.value)
+    except ValueError:
+        low = high = 0.0
+    if not low < high:
+        raise UserError(f"--ct_window is {','.join(_CT_WINDOW.value)}, expected two numbers such as -160,240")
+    return low, high
+
+
+def _organs() -> dict[str, tuple[int, ...]] | None:
+    if _ORGANS.value is None:
+        return None
+    try:
+        named = [part.split("=") for part in _ORGANS.value]
+        return {name: tuple(int(value) for value in values.split("+")) for name, values in named}
+    except ValueError as error:
+        raise UserError(f"--organs is {','.join(_ORGANS.value)}, expected such as liver=1,kidneys=3+4") from error
+
+
+def _settings() -> dict[str, flags.FlagHolder]:
+    """The flags that a result hangs on."""
+    sides = {f"{side}_{name}": flag for side, of_side in _SIDES.items() for name, flag in of_side.items()}
+    return {
+        "fixed": _FIXED,
+        "moving": _MOVING,
+        **sides,
+        "affine": _AFFINE,
+        "spacing": _SPACING,
+        "checkpoint": _CHECKPOINT,
+        "step": _STEP,
+        "refine": _REFINE,
+        "iterations": _ITERATIONS,
+        "lam": _LAM,
+        "mind": _MIND,
+        "diffeomorphic": _DIFFEOMORPHIC,
+        "organs": _ORGANS,
+        "ct_window": _CT_WINDOW,
+    }
+
+
+if __name__ == "__main__":
+    cli.run(main)
