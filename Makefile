@@ -15,7 +15,7 @@ empty :=
 space := $(empty) $(empty)
 comma := ,
 
-known := baselines bench cuda dev slurm
+known := baselines bench cuda dev peers slurm
 unknown := $(filter-out $(known),$(subst $(comma), ,$(EXTRAS)))
 $(if $(unknown),$(error EXTRAS: unknown $(unknown); known are $(known)))
 WITH ?=
@@ -35,6 +35,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  EXTRAS=cuda      for a machine with an NVIDIA GPU; bench adds PyTorch; baselines adds SyN and SimpleITK;"
+	@echo "                   peers adds SyN, greedy and convexAdam, for make bench ARGS=--what=registration;"
 	@echo "                   slurm adds submitit, for make paper ARGS=--slurm"
 	@echo "  ARGS=\"...\"       for the program, as in make run ARGS=\"--config.train.steps=10\""
 	@echo "  PYTHON=python3   makes .venv; Python 3.11 or newer"
@@ -65,7 +66,7 @@ constraints: ## remake constraints.txt from the newest versions
 	echo "resolving the newest versions in a new environment"; \
 	$(PYTHON) -m venv "$$folder/venv"; \
 	"$$folder/venv/bin/python" -m pip install -qq --disable-pip-version-check \
-	  --upgrade setuptools "$$(grep '^torch==' constraints.txt)" --editable '.[dev,bench,baselines,slurm]'; \
+	  --upgrade setuptools "$$(grep '^torch==' constraints.txt)" --editable '.[dev,bench,baselines,peers,slurm]'; \
 	{ sed '/^[^#]/,$$d' constraints.txt; \
 	  "$$folder/venv/bin/python" -m pip list --format=freeze --disable-pip-version-check --exclude pip --exclude f3r_jax \
 	  | grep -Eiv '^(nvidia|cuda|triton)' | sed 's/+.*//'; } > "$$folder/new"; \

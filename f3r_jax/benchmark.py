@@ -1,14 +1,15 @@
-"""What the networks cost: parameters, compilation, forward pass, train step and memory, also against PyTorch.
+"""What the networks cost, also against PyTorch; and how well and fast pairs are registered, against the rivals.
 
     python -m f3r_jax.benchmark --parameters
     python -m f3r_jax.benchmark --variant=mrb,wo_f3d --shape=144,144,128 --what=parameters,forward,memory,torch
     python -m f3r_jax.benchmark --what=conv,torch --repeats=9 --json=conv.json --markdown=BENCHMARKS.md
+    python -m f3r_jax.benchmark --what=registration --shape=144,144,128 --checkpoint=runs/mrb --markdown=BENCHMARKS.md
 
 Every subject gets a fresh process, whose peak memory is its own. Subjects to compare are timed in turn, A B A B, and
 the ratio is the median over the pairs, because the speed of a machine drifts; both need to fit into memory at once.
+Registrations are described in `registration_benchmark`.
 """
 
-import contextlib
 import datetime
 import importlib.metadata
 import importlib.util
@@ -17,25 +18,28 @@ import os
 import platform
 import re
 import shlex
-import signal
-import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from f3r_jax.benchmark_tables import as_markdown, replace_section, summary, title, write
+from f3r_jax import registration_benchmark
+from f3r_jax.benchmark_tables import as_markdown, replace_section, section_name
 from f3r_jax.errors import UserError, exit_on_user_error
 from f3r_jax.models import LABELS, build, check_shape, count_parameters
 from f3r_jax.models.f3rnet import VARIANTS, F3RNet
-from f3r_jax.workdir import versions
+from f3r_jax.results import finite
+from f3r_jax.timing import measure
+from f3r_jax.workdir import commit, versions, write_text
 
-WHAT = ("parameters", "compile", "forward", "train", "memory", "conv", "torch")
+WHAT = ("parameters", "compile", "forward", "train", "memory", "conv", "sweep", "torch")
+REGISTRATION = "registration"
 KERNELS = ((3, 3, 3), (3, 3, 1), (1, 1, 3))
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
+OPTIONS = {False: ("variant", "repeats"), True: ("cases", "spacing", "checkpoint")}  # of registration: False, True
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("variant", ["mrb", "wo_f3d"], f"Networks: {', '.join(VARIANTS)}.")
@@ -44,10 +48,16 @@ flags.DEFINE_list(
     "what",
     list(WHAT),
     "What to measure: the passes 'forward' and 'train' (both, where only 'compile' or 'memory' is asked for); "
-    "'compile' and 'memory' of these; 'conv': our convolution against XLA's own; 'torch': each against PyTorch; "
-    "'parameters'.",
+    "'compile' and 'memory' of these; 'conv': our convolution against XLA's own; 'sweep': a train step of three "
+    "lambdas as one program against one after another; 'torch': each against PyTorch; 'parameters'. "
+    "Or 'registration' alone: pairs of the phantom, registered by ours and by the classical rivals.",
 )
 flags.DEFINE_integer("repeats", 5, "Timed runs of each, after one that isn't counted.")
+flags.DEFINE_integer("cases", 2, "Pairs to register.")
+flags.DEFINE_float(
+    "spacing", None, "Edge of their voxels in mm; the smallest with which the trunk fits in if not given."
+)
+flags.DEFINE_string("checkpoint", None, "Folder of a training run: its network registers too, alone and refined.")
 flags.DEFINE_string("json", None, "File for everything measured.")
 flags.DEFINE_string(
     "markdown", None, "File for the tables; the section of the same shape and device in it is replaced."
@@ -62,23 +72,48 @@ def main(argv: list[str]) -> int:
         raise UserError(f"unexpected argument {argv[1]!r}: options are written --name=value")
     if FLAGS.parameters:
         counts = parameters(VARIANTS) | {
-            LABELS[name]: count_parameters(build(ConfigDict({"name": name, "flow_init": 0.0}))) for name in LABELS
+            LABELS[name]: count_parameters(build(ConfigDict({"name": name, "flow_init": 0.0, "diffeomorphic": False})))
+            for name in LABELS
         }
         print("\n".join(f"{name} {count}" for name, count in counts.items()))
         return 0
     check_flags()
     shape = tuple(int(size) for size in FLAGS.shape)
+    report, text, name, failed = (registrations if REGISTRATION in FLAGS.what else networks)(shape)
+    print(f"\n{text}")
+    if FLAGS.json:
+        write_text(Path(FLAGS.json), json.dumps(finite(report), indent=1) + "\n")
+    if FLAGS.markdown:
+        replace_section(Path(FLAGS.markdown), text, name=name)
+    return int(failed)
+
+
+def networks(shape: tuple[int, ...]) -> tuple[dict, str, str, bool]:
+    """(report, its Markdown, the name of its section, whether anything failed) for the networks and convolutions."""
     groups = plan(what=FLAGS.what, variants=FLAGS.variant, shape=shape)
     report = environment() | {"shape": shape, "repeats": FLAGS.repeats}
     report["parameters"] = parameters(FLAGS.variant) if "parameters" in FLAGS.what else {}
     report["measurements"] = [measure(jobs, repeats=FLAGS.repeats) for jobs in groups]
-    text = as_markdown(report, what=FLAGS.what)
-    print(f"\n{text}")
-    if FLAGS.json:
-        write(Path(FLAGS.json), json.dumps(report, indent=1) + "\n")
-    if FLAGS.markdown:
-        replace_section(Path(FLAGS.markdown), text, report)
-    return int(any("error" in result for result in report["measurements"]))
+    failed = any("error" in result for result in report["measurements"])
+    return report, as_markdown(report, what=FLAGS.what), section_name(report), failed
+
+
+def registrations(shape: tuple[int, ...]) -> tuple[dict, str, str, bool]:
+    """The same for the registrations."""
+    if FLAGS.checkpoint:
+        registration_benchmark.check_checkpoint(FLAGS.checkpoint)
+    found = registration_benchmark.run(
+        shape=shape,
+        spacing=FLAGS.spacing or registration_benchmark.fitting_spacing(shape),
+        cases=FLAGS.cases,
+        checkpoint=FLAGS.checkpoint,
+        note=lambda line: print(line, flush=True),
+    )
+    rivals = [rival.package for rival in registration_benchmark.RIVALS.values()]
+    report = environment((*PACKAGES, *rivals)) | {"shape": shape, REGISTRATION: found}
+    name = f"Registration, {' x '.join(map(str, shape))} on {found['device']}"
+    failed = any(registration_benchmark.failures(found))
+    return report, registration_benchmark.as_markdown(report), name, failed
 
 
 # What to measure
@@ -86,16 +121,26 @@ def main(argv: list[str]) -> int:
 
 def check_flags() -> None:
     """Raises `UserError` at the first flag that can't be meant."""
-    for flag, values, known in (("what", FLAGS.what, WHAT), ("variant", FLAGS.variant, VARIANTS)):
+    for flag, values, known in (("what", FLAGS.what, (*WHAT, REGISTRATION)), ("variant", FLAGS.variant, VARIANTS)):
         if not values:
             raise UserError(f"--{flag}: expected at least one of {', '.join(known)}")
         if unknown := [value for value in values if value not in known]:
             raise UserError(f"--{flag}: unknown {unknown[0]!r}; known are {', '.join(known)}")
+    alone = REGISTRATION in FLAGS.what
+    if alone and len(FLAGS.what) > 1:
+        raise UserError(f"--what={','.join(FLAGS.what)}: registration is measured alone, in a run of its own")
+    if idle := [flag for flag in OPTIONS[not alone] if FLAGS[flag].present]:
+        raise UserError(
+            f"--{idle[0]}: has no meaning {'with' if alone else 'without'} --what=registration; leave it out"
+        )
     if len(FLAGS.shape) != 3 or not all(size.isdecimal() and int(size) > 0 for size in FLAGS.shape):
         raise UserError(f"--shape={','.join(FLAGS.shape)}: expected three sizes in voxels, like 64,64,64")
     check_shape(tuple(int(size) for size in FLAGS.shape), "--shape")
-    if FLAGS.repeats < 1:
-        raise UserError(f"--repeats={FLAGS.repeats}: expected 1 or more")
+    for flag in ("repeats", "cases"):
+        if FLAGS[flag].value < 1:
+            raise UserError(f"--{flag}={FLAGS[flag].value}: expected 1 or more")
+    if FLAGS.spacing is not None and not 0 < FLAGS.spacing < float("inf"):
+        raise UserError(f"--spacing={FLAGS.spacing}: expected a length in mm, above 0")
     for path in filter(None, (FLAGS.json, FLAGS.markdown)):
         if not Path(path).absolute().parent.is_dir():
             raise UserError(f"{path}: no such folder; make it first")
@@ -114,6 +159,9 @@ def plan(*, what: list[str], variants: list[str], shape: tuple[int, ...]) -> lis
         passes = ["forward", "train"]
     tasks = [{"what": name, "variant": variant, "shape": shape} for variant in variants for name in passes]
     groups = [[{"who": who, **task} for who in ("jax", *others)] for task in tasks]
+    if "sweep" in what:
+        tasks = [{"what": "sweep", "variant": variant, "shape": shape} for variant in variants]
+        groups += [[{"who": who, **task} for who in ("jax", "alone")] for task in tasks]
     if "conv" in what:
         half = tuple(max(1, size // 2) for size in shape)
         tasks = [
@@ -132,105 +180,18 @@ def parameters(variants: Iterable[str]) -> dict[str, int]:
     return {VARIANTS[variant].label: count_parameters(F3RNet(VARIANTS[variant])) for variant in variants}
 
 
-# Measuring
-
-
-class Subject:
-    """A job in a process of its own, ended with the `with` block."""
-
-    def __init__(self, job: dict):
-        settings = {"JAX_ENABLE_COMPILATION_CACHE": "false", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        self.who = job["who"]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "f3r_jax.measurements", json.dumps(job)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
-            env=os.environ | settings,
-        )
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
-
-    def answer(self) -> dict:
-        """The next thing the process says."""
-        if line := self.process.stdout.readline():
-            return json.loads(line)
-        status = self.process.wait()
-        killed = " (killed: out of memory?)" if status == -signal.SIGKILL else ""
-        raise ChildProcessError(f"{self.who} ended with status {status}{killed}")
-
-    def run(self) -> dict:
-        """Seconds of one run."""
-        self.process.stdin.write("\n")
-        return self.answer()
-
-    def peak(self) -> dict:
-        """Peak memory; no run after it."""
-        self.process.stdin.close()
-        return self.answer()
-
-
-def measure(jobs: list[dict], *, repeats: int) -> dict:
-    """Times the jobs of a group in turn; the result holds "error" in place of the figures when a process died."""
-    task = {key: value for key, value in jobs[0].items() if key != "who"}
-    say(f"{title(task)}:")
-    try:
-        with contextlib.ExitStack() as stack:
-            subjects, results = [], {}
-            for job in jobs:
-                say(f" {job['who']} gets ready,")
-                subjects.append(subject := stack.enter_context(Subject(job)))
-                results[subject.who] = subject.answer() | {"wall": [], "cpu": []}
-            for n in range(repeats):
-                for subject in subjects:
-                    for clock, seconds in subject.run().items():
-                        results[subject.who][clock].append(seconds)
-                say(f" {n + 1}")
-            for subject in subjects:
-                results[subject.who] |= subject.peak()
-    except OSError as error:  # also a broken pipe
-        say(f" {error}\n")
-        return task | {"error": str(error)}
-    say(f" of {repeats}\n")
-    ours, *others = results
-    ratios = {
-        other: {
-            clock: summary([a / b for a, b in zip(results[ours][clock], results[other][clock], strict=True)])
-            for clock in ("wall", "cpu")
-        }
-        for other in others
-    }
-    return task | {"results": results, "ratios": ratios}
-
-
-def say(text: str) -> None:
-    """A piece of a line of progress."""
-    print(text, end="", flush=True)
-
-
-def environment() -> dict:
+def environment(packages: Sequence[str] = PACKAGES) -> dict:
     """Machine, versions, date, commit and command."""
     cpuinfo = Path("/proc/cpuinfo")
     models = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude=*"],
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
-    )  # fmt: skip
     return {
         "command": shlex.join(["python", "-m", "f3r_jax.benchmark", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
-        "commit": commit.stdout.strip() or None,
+        "commit": commit(),
         "machine": {"cpu": models[0] if models else platform.machine(), "cores": cores, "memory_gib": round(memory, 1)},
-        "versions": versions(PACKAGES),
+        "versions": versions(packages),
     }
 
 

@@ -4,19 +4,16 @@ import statistics
 from pathlib import Path
 
 from f3r_jax.models.f3rnet import VARIANTS
+from f3r_jax.workdir import write_text
 
 LABELS = {"jax": "ours", "xla": "XLA", "torch": "PyTorch"}
+SWEEP_LABELS = {"jax": "as one program", "alone": "one after another"}
 
 
 def as_markdown(report: dict, *, what: list[str]) -> str:
     """The whole report as Markdown that is readable on a terminal too."""
-    machine, done = report["machine"], [row for row in report["measurements"] if "error" not in row]
-    lines = [
-        f"{report['date']}, commit {report['commit']}, {machine['cpu']}, {machine['cores']} cores, "
-        f"{machine['memory_gib']} GiB, device {device(report)}. "
-        + ", ".join(f"{name} {version}" for name, version in report["versions"].items()) + ".",
-        f"`{report['command']}`",
-    ]  # fmt: skip
+    done = [row for row in report["measurements"] if "error" not in row]
+    lines = [heading(report, device=device(report))]
     if report["parameters"]:
         lines.append(table([{"network": name, "parameters": f"{n:,}"} for name, n in report["parameters"].items()]))
     if done:
@@ -25,11 +22,22 @@ def as_markdown(report: dict, *, what: list[str]) -> str:
             "the other's, the median over runs made in turn, in wall-clock and in CPU time; under 1 we are faster."
         )
     lines += [table(rows) for rows in (
-        [pass_row(row, what=what) for row in done if "variant" in row],
+        [pass_row(row, what=what) for row in done if row["what"] in ("forward", "train")],
+        [sweep_row(row) for row in done if row["what"] == "sweep"],
         [conv_row(row) for row in done if "kernel" in row],
     ) if rows]  # fmt: skip
     lines += [f"Failed: {title(row)}: {row['error']}." for row in report["measurements"] if "error" in row]
     return "\n\n".join(lines) + "\n"
+
+
+def heading(report: dict, *, device: str) -> str:
+    """Where and how something was measured, of what `benchmark.environment` tells."""
+    machine = report["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    return (
+        f"{report['date']}, commit {report['commit']}, {machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['memory_gib']} GiB, device {device}. {versions}.\n\n`{report['command']}`"
+    )
 
 
 def pass_row(row: dict, *, what: list[str]) -> dict[str, str]:
@@ -46,6 +54,11 @@ def pass_row(row: dict, *, what: list[str]) -> dict[str, str]:
     return cells
 
 
+def sweep_row(row: dict) -> dict[str, str]:
+    """A row of the table of sweeps over lambda."""
+    return {"network": VARIANTS[row["variant"]].label, "pass": "train, three lambdas"} | time_cells(row, SWEEP_LABELS)
+
+
 def conv_row(row: dict) -> dict[str, str]:
     """A row of the table of convolutions."""
     kernel, size = ("x".join(map(str, row[key])) for key in ("kernel", "shape"))
@@ -53,12 +66,12 @@ def conv_row(row: dict) -> dict[str, str]:
     return {"kernel": kernel, "channels": str(row["channels"]), "size": size, "pass": direction} | time_cells(row)
 
 
-def time_cells(row: dict) -> dict[str, str]:
+def time_cells(row: dict, labels: dict[str, str] = LABELS) -> dict[str, str]:
     """Seconds of each subject, and the ratios."""
-    cells = {f"{LABELS[who]}, s": spread(summary(result["wall"]), 3) for who, result in row["results"].items()}
+    cells = {f"{labels[who]}, s": spread(summary(result["wall"]), 3) for who, result in row["results"].items()}
     for other, ratios in row["ratios"].items():
-        cells[f"ratio to {LABELS[other]}"] = spread(ratios["wall"], 2)
-        cells[f"CPU ratio to {LABELS[other]}"] = spread(ratios["cpu"], 2)
+        cells[f"ratio to {labels[other]}"] = spread(ratios["wall"], 2)
+        cells[f"CPU ratio to {labels[other]}"] = spread(ratios["cpu"], 2)
     return cells
 
 
@@ -84,22 +97,19 @@ def device(report: dict) -> str:
     return done[0] if done else "cpu"
 
 
-def replace_section(path: Path, text: str, report: dict) -> None:
-    """Puts the text into the file in place of the section for this shape and device, or at the end."""
-    name = f"{' x '.join(map(str, report['shape']))} on {device(report)}"
+def section_name(report: dict) -> str:
+    """The shape and the device."""
+    return f"{' x '.join(map(str, report['shape']))} on {device(report)}"
+
+
+def replace_section(path: Path, text: str, *, name: str) -> None:
+    """Puts the text into the file in place of the section of that name, or at the end."""
     begin, end = f"<!-- benchmark {name}: generated -->", f"<!-- end of benchmark {name} -->"
     old = path.read_text() if path.exists() else "# Benchmarks\n"
     section = f"{begin}\n## {name}\n\n{text}{end}\n"
     before, found, after = old.partition(begin)
     rest = after.partition(f"{end}\n")[2] if found else ""
-    write(path, (before if found else f"{before.rstrip()}\n\n") + section + rest)
-
-
-def write(path: Path, text: str) -> None:
-    """A killed run leaves the old file or the new one."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
+    write_text(path, (before if found else f"{before.rstrip()}\n\n") + section + rest)
 
 
 def title(task: dict) -> str:

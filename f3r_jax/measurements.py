@@ -5,7 +5,8 @@ reads it runs once more and says the seconds; at the end of its input it says th
 can so be timed in turn. JAX and PyTorch are imported where they are used: neither is to weigh on the other's memory.
 
 A job: `who` ("jax", "xla": JAX with XLA's own convolution, "torch"), `what` ("forward", "train", "conv",
-"conv_gradient"), `shape`, and for a network `variant`, for a convolution `kernel` and `channels`.
+"conv_gradient"), `shape`, and for a network `variant`, for a convolution `kernel` and `channels`. Of `what` "sweep" are
+"jax", a train step of `LAMBDAS` as one program, and "alone", their steps one after another.
 """
 
 import json
@@ -20,6 +21,7 @@ import numpy as np
 from f3r_jax.memory import keep_freed_memory
 
 LEARNING_RATE, LAM, MIND = 1e-5, 1.5, "mind_ssc"  # Section 3.1; speed hangs on none of them
+LAMBDAS = (0.5, 1.5, 3.0)
 MIB = 2**20
 
 
@@ -120,8 +122,9 @@ def jax_forward(job: dict) -> Prepared:
     return prepare_jax(jax.jit(network.apply), (params, *volumes), imported_mib=imported)
 
 
-def jax_train(job: dict) -> Prepared:
-    """A step of the training: network, warp, loss, gradient and Adam."""
+def jax_train(job: dict, *, lam: float | tuple[float, ...] = LAM) -> Prepared:
+    """A step of the training: network, warp, loss, gradient and Adam; of several lambdas, as one program."""
+    import jax
     import jax.numpy as jnp
     import optax
 
@@ -130,10 +133,25 @@ def jax_train(job: dict) -> Prepared:
     imported = peak_mib()
     network, params = jax_network(job)
     optimiser = optax.adam(LEARNING_RATE)
-    state = State(jnp.zeros((), jnp.int32), params["params"], optimiser.init(params["params"]))
+    state, lam = State(jnp.zeros((), jnp.int32), params["params"], optimiser.init(params["params"])), jnp.float32(lam)
+    if lam.ndim:
+        state = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(lam)), state)
     batch = Batch(*random_arrays([(1, *job["shape"], 1)] * 2))
-    step = make_train_step(network, optimiser, mind=MIND)
-    return prepare_jax(step, (state, batch, jnp.float32(LAM)), imported_mib=imported, feedback=True)
+    step = make_train_step(network, optimiser, mind=MIND, together=lam.ndim > 0)
+    return prepare_jax(step, (state, batch, lam), imported_mib=imported, feedback=True)
+
+
+def jax_sweep(job: dict) -> Prepared:
+    """A step of each of the lambdas."""
+    if job["who"] == "jax":
+        return jax_train(job, lam=LAMBDAS)
+    alone = jax_train(job)
+
+    def run() -> None:
+        for _ in LAMBDAS:
+            alone.run()
+
+    return alone._replace(run=run)
 
 
 def jax_conv(job: dict) -> Prepared:
@@ -235,6 +253,8 @@ def torch_conv(job: dict) -> Prepared:
 PREPARE = {
     ("jax", "forward"): jax_forward,
     ("jax", "train"): jax_train,
+    ("jax", "sweep"): jax_sweep,
+    ("alone", "sweep"): jax_sweep,
     ("jax", "conv"): jax_conv,
     ("jax", "conv_gradient"): jax_conv,
     ("xla", "conv"): jax_conv,

@@ -40,7 +40,7 @@ _AFFINE = flags.DEFINE_string(
     "affine", DEFAULT.affine, f"One of {', '.join(registration.AFFINE_STEPS)}, or a matrix file of ITK or ANTs."
 )
 _SPACING = flags.DEFINE_float(
-    "spacing", None, "Voxel of the working grid, mm; by default 1, or 2/3 of the scans' finest edge where that is more."
+    "spacing", None, "Voxel of the working grid, mm; by default 1, or the scans' finest edge where that is more."
 )
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a training run; without one, no network.")
 _STEP = flags.DEFINE_integer("step", None, "Which checkpoint of the run; the newest by default.")

@@ -90,12 +90,12 @@ def register(
 
 
 def working_spacing(fixed: Scan, moving: Scan) -> float:
-    """1 mm, or two thirds of the scans' finest voxel edge where that is more.
+    """1 mm, or the scans' finest voxel edge where that is more.
 
-    Finer voxels hold interpolation alone, which MIND would compare: scans of 3 mm folded 0.3 % at 2 mm, 2.3 % at 1 mm.
+    Finer voxels hold interpolation alone, which MIND would compare: a real pair of 3 mm folded in 0.00 % of voxels at
+    3 mm, 0.25 % at 2 mm and over 1 % at 1 mm, with the same mean Dice within 2.
     """
-    finest = min(fixed.image.spacing.min(), moving.image.spacing.min())
-    return max(FINEST, 2 / 3 * float(finest))
+    return max(FINEST, float(min(fixed.image.spacing.min(), moving.image.spacing.min())))
 
 
 def refinement(settings: Settings) -> Refinement:

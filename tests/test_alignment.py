@@ -1,4 +1,3 @@
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,7 +6,6 @@ from scipy import ndimage
 from f3r_jax.ops import alignment
 from f3r_jax.ops.alignment import Views
 from f3r_jax.ops.mind import mind
-
 
 SHAPE = (7, 6, 5)
 

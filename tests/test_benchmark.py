@@ -50,7 +50,7 @@ def test_tiny_run_writes_json_and_keeps_other_sections_of_the_markdown(tmp_path)
     text = page.read_text()
     assert text.startswith("# Benchmarks\n\nBy hand.\n") and "\nother\n" in text
     assert "297,289" in text and "| F3RNet-MRB | forward |" in text
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 @pytest.mark.parametrize(
@@ -62,11 +62,30 @@ def test_tiny_run_writes_json_and_keeps_other_sections_of_the_markdown(tmp_path)
         ("--shape=64,64,0", "--shape=64,64,0: expected three sizes"),
         ("--shape=64,64,8", "--shape: 64 x 64 x 8 voxels are too small"),
         ("--repeats=0", "--repeats=0: expected 1 or more"),
+        ("--cases=3", "--cases: has no meaning without --what=registration"),
         ("--json=/no/such/folder/b.json", "/no/such/folder/b.json: no such folder"),
     ],
 )
 def test_mistakes_get_one_line_and_status_2(argument, told):
     finished = run(argument)
+    assert finished.returncode == 2
+    assert finished.stdout == ""
+    (line,) = finished.stderr.splitlines()
+    assert told in line
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ("--repeats=3", "--repeats: has no meaning with --what=registration"),
+        ("--cases=0", "--cases=0: expected 1 or more"),
+        ("--spacing=0", "--spacing=0.0: expected a length in mm"),
+        ("--what=registration,conv", "registration is measured alone"),
+        ("--checkpoint=no/such/run", "no/such/run"),
+    ],
+)
+def test_mistakes_about_registrations_get_one_line_and_status_2(argument, told):
+    finished = run("--what=registration", argument)
     assert finished.returncode == 2
     assert finished.stdout == ""
     (line,) = finished.stderr.splitlines()
@@ -100,7 +119,7 @@ def test_section_is_replaced_where_it_stands(tmp_path):
     page = tmp_path / "BENCHMARKS.md"
     reports = [{"shape": shape, "measurements": []} for shape in ([8, 8, 8], [9, 9, 9])]
     for text, report in (("first\n", reports[0]), ("second\n", reports[1]), ("third\n", reports[0])):
-        benchmark_tables.replace_section(page, text, report)
+        benchmark_tables.replace_section(page, text, name=benchmark_tables.section_name(report))
     written = page.read_text()
     assert "first" not in written
     assert written.index("third") < written.index("second")

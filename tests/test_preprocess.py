@@ -182,15 +182,6 @@ def test_a_small_field_of_view_within_a_large_one_overlaps():
     assert not preprocess.has_overlap(large, small) and not preprocess.has_overlap(small, large)
 
 
-def test_edge_values_outside_are_scipys_nearest():
-    image = Image(np.random.default_rng(0).random((9, 8, 7), np.float32), _affine(2, (2.0, 2.0, 2.0)), "noise.nii.gz")
-    grid = preprocess.working_grid(image.grid, shape=(14, 13, 12), spacing=(2.0, 2.0, 2.0))
-    at = preprocess.to_voxels(_points(grid).reshape(-1, 3), image.affine).T.reshape(3, *grid.shape)
-    expected = ndimage.map_coordinates(image.data, at, order=1, mode="nearest")
-    np.testing.assert_allclose(preprocess.resample(image, grid, outside="edge"), expected, atol=1e-5)
-    assert preprocess.resample(image, grid)[0, 0, 0] == 0
-
-
 def _scan(values, fractions, seed=0):
     """A volume whose voxels are normally distributed about `values`, in these fractions."""
     rng = np.random.default_rng(seed)

@@ -154,28 +154,22 @@ def otsu(data: Shaped[np.ndarray, "*shape"]) -> float:
     return float(edges[1:-1][np.argmax(between)])
 
 
-def resample(image: Image, grid: Grid, *, outside: str = "zero") -> Float[np.ndarray, "x y z"]:
-    """Samples the image at the voxels of `grid` (whose affine leads to the image's frame), trilinearly.
-
-    Outside the field of view lies 0, or with `outside="edge"` the value of the nearest voxel.
+def resample(image: Image, grid: Grid) -> Float[np.ndarray, "x y z"]:
+    """Samples the image at the voxels of `grid` (whose affine leads to the image's frame), trilinearly; 0 outside.
 
     Where the grid is coarser than the image, a Gaussian is applied first, against aliasing: the width that takes a
     voxel's point spread to the coarser one's, both Gaussians as wide at half height as their voxels (Cardoso et al.,
     MICCAI 2015: "Scale factor point spread function matching").
     """
-    sigma = smoothing(np.linalg.norm((np.linalg.inv(image.affine) @ grid.affine)[:3, :3], axis=1))
+    step = np.linalg.norm((np.linalg.inv(image.affine) @ grid.affine)[:3, :3], axis=1)  # image voxels a grid voxel
+    sigma = np.sqrt(np.maximum(step**2 - 1, 0)) / FWHM
     data = ndimage.gaussian_filter(image.data, sigma, mode="nearest") if sigma.max() > 0.05 else image.data
-    return _sample(data, image, grid, order=1, outside=outside)
-
-
-def smoothing(step: np.ndarray) -> np.ndarray:
-    """Standard deviation, in voxels, of the Gaussian against aliasing in steps of `step` voxels."""
-    return np.sqrt(np.maximum(step**2 - 1, 0)) / FWHM
+    return _sample(data, image, grid, order=1)
 
 
 def resample_labels(labels: Image, grid: Grid) -> Shaped[np.ndarray, "x y z"]:
     """Samples a label map at the voxels of `grid`, the nearest voxel's label; 0 outside."""
-    return _sample(labels.data, labels, grid, order=0, outside="zero")
+    return _sample(labels.data, labels, grid, order=0)
 
 
 def has_overlap(fixed: Grid, moving: Grid, matrix: np.ndarray | None = None) -> bool:
@@ -190,14 +184,12 @@ def to_voxels(points: Float[np.ndarray, "n 3"], affine: np.ndarray) -> Float[np.
     return points @ inverse[:3, :3].T + inverse[:3, 3]
 
 
-def _sample(data: np.ndarray, image: Image, grid: Grid, *, order: int, outside: str) -> np.ndarray:
+def _sample(data: np.ndarray, image: Image, grid: Grid, *, order: int) -> np.ndarray:
     matrix = np.linalg.inv(image.affine) @ grid.affine
     # SciPy's constant mode calls a voxel centre outside that rounding puts 1e-15 beyond the last one: extend, then cut.
     sampled = ndimage.affine_transform(
         data, matrix[:3, :3], matrix[:3, 3], output_shape=grid.shape, order=order, mode="nearest"
     )
-    if outside == "edge":
-        return sampled
     axes = np.ogrid[tuple(slice(size) for size in grid.shape)]
     for row, size in zip(matrix[:3], image.shape, strict=True):
         index = sum(weight * axis for weight, axis in zip(row[:3], axes, strict=True)) + row[3]
