@@ -82,7 +82,7 @@ def _shared(option: str) -> ConfigDict:
     config.data.cases = 0 if paper else 40  # of the phantom; of NIfTI pairs 0 means all
     config.data.validation_cases = 0 if paper else 2
     config.data.test_cases = 10 if paper else 8
-    config.data.initialisation = "header"  # or "body_centre", for scans in unrelated frames
+    config.data.initialisation = "header"  # or "body_centre", "rigid", "affine"; the last two fit each pair by MIND
     config.data.ct_window = (-160.0, 240.0)  # HU
     config.data.mr_percentiles = (1.0, 99.0)
     config.data.organs = ConfigDict({"liver": (1,), "spleen": (2,), "right_kidney": (3,), "left_kidney": (4,)})

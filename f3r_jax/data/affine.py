@@ -37,16 +37,16 @@ from f3r_jax.ops.mind import mind
 
 DEGREES = {"translation": 3, "rigid": 6, "affine": 12}  # how many of the parameters are free
 # Measured on a real CT and MR of different people (a slab of 60 mm, mean Dice of four organs; 0.40 by the centres of
-# the bodies, 0.61 by shift and scales fitted to the labels): rigid 0.56, affine 0.55. On one lattice alone affine gave
-# 0.54 at 8 mm, 0.53 at 6, 0.56 at 5, 0.49 at 10 and 0.45 at 12 mm; at a stiffness of 1, 3, 10 0.52, 0.54, 0.55 (8 mm),
-# and known scales of 1.04, 0.96, 1.03 came out 1.1 mm off at 3, 1.9 mm at 10.
+# the bodies, 0.61 by shift and scales fitted to the labels): rigid 0.57, affine 0.57. On one lattice alone, with less
+# smoothing, affine gave 0.54 at 8 mm, 0.53 at 6, 0.56 at 5, 0.49 at 10 and 0.45 at 12 mm; at 8 mm and a stiffness of
+# 1, 3, 10 0.52, 0.54, 0.55, and known scales of 1.04, 0.96, 1.03 came out 1.1 mm off at 3, 1.9 mm at 10.
 COARSE, FINE = 8.0, 5.0  # mm of the lattices
 PRESET = "mind_ssc"
 STIFFNESS = 3.0  # loss of s for a strain (log-scale or shear) of 1
 REACH = 48.0  # mm: more than a deep breath
 STARTS = 4  # peaks
 APART = 2  # voxels between peaks
-ITERATIONS = 60  # of L-BFGS, which ends after 5 to 30
+ITERATIONS = 60  # of L-BFGS at most
 TOLERANCE = 1e-5  # gain of s that ends it, ten times what single precision can tell
 LEAST_OVERLAP = 0.1  # of the scan that sees less: below it there is hardly anything to compare
 
