@@ -165,12 +165,13 @@ def report(output: Path) -> bool:
 
 @contextlib.contextmanager
 def signals_as_interrupt() -> Iterator[None]:
-    """Being told to end, or losing the terminal, is like Ctrl-C."""
+    """Being told to end, or losing the terminal, is like Ctrl-C; but what nohup ignores stays ignored."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heeded = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heeded}
     try:
         yield
     finally:

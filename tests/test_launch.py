@@ -87,10 +87,16 @@ class Study:
     def launch(self, *more):
         return lambda_sweep.main([*self.arguments, *more])
 
-    def process(self, *more):
-        """The launcher as a process of its own."""
+    def process(self, *more, ignored=()):
+        """The launcher as a process of its own, which heeds all signals but those ignored, as under nohup."""
+
+        def heed():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+
         command = [*fake_runs.command("launch"), "lambda_sweep", *self.arguments, *more]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, **pipes, cwd=REPOSITORY, preexec_fn=heed)
 
 
 @pytest.fixture
@@ -368,6 +374,15 @@ def test_a_launcher_that_ends_takes_its_runs_along(study, number, capsys):
     study.behave()
     assert study.launch() == 0
     assert study.steps(study.names[0]) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_launcher_under_nohup_survives_the_loss_of_its_terminal(study):
+    study.behave(lam05="hold")
+    process = study.process(ignored=[signal.SIGHUP])
+    wait_for(lambda: study.waits(study.names[0]))
+    process.send_signal(signal.SIGHUP)
+    study.behave()
+    assert process.wait(60) == 0 and len(study.starts()) == 3
 
 
 def test_two_launchers_do_not_share_a_folder(study):
