@@ -13,7 +13,7 @@ from f3r_jax import metrics
 from f3r_jax.data import nifti, phantom, transforms
 from f3r_jax.data.matrices import read_matrix
 
-SHAPE, SPACING = (40, 32, 32), 9.0
+SHAPE, SPACING = (56, 44, 44), 6.0
 FILES = {
     "warped.nii.gz",
     "displacement.nii.gz",
@@ -28,7 +28,7 @@ FILES = {
     "report.html",
     "summary.json",
 }
-QUICK = ("--spacing=9", "--iterations=20", "--mind=mind_ssc_near")
+QUICK = ("--spacing=6", "--iterations=40", "--mind=mind_ssc_near")
 
 
 def _stored(path, data, affine, *, order=(0, 1, 2), flip=()):
@@ -58,7 +58,7 @@ def scans(tmp_path_factory):
         _stored(folder / f"{name}.nii.gz", data, affine, order=(2, 0, 1), flip=(1,))
     for name, data in (("ct", case.ct.astype(np.int16)), ("ct_labels", case.ct_labels)):
         _stored(folder / f"{name}.nii.gz", data, affine, flip=(0, 2))
-    voxels = np.array([[20, 16, 16], [14, 12, 20], [25, 18, 12]])
+    voxels = np.array([[28, 22, 22], [20, 17, 28], [35, 25, 17]])
     moved = voxels + case.ct_to_mr[tuple(voxels.T)]
     for name, points in (("mr", voxels), ("ct", moved)):
         rows = points @ affine[:3, :3].T + affine[:3, 3]
@@ -102,7 +102,7 @@ def test_a_registration_leaves_its_files_and_says_what_it_did(registered):
 def test_it_registers(registered):
     summary = _summary(registered[0])
     assert list(summary["organs"]) == ["liver", "spleen", "right_kidney", "left_kidney"]
-    assert summary["mean_dice"] > summary["before"]["mean_dice"] + 2
+    assert summary["mean_dice"] > summary["before"]["mean_dice"] + 8
     assert summary["tre_mm"] < summary["before"]["tre_mm"]
     assert summary["folding_percent"] < 0.5
     assert summary["similarity"]["refined"] < summary["similarity"]["affine"] <= summary["similarity"]["initial"] + 1e-3
