@@ -9,6 +9,9 @@ from f3r_jax.errors import UserError
 
 OPTIONS = ("", "paper")
 SYN = "syn"
+CT_WINDOW = (-160.0, 240.0)  # HU: soft tissue
+MR_PERCENTILES = (1.0, 99.0)
+ORGANS = {"liver": (1,), "spleen": (2,), "right_kidney": (3,), "left_kidney": (4,)}  # label values, as in Learn2Reg
 
 
 def network_config(*, option: str, lam: float, paper_lam: float, **model: str) -> ConfigDict:
@@ -83,7 +86,7 @@ def _shared(option: str) -> ConfigDict:
     config.data.validation_cases = 0 if paper else 2
     config.data.test_cases = 10 if paper else 8
     config.data.initialisation = "header"  # or "body_centre", "rigid", "affine"; the last two fit each pair by MIND
-    config.data.ct_window = (-160.0, 240.0)  # HU
-    config.data.mr_percentiles = (1.0, 99.0)
-    config.data.organs = ConfigDict({"liver": (1,), "spleen": (2,), "right_kidney": (3,), "left_kidney": (4,)})
+    config.data.ct_window = CT_WINDOW
+    config.data.mr_percentiles = MR_PERCENTILES
+    config.data.organs = ConfigDict(ORGANS)
     return config

@@ -29,6 +29,7 @@ from f3r_jax.data import matrices, nifti, preprocess, scans, transforms
 from f3r_jax.data.nifti import Grid, Image
 from f3r_jax.data.scans import Scan
 from f3r_jax.data.transforms import Transform
+from f3r_jax.defaults import ORGANS
 from f3r_jax.errors import UserError
 from f3r_jax.ops.warp import warp, warp_nearest
 from f3r_jax.registration import Outcome
@@ -37,7 +38,6 @@ from f3r_jax.workdir import write_text
 
 SUMMARY, LEARN2REG = "summary.json", "learn2reg_displacement.nii.gz"
 PICTURES = ("overlay.png", "checkerboard.png", "deformation.png")
-ORGANS = {"liver": (1,), "spleen": (2,), "right_kidney": (3,), "left_kidney": (4,)}  # as in the configs and Learn2Reg
 FILES = (
     "warped.nii.gz",
     "displacement.nii.gz",
@@ -159,7 +159,7 @@ def write_points(path: Path, points: np.ndarray) -> None:
 
 def table(summary: Mapping) -> str:
     """The scores as text for the terminal."""
-    stages = {name: summary[name] if name != "after" else summary for name in ("before", "affine", "after")}
+    stages = pair_page.stages(summary)
     lines = []
     if "organs" in summary:
         lines.append(f"{'Dice, %':<14}" + "".join(f"{name:>9}" for name in stages))
@@ -169,8 +169,7 @@ def table(summary: Mapping) -> str:
         lines.append(f"{'mean':<14}" + "".join(_shown(stage["mean_dice"]) for stage in stages.values()))
     if "tre_mm" in summary:
         lines.append("landmarks, mm " + "".join(_shown(stage["tre_mm"]) for stage in stages.values()))
-    similarity = [f"{name} {value:.4f}" for name, value in summary["similarity"].items() if value is not None]
-    lines.append(f"MIND difference: {', '.join(similarity)}")
+    lines.append(f"MIND difference: {pair_page.similarities(summary)}")
     lines.append(f"folding {summary['folding_percent']:.3f} %, SD of log Jacobian {summary['sd_log_jacobian']:.3f}")
     return "\n".join(lines)
 
@@ -186,11 +185,11 @@ def _scores(
     grid, transform = fixed.stored, outcome.transform
     alone = dataclasses.replace(transform, displacement=np.zeros_like(transform.displacement))
     none = dataclasses.replace(alone, matrix=np.eye(4))
+    truth = _sampled(fixed.labels, none, grid) if organs else None
     scores = {}
     for name, each in (("after", transform), ("affine", alone), ("before", none)):
         scores[name] = {}
         if organs:
-            truth = _sampled(fixed.labels, none, grid)
             labels = warped_labels if name == "after" else _sampled(moving.labels, each, grid)
             scores[name]["organs"] = metrics.organ_scores(truth, labels, organs=organs, spacing=grid.spacing)
             scores[name]["mean_dice"] = float(np.nanmean([s["dice"] for s in scores[name]["organs"].values()]))

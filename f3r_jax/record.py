@@ -29,12 +29,10 @@ class TrainingError(Exception):
 
 
 class Record:
-    """The record of one run. `label` stands before its lines where several runs are trained together."""
+    """The record of one run."""
 
-    def __init__(
-        self, config: ConfigDict, workdir: Path, dataset: Dataset, predict: Predictor, label: str = ""
-    ) -> None:
-        self._config, self._label = config, label
+    def __init__(self, config: ConfigDict, workdir: Path, dataset: Dataset, predict: Predictor) -> None:
+        self._config, self._label = config, ""
         self._dataset, self._predict, self._organs = dataset, predict, organs_of(config.data)
         self._workdir = workdir
         self._checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)

@@ -51,7 +51,7 @@ class Refinement:
       mind: the preset. With `mind_ssc_near` the phantom's mean Dice was 1 higher and the end-point error 0.5 mm larger,
         and the real pair was matched worse.
       lam: weight of gradient_l2. 0.3 folds 0.4 % of the real pair at 2 mm, 0.5 less than 0.1 % and has 1.6 less Dice.
-        levels: 80 steps each; 200 gained less than 0.1 Dice, 40 lost 2 mm of end-point error on one pair. Rates of
+      levels: 80 steps each; 200 gained less than 0.1 Dice, 40 lost 2 mm of end-point error on one pair. Rates of
         0.1 to 0.5 came out alike.
       refresh: steps to a linearisation. 1 takes three times as long and gained 0.2 Dice, 20 lost 0.3.
       diffeomorphic: the control grid is a velocity; hardly anything folds, and a step takes several times as long.

@@ -17,6 +17,7 @@ from absl import flags
 from f3r_jax import cli, outcome, registration, workdir
 from f3r_jax.data import scans
 from f3r_jax.data.preprocess import MODALITIES
+from f3r_jax.defaults import CT_WINDOW
 from f3r_jax.errors import UserError
 from f3r_jax.ops.mind import PRESETS
 from f3r_jax.programs import keep_compiled_programs
@@ -51,7 +52,7 @@ _MIND = flags.DEFINE_enum("mind", DEFAULT.mind, list(PRESETS), "The refinement's
 _DIFFEOMORPHIC = flags.DEFINE_bool("diffeomorphic", False, "Refine a stationary velocity field: no folding.")
 _LEARN2REG = flags.DEFINE_bool("learn2reg", False, "Write the field in Learn2Reg's form too.")
 _ORGANS = flags.DEFINE_list("organs", None, "Labels to score, as liver=1,spleen=2+3; by default all.")
-_CT_WINDOW = flags.DEFINE_list("ct_window", [str(bound) for bound in scans.CT_WINDOW], "HU that become 0 and 1.")
+_CT_WINDOW = flags.DEFINE_list("ct_window", [str(bound) for bound in CT_WINDOW], "HU that become 0 and 1.")
 
 
 def main(argv: Sequence[str]) -> int:

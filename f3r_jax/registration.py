@@ -134,7 +134,8 @@ def align(fixed: Scan, moving: Scan, how: str) -> tuple[Matrix, Matrix]:
         return np.eye(4), np.eye(4)
     initial = np.eye(4)
     if not related:
-        initial[:3, 3] = preprocess.body_translation(fixed.image, fixed.modality, moving.image, moving.modality)
+        shift = preprocess.body_translation(fixed.image, fixed.modality, moving.image, moving.modality)
+        initial = preprocess.translation(shift)
     found = affine.fit(
         fixed.normalised,
         moving.normalised,
@@ -159,8 +160,7 @@ def with_network(fixed: Scan, moving: Scan, matrix: Matrix, grid: Grid, settings
     own = scans.covering(grid, spacing=tuple(config.data.spacing))
     seen = _Volumes(fixed, moving, own, matrix)
     displacement, _ = predict.make_predictor(network)(params, seen.moving, seen.fixed)
-    mm = transforms.deformation_on(Transform(own, matrix, np.asarray(displacement)[0]), grid)
-    return mm @ np.linalg.inv(grid.affine)[:3, :3].T.astype(np.float32)
+    return transforms.resampled(Transform(own, matrix, np.asarray(displacement)[0]), grid)
 
 
 class _Volumes:

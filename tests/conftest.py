@@ -153,6 +153,21 @@ def config() -> ConfigDict:
     return made
 
 
+def data_settings(root: Path, **changes: object) -> dict:
+    """The section `data` of a config for NIfTI pairs, of which none is held out; shape and spacing are to be given."""
+    return {
+        "source": "nifti",
+        "root": str(root),
+        "direction": "ct_to_mr",
+        "cases": 0,
+        "validation_cases": 0,
+        "test_cases": 0,
+        "initialisation": "header",
+        "ct_window": (-160.0, 240.0),
+        "mr_percentiles": (1.0, 99.0),
+    } | changes
+
+
 def blob(centre: float, *, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
     """A smooth ball with a core, in [0, 1]."""
     axes = np.ogrid[tuple(slice(0, size) for size in shape)]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import data_settings
 from ml_collections import ConfigDict
 
 from f3r_jax.data import affine, datasets, nifti, phantom, preprocess
@@ -15,22 +16,7 @@ SPACING = (8.0, 8.0, 8.0)
 
 
 def _config(root, **changes):
-    return ConfigDict(
-        {
-            "source": "nifti",
-            "root": str(root),
-            "shape": SHAPE,
-            "spacing": SPACING,
-            "direction": "ct_to_mr",
-            "cases": 0,
-            "validation_cases": 0,
-            "test_cases": 1,
-            "initialisation": "header",
-            "ct_window": (-160.0, 240.0),
-            "mr_percentiles": (1.0, 99.0),
-        }
-        | changes
-    )
+    return ConfigDict(data_settings(root, **({"shape": SHAPE, "spacing": SPACING, "test_cases": 1} | changes)))
 
 
 def _phantom_config(root, **changes):

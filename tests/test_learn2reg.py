@@ -7,7 +7,7 @@ import math
 import nibabel
 import numpy as np
 import pytest
-from conftest import SHAPE, TINY_CONFIG, blob
+from conftest import SHAPE, TINY_CONFIG, blob, data_settings
 from ml_collections import ConfigDict
 from scipy import ndimage
 
@@ -339,19 +339,7 @@ def test_runs_that_learn2reg_cannot_score(surface_distance, challenge):
 
 
 def data_config(root):
-    return {
-        "source": "nifti",
-        "root": str(root),
-        "shape": SHAPE,
-        "spacing": SPACING,
-        "direction": "ct_to_mr",
-        "cases": 0,
-        "validation_cases": 0,
-        "test_cases": 0,
-        "initialisation": "header",
-        "ct_window": (-160.0, 240.0),
-        "mr_percentiles": (1.0, 99.0),
-    }
+    return data_settings(root, shape=SHAPE, spacing=SPACING)
 
 
 @pytest.mark.parametrize(

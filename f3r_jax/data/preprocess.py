@@ -167,6 +167,17 @@ def resample(image: Image, grid: Grid) -> Float[np.ndarray, "x y z"]:
     return _sample(data, image, grid, order=1)
 
 
+def field_of_view(image: Grid, grid: Grid) -> Bool[np.ndarray, "x y z"]:
+    """Which voxels of `grid`, whose affine leads to the image's frame, the image reaches."""
+    matrix = np.linalg.inv(image.affine) @ grid.affine
+    axes = np.ogrid[tuple(slice(size) for size in grid.shape)]
+    inside = np.ones(grid.shape, bool)
+    for row, size in zip(matrix[:3], image.shape, strict=True):
+        index = sum(weight * axis for weight, axis in zip(row[:3], axes, strict=True)) + row[3]
+        inside &= (index >= -0.5 - 1e-6) & (index <= size - 0.5 + 1e-6)
+    return inside
+
+
 def resample_labels(labels: Image, grid: Grid) -> Shaped[np.ndarray, "x y z"]:
     """Samples a label map at the voxels of `grid`, the nearest voxel's label; 0 outside."""
     return _sample(labels.data, labels, grid, order=0)
@@ -190,10 +201,7 @@ def _sample(data: np.ndarray, image: Image, grid: Grid, *, order: int) -> np.nda
     sampled = ndimage.affine_transform(
         data, matrix[:3, :3], matrix[:3, 3], output_shape=grid.shape, order=order, mode="nearest"
     )
-    axes = np.ogrid[tuple(slice(size) for size in grid.shape)]
-    for row, size in zip(matrix[:3], image.shape, strict=True):
-        index = sum(weight * axis for weight, axis in zip(row[:3], axes, strict=True)) + row[3]
-        sampled[(index < -0.5 - 1e-6) | (index > size - 0.5 + 1e-6)] = 0
+    sampled[~field_of_view(image.grid, grid)] = 0
     return sampled
 
 

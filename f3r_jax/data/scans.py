@@ -13,10 +13,9 @@ from jaxtyping import Bool, Float
 from f3r_jax.data import nifti, pairs, preprocess
 from f3r_jax.data.nifti import Grid, Image, PathLike
 from f3r_jax.data.preprocess import Numbers
+from f3r_jax.defaults import CT_WINDOW, MR_PERCENTILES
 from f3r_jax.errors import UserError
 
-CT_WINDOW = (-160.0, 240.0)  # HU; soft tissue, as in the configs
-MR_PERCENTILES = (1.0, 99.0)
 MULTIPLE = 16  # voxels: grids come in few sizes, so that programs compiled for one serve the next pair too
 MARGIN = 16.0  # mm around the part that both scans show: a field may need to reach there
 
@@ -100,21 +99,10 @@ def no_finer(grid: Grid, spacing: float) -> Grid:
 
 def on_grid(scan: Scan, grid: Grid) -> tuple[Float[np.ndarray, "x y z"], Bool[np.ndarray, "x y z"]]:
     """(intensities in [0, 1], where they may be compared) at the voxels of a grid that leads to the scan's frame."""
-    inside = _field_of_view(scan.image.grid, grid)
+    inside = preprocess.field_of_view(scan.image.grid, grid)
     if scan.mask is not None:
         inside &= preprocess.resample_labels(scan.mask, grid) > 0
     return preprocess.resample(scan.normalised, grid), inside
-
-
-def _field_of_view(image: Grid, grid: Grid) -> Bool[np.ndarray, "x y z"]:
-    """Which voxels of a grid, whose affine leads to the image's frame, the image reaches."""
-    matrix = np.linalg.inv(image.affine) @ grid.affine
-    axes = np.ogrid[tuple(slice(size) for size in grid.shape)]
-    inside = np.ones(grid.shape, bool)
-    for row, size in zip(matrix[:3], image.shape, strict=True):
-        index = sum(weight * axis for weight, axis in zip(row[:3], axes, strict=True)) + row[3]
-        inside &= (index > -0.5 - 1e-6) & (index < size - 0.5 + 1e-6)
-    return inside
 
 
 def _over(like: Grid, centre: np.ndarray, length: np.ndarray, spacing: np.ndarray) -> Grid:

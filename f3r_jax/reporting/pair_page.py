@@ -29,23 +29,27 @@ def page(summary: Mapping, pictures: Sequence[Path]) -> str:
     ]
     names = {side: Path(summary["settings"][side]).name for side in ("fixed", "moving")}
     return environment.get_template("pair.html.jinja").render(
-        summary=summary, names=names, stages=_stages(summary), figures=figures, measures=MEASURES, facts=_facts(summary)
+        summary=summary, names=names, stages=stages(summary), figures=figures, measures=MEASURES, facts=_facts(summary)
     )
 
 
-def _stages(summary: Mapping) -> dict[str, Mapping]:
+def stages(summary: Mapping) -> dict[str, Mapping]:
     """Scores by stage, in order."""
     return {"before": summary["before"], "affine": summary["affine"], "after": summary}
 
 
+def similarities(summary: Mapping) -> str:
+    """MIND differences by stage, in order."""
+    return ", ".join(f"{name} {value:.4f}" for name, value in summary["similarity"].items() if value is not None)
+
+
 def _facts(summary: Mapping) -> list[tuple[str, str]]:
     """What stands beside the scores, as (name, value)."""
-    similarity = [f"{name} {value:.4f}" for name, value in summary["similarity"].items() if value is not None]
-    errors = [f"{name} {scores['tre_mm']:.2f} mm" for name, scores in _stages(summary).items() if "tre_mm" in scores]
+    errors = [f"{name} {scores['tre_mm']:.2f} mm" for name, scores in stages(summary).items() if "tre_mm" in scores]
     residual = summary["inverse_residual_voxels"]
     seconds = [f"{name} {value:.1f}" for name, value in summary["seconds"].items()]
     facts = [
-        ("MIND difference", ", ".join(similarity)),
+        ("MIND difference", similarities(summary)),
         ("Landmark error", ", ".join(errors)),
         ("Folding", f"{summary['folding_percent']:.3f} % of voxels"),
         ("SD of log Jacobian", f"{summary['sd_log_jacobian']:.3f}"),
