@@ -17,6 +17,7 @@ from f3r_jax.ops.warp import warp, warp_nearest
 from f3r_jax.shapes import Displacement, Volume
 
 Predictor = Callable[[dict, Volume, Volume], tuple[Displacement, Volume]]
+Loaded = tuple[nn.Module, dict, ConfigDict, int]  # network, parameters, config, step
 
 
 class Registration(NamedTuple):
@@ -27,7 +28,7 @@ class Registration(NamedTuple):
     warped_labels: np.ndarray | None  # (x y z), the dtype of the moving labels
 
 
-def load_network(workdir: Path, step: int | None = None) -> tuple[nn.Module, dict, ConfigDict, int]:
+def load_network(workdir: Path, step: int | None = None) -> Loaded:
     """(network, parameters, config, step) of a run's checkpoint of `step`, or of the newest.
 
     Raises:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-SECONDS_WORTH_KEEPING = 0.3  # of compilation; a registration has dozens of small programs above it
+SECONDS_WORTH_KEEPING = 0.0  # of compilation: reading a program takes a few ms, compiling the smallest 30
 
 
 def keep_compiled_programs() -> Path | None:

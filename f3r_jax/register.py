@@ -49,7 +49,9 @@ _REFINE = flags.DEFINE_bool("refine", DEFAULT.refine, "Refine by gradient descen
 _ITERATIONS = flags.DEFINE_integer("iterations", None, "Of each level of the refinement, 80 by default.", lower_bound=1)
 _LAM = flags.DEFINE_float("lam", DEFAULT.lam, "Weight of the gradient penalty in the refinement.", lower_bound=0.0)
 _MIND = flags.DEFINE_enum("mind", DEFAULT.mind, list(PRESETS), "The refinement's descriptor.")
-_DIFFEOMORPHIC = flags.DEFINE_bool("diffeomorphic", False, "Refine a stationary velocity field: no folding.")
+_DIFFEOMORPHIC = flags.DEFINE_bool(
+    "diffeomorphic", DEFAULT.diffeomorphic, "Refine a stationary velocity field: no folding. Else --lam=0.4 is best."
+)
 _LEARN2REG = flags.DEFINE_bool("learn2reg", False, "Write the field in Learn2Reg's form too.")
 _ORGANS = flags.DEFINE_list("organs", None, "Labels to score, as liver=1,spleen=2+3; by default all.")
 _CT_WINDOW = flags.DEFINE_list("ct_window", [str(bound) for bound in CT_WINDOW], "HU that become 0 and 1.")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from f3r_jax import predict
+from f3r_jax import checkpoints, predict
 from f3r_jax.data import affine, matrices, preprocess, scans, transforms
 from f3r_jax.data.nifti import Grid
 from f3r_jax.data.scans import Scan
@@ -43,7 +43,7 @@ class Settings:
     iterations: int | None = None  # of each level of the refinement; those of refine.py if None
     lam: float = REFINEMENT.lam
     mind: str = REFINEMENT.mind
-    diffeomorphic: bool = False
+    diffeomorphic: bool = REFINEMENT.diffeomorphic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +55,8 @@ class Outcome:
     similarity: dict[str, float]  # "initial", "affine", "network", "refined": those that apply
     folding_percent: float
     seconds: dict[str, float]
+    fixed: Float[np.ndarray, "x y z"]  # the scan in [0, 1] on the working grid
+    moving: Float[np.ndarray, "x y z"]  # the same, through the affine step
 
 
 def register(
@@ -66,17 +68,20 @@ def register(
       UserError: scans that share nothing, a network for another direction, or a matrix file that can't be read.
     """
     clock, chosen = _Clock(note), refinement(settings)
+    if settings.checkpoint is not None:
+        check_direction(settings, moving)
     matrix, initial = align(fixed, moving, settings.affine)
     clock.stop("affine", f"affine step: {settings.affine}")
     spacing = settings.spacing or working_spacing(fixed, moving)
     grid = scans.common_grid(fixed.image.grid, moving.image.grid, matrix, spacing=spacing)
-    volumes = _Volumes(fixed, moving, grid, matrix)
-    similarity = {"initial": _Volumes(fixed, moving, grid, initial).similarity(None, settings.mind)}
-    similarity["affine"] = volumes.similarity(None, settings.mind)
+    volumes = Volumes(fixed, moving, grid, matrix)
+    similarity = dict.fromkeys(("initial", "affine"), volumes.similarity(None, settings.mind))
+    if not np.array_equal(initial, matrix):
+        similarity["initial"] = Volumes(fixed, moving, grid, initial).similarity(None, settings.mind)
     clock.stop("resampling", f"working grid: {' x '.join(map(str, grid.shape))} voxels of {spacing:g} mm")
     u = None
     if settings.checkpoint is not None:
-        u = with_network(fixed, moving, matrix, grid, settings)
+        u = with_network(predict.load_network(settings.checkpoint, settings.step), fixed, moving, volumes)
         similarity["network"] = volumes.similarity(u, settings.mind)
         clock.stop("network", f"network: similarity {similarity['affine']:.4f} -> {similarity['network']:.4f}")
     if settings.refine:
@@ -86,7 +91,7 @@ def register(
     if u is None:
         u = np.zeros((*grid.shape, 3), np.float32)
     folding = float(folding_percent(jnp.asarray(u)[None])[0])
-    return Outcome(Transform(grid, matrix, u), initial, similarity, folding, clock.seconds)
+    return Outcome(Transform(grid, matrix, u), initial, similarity, folding, clock.seconds, *volumes.images())
 
 
 def working_spacing(fixed: Scan, moving: Scan) -> float:
@@ -148,31 +153,43 @@ def align(fixed: Scan, moving: Scan, how: str) -> tuple[Matrix, Matrix]:
     return found.matrix, initial
 
 
-def with_network(fixed: Scan, moving: Scan, matrix: Matrix, grid: Grid, settings: Settings) -> np.ndarray:
-    """The displacement on `grid` (x y z 3) by the network of a checkpoint, which sees voxels of the size it knows."""
-    network, params, config, _ = predict.load_network(settings.checkpoint, settings.step)
+def check_direction(settings: Settings, moving: Scan) -> None:
+    """Raises a UserError unless the checkpoint is there and its network was trained to warp such a scan."""
+    config = checkpoints.load_config(checkpoints.find(settings.checkpoint, settings.step))
     expected = "ct" if config.data.direction == "ct_to_mr" else "mr"
     if moving.modality != expected:
         raise UserError(
             f"{settings.checkpoint}: was trained with the {expected.upper()} as the moving scan, found that "
             f"{moving.image.path} is {moving.modality.upper()}; swap --fixed and --moving, or give another checkpoint"
         )
-    own = scans.covering(grid, spacing=tuple(config.data.spacing))
-    seen = _Volumes(fixed, moving, own, matrix)
+
+
+def with_network(loaded: predict.Loaded, fixed: Scan, moving: Scan, volumes: "Volumes") -> np.ndarray:
+    """The displacement (x y z 3) on the grid of `volumes` by a trained network, at the spacing that it knows."""
+    network, params, config, _ = loaded
+    grid, own = volumes.grid, scans.covering(volumes.grid, spacing=tuple(config.data.spacing))
+    same = own.shape == grid.shape and np.allclose(own.affine, grid.affine, rtol=0, atol=1e-3)
+    seen = volumes if same else Volumes(fixed, moving, own, volumes.matrix)
     displacement, _ = predict.make_predictor(network)(params, seen.moving, seen.fixed)
-    return transforms.resampled(Transform(own, matrix, np.asarray(displacement)[0]), grid)
+    displacement = np.asarray(displacement)[0]
+    return displacement if same else transforms.resampled(Transform(own, volumes.matrix, displacement), grid)
 
 
-class _Volumes:
+class Volumes:
     """Both scans on a working grid, the moving one through a matrix, and where they may be compared."""
 
     def __init__(self, fixed: Scan, moving: Scan, grid: Grid, matrix: Matrix) -> None:
+        self.grid, self.matrix = grid, matrix
         there = dataclasses.replace(grid, affine=matrix @ grid.affine)
         (fixed_data, fixed_mask), (moving_data, moving_mask) = scans.on_grid(fixed, grid), scans.on_grid(moving, there)
         self.fixed, self.moving = predict.volume(fixed_data), predict.volume(moving_data)
         self._fixed_mask, self._moving_mask = (
             predict.volume(mask.astype(np.float32)) for mask in (fixed_mask, moving_mask)
         )
+
+    def images(self) -> tuple[np.ndarray, np.ndarray]:
+        """Fixed and moving as arrays (x y z)."""
+        return np.asarray(self.fixed)[0, ..., 0], np.asarray(self.moving)[0, ..., 0]
 
     def similarity(self, u: np.ndarray | None, mind: str) -> float | None:
         """Mean absolute difference of MIND where both show something; None where nothing overlaps."""

@@ -71,14 +71,14 @@ def prepare_jax(method: str, checkpoint: str | None) -> tuple[Register, Callable
     return register, told
 
 
-def refinement(_: None = None, *, diffeomorphic: bool) -> Register:
-    """The refinement alone, from zero, with the settings of `f3r_jax.register`."""
+def refinement(_: None = None, **changes: object) -> Register:
+    """The refinement alone, from zero, with the settings of `f3r_jax.register` or changes of them."""
     import dataclasses
 
     from f3r_jax import refine
     from f3r_jax.predict import volume
 
-    settings = dataclasses.replace(refine.DEFAULT, diffeomorphic=diffeomorphic)
+    settings = dataclasses.replace(refine.DEFAULT, **changes)
 
     def register(pair: Pair) -> Field:
         return np.asarray(refine.refine(volume(pair.fixed), volume(pair.moving), settings=settings))[0]
@@ -90,14 +90,15 @@ def network(checkpoint: str, *, refined: bool) -> Register:
     """A trained network, at the spacing that it was trained at, as in `f3r_jax.register`; then refined if so wished."""
     import jax.numpy as jnp
 
-    from f3r_jax import refine, registration
+    from f3r_jax import predict, refine, registration
     from f3r_jax.predict import volume
 
-    settings = registration.Settings(checkpoint=Path(checkpoint))
+    loaded = predict.load_network(Path(checkpoint))
 
     def register(pair: Pair) -> Field:
         fixed, moving = scan_of(pair, "fixed"), scan_of(pair, "moving")
-        field = registration.with_network(fixed, moving, np.eye(4), fixed.image.grid, settings)
+        volumes = registration.Volumes(fixed, moving, fixed.image.grid, np.eye(4))
+        field = registration.with_network(loaded, fixed, moving, volumes)
         if not refined:
             return field
         start = jnp.asarray(field)[None]
@@ -116,8 +117,8 @@ def scan_of(pair: Pair, which: str) -> Any:
 
 
 OURS = {
-    "ours": partial(refinement, diffeomorphic=False),
-    "ours, diffeomorphic": partial(refinement, diffeomorphic=True),
+    "ours": refinement,
+    "ours, not diffeomorphic": partial(refinement, diffeomorphic=False, lam=0.4),
 }
 NETWORKS = {
     "network": partial(network, refined=False),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from f3r_jax.ops.quadratic import evaluate, linearise
+from f3r_jax.ops.quadratic import chain, evaluate, linearise
 from f3r_jax.ops.warp import warp
 
 SHAPE = (6, 5, 4)
@@ -44,3 +44,13 @@ def test_beyond_the_grid_lies_the_edge_value():
     away = jnp.broadcast_to(jnp.array([-20.0, 30.0, 0.0]), (1, *SHAPE, 3))
     expected = jnp.sum((fixed - warp(moving, away)) ** 2, axis=-1)[0]
     np.testing.assert_allclose(linearise(fixed, moving, away).constant, expected, rtol=1e-4)
+
+
+def test_chained_it_is_the_same_of_the_mapped_step():
+    fixed, moving, u, step = random_case(SHAPE)
+    quadratic = linearise(fixed, moving, u)
+    jacobian = jnp.asarray(np.random.default_rng(1).normal(size=(*SHAPE, 3, 3)), jnp.float32)
+    mapped = jnp.einsum("xyzij,bxyzj->bxyzi", jacobian, step)
+    np.testing.assert_allclose(
+        evaluate(chain(quadratic, jacobian), step), evaluate(quadratic, mapped), rtol=1e-3, atol=1e-3
+    )

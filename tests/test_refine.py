@@ -17,7 +17,9 @@ from f3r_jax.refine import DEFAULT, Level
 
 SHAPE = (24, 22, 20)
 # A small weight, as over so few voxels the true field is steep.
-QUICK = dataclasses.replace(DEFAULT, levels=(Level(4, 20, 0.2), Level(2, 20, 0.2)), mind="mind_ssc_near", lam=0.1)
+QUICK = dataclasses.replace(
+    DEFAULT, levels=(Level(4, 20, 0.2), Level(2, 20, 0.2)), mind="mind_ssc_near", lam=0.1, diffeomorphic=False
+)
 
 
 def texture(seed, sigma=1.5):

@@ -130,7 +130,7 @@ def test_command_writes_table_and_json(commands, tmp_path):
     assert result.status == 0, result.out + result.err
     found = json.loads(numbers.read_text())["registration"]
     assert found["spacing"] == 9.6
-    for name in ("ours", "ours, diffeomorphic", *(name for name in peers.RIVALS if peers.RIVALS[name].installed)):
+    for name in ("ours", "ours, not diffeomorphic", *(name for name in peers.RIVALS if peers.RIVALS[name].installed)):
         (case,) = found["methods"][name]
         assert case["dice"] > found["before"][0]["dice"] or name in peers.RIVALS  # too coarse a grid for SyN
         assert ("compile_seconds" in case) == (name not in peers.RIVALS)

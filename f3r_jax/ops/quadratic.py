@@ -56,6 +56,17 @@ def evaluate(quadratic: Quadratic, step: Displacement) -> Float[Array, "x y z"]:
     return quadratic.constant - 2 * linear + squares
 
 
+def chain(quadratic: Quadratic, jacobian: Float[Array, "x y z 3 3"]) -> Quadratic:
+    """The same as a quadratic of e, where the step is d = J e."""
+    # Written out, as XLA on a CPU calls a routine for each of a million tiny products.
+    a = {pair: entry for entry, (i, j) in zip(quadratic.curvature, _ENTRIES, strict=True) for pair in {(i, j), (j, i)}}
+    d = [[jacobian[..., row, column] for column in range(3)] for row in range(3)]
+    slope = [sum(d[i][k] * quadratic.slope[i] for i in range(3)) for k in range(3)]
+    turned = [[sum(a[i, j] * d[j][k] for j in range(3)) for k in range(3)] for i in range(3)]
+    curvature = [sum(d[i][row] * turned[i][column] for i in range(3)) for row, column in _ENTRIES]
+    return Quadratic(quadratic.constant, jnp.stack(slope), jnp.stack(curvature))
+
+
 def _cells(displacement: Array, shape: tuple[int, ...]) -> tuple[Array, list[Array], list[int]]:
     """Place of each position's lowest corner in the flat volume, fractions in the cell, steps to the next corners."""
     index, fractions, steps = 0, [], []
