@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 from scipy.ndimage import map_coordinates
 
-from f3r_jax.ops.warp import warp, warp_nearest
+from f3r_jax.ops.warp import warp, warp_nearest, warp_slopes
 
 SHAPE = (5, 6, 4)
 
@@ -191,3 +191,12 @@ def test_padding_of_another_name_is_refused():
     for function in (warp, warp_nearest):
         with pytest.raises(ValueError, match="'mirror'"):
             function(moving, displacement, padding="mirror")
+
+
+def test_slopes_are_the_derivatives_by_the_displacement():
+    rng = np.random.default_rng(7)
+    moving = jnp.asarray(rng.random((2, 5, 4, 3, 2)), jnp.float32)
+    displacement, step = (jnp.asarray(rng.uniform(-2, 2, (2, 5, 4, 3, 3)), jnp.float32) for _ in range(2))
+    _, expected = jax.jvp(lambda u: warp(moving, u), (displacement,), (step,))
+    found = jnp.stack([jnp.sum(slope * step, axis=-1) for slope in warp_slopes(moving, displacement)], axis=-1)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
