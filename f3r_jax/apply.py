@@ -10,6 +10,7 @@ form.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -48,40 +49,47 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{output}: exists, expected a new file, or --overwrite")
     if not output.parent.is_dir():
         raise UserError(f"{output.parent}: no such folder, expected one for {output.name}")
-    # A field pulls: it leads from where an image is shown to where it is sampled, and points from there to here.
-    field, grid = nifti.read_field(field_file(Path(_TRANSFORM.value), points=kind == "points", inverse=_INVERSE.value))
+    transform, inverse = Path(_TRANSFORM.value), _INVERSE.value
     if kind == "points":
         if _REFERENCE.value is not None:
             raise UserError("--reference is for images and labels, expected none with --points")
-        carry_points(Path(path), field, grid, output)
+        carry_points(path, transform, output, inverse=inverse)
     else:
+        field, grid = nifti.read_field(field_file(transform, inverse=inverse))
         carry_volume(path, field, grid, output, reference=_REFERENCE.value, nearest=kind == "labels")
     print(f"written: {output}")
     return 0
 
 
-def field_file(transform: Path, *, points: bool, inverse: bool) -> Path:
-    """The file of the field that serves.
+def field_file(transform: Path, *, inverse: bool) -> Path:
+    """The file of the field that leads from the fixed scan to the moving one; with `inverse` of that which leads back.
+
+    A field pulls: images go the other way, from where they are sampled to where they are shown.
 
     Raises:
       UserError: no such folder or file, or a lone field where the other direction is needed.
     """
     if transform.is_dir():
-        name = FORWARD if points == inverse else INVERSE
+        name = INVERSE if inverse else FORWARD
         if not (transform / name).is_file():
             raise UserError(f"{transform}: no {name} found, expected the folder of a registration")
         return transform / name
     if not transform.is_file():
         raise UserError(f"{transform}: no such file or folder, expected the folder of a registration")
-    if points or inverse:
+    if inverse:
         raise UserError(f"{transform}: a lone field carries images one way; points and --inverse need the folder")
     return transform
 
 
-def carry_points(path: Path, field: np.ndarray, grid: Grid, output: Path) -> None:
-    """Writes the points of a CSV, displaced."""
-    points = pairs.read_landmarks(path)
-    outcome.write_points(output, points + transforms.sample_field(field, grid, points))
+def carry_points(path: str, transform: Path, output: Path, *, inverse: bool) -> None:
+    """Writes the points of a CSV, moved along the forward field, or to where that field comes from."""
+    points = pairs.read_landmarks(Path(path))
+    back, there = (partial(_displaced, *nifti.read_field(field_file(transform, inverse=way))) for way in (True, False))
+    outcome.write_points(output, there(points) if inverse else transforms.solve(there, points, back(points))[0])
+
+
+def _displaced(field: np.ndarray, grid: Grid, points: np.ndarray) -> np.ndarray:
+    return points + transforms.sample_field(field, grid, points)
 
 
 def carry_volume(

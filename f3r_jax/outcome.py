@@ -17,7 +17,8 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +27,6 @@ import numpy as np
 
 from f3r_jax import metrics, pictures, results
 from f3r_jax.data import matrices, nifti, preprocess, scans, transforms
-from f3r_jax.data.nifti import Grid, Image
 from f3r_jax.data.scans import Scan
 from f3r_jax.data.transforms import Transform
 from f3r_jax.defaults import ORGANS
@@ -113,42 +113,61 @@ def write(
     Raises:
       UserError: Learn2Reg's field is asked for and the scans don't share a grid.
     """
-    start = time.perf_counter()
-    transform, grid = outcome.transform, fixed.stored
-    if learn2reg:
-        nifti.check_same_grid(fixed.image, moving.image)
-        transforms.write_learn2reg(folder / LEARN2REG, transforms.learn2reg_field(transform, grid), grid.affine)
-    field = transforms.field_on(transform, grid)
-    nifti.write_field(folder / "displacement.nii.gz", field, grid.affine)
-    warped = transforms.warp_image(moving.image, field, grid, outside=float(moving.image.data.min()))
-    nifti.write(folder / "warped.nii.gz", warped, grid.affine)
-    warped_labels = None
-    if moving.labels is not None:
-        warped_labels = transforms.warp_image(moving.labels, field, grid, order=0)
-        nifti.write(folder / "warped_labels.nii.gz", warped_labels, grid.affine)
-    del field, warped
-    matrices.write_matrix(folder / "affine.txt", transform.matrix)
-    nifti.write_field(folder / "deformation.nii.gz", transforms.deformation_on(transform, grid), grid.affine)
-    inverse, residual = transforms.inverse(transform)
-    back = scans.no_finer(moving.image.grid, transform.grid.spacing.min())
-    nifti.write_field(folder / "inverse_displacement.nii.gz", transforms.field_on(inverse, back), back.affine)
-    if moving.landmarks is not None:
-        write_points(folder / "warped_landmarks.csv", transforms.to_moving(inverse, moving.landmarks))
-
-    summary = {
-        **_scores(fixed, moving, outcome, warped_labels, organs),
-        "similarity": outcome.similarity,
-        "folding_percent": outcome.folding_percent,
-        "sd_log_jacobian": metrics.sd_log_jacobian(transform.displacement),
-        "inverse_residual_voxels": residual,
-    }
-    draw(folder, fixed, moving, outcome, organs)
+    start, transform = time.perf_counter(), outcome.transform
+    with _background() as save:
+        save(draw, folder, fixed, moving, outcome, organs)
+        warped_labels = _write_volumes(folder, fixed, moving, transform, learn2reg=learn2reg, save=save)
+        inverse, residual = transforms.inverse(transform)
+        back = scans.no_finer(moving.image.grid, transform.grid.spacing.min())
+        save(nifti.write_field, folder / "inverse_displacement.nii.gz", transforms.field_on(inverse, back), back.affine)
+        if moving.landmarks is not None:
+            points = transforms.to_fixed(transform, inverse, moving.landmarks)
+            write_points(folder / "warped_landmarks.csv", points)
+        summary = {
+            **_scores(fixed, moving, transform, warped_labels, organs),
+            "similarity": outcome.similarity,
+            "folding_percent": outcome.folding_percent,
+            "sd_log_jacobian": metrics.sd_log_jacobian(transform.displacement),
+            "inverse_residual_voxels": residual,
+        }
     summary["seconds"] = outcome.seconds | {"writing": time.perf_counter() - start}
     summary["seconds"]["total"] = sum(summary["seconds"].values())
     summary = results.finite(summary | dict(facts))
     (folder / "report.html").write_text(pair_page.page(summary, [folder / name for name in PICTURES]))
     (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def _write_volumes(
+    folder: Path, fixed: Scan, moving: Scan, transform: Transform, *, learn2reg: bool, save: Callable[..., None]
+) -> np.ndarray | None:
+    """What lies on the fixed file's grid, and the matrix; returns the warped labels, where there are any."""
+    grid = fixed.stored
+    if learn2reg:
+        nifti.check_same_grid(fixed.image, moving.image)
+        transforms.write_learn2reg(folder / LEARN2REG, transforms.learn2reg_field(transform, grid), grid.affine)
+    matrices.write_matrix(folder / "affine.txt", transform.matrix)
+    deformation = transforms.deformation_on(transform, grid)
+    save(nifti.write_field, folder / "deformation.nii.gz", deformation, grid.affine)
+    field = transforms.followed_by(deformation, transform.matrix, grid)
+    save(nifti.write_field, folder / "displacement.nii.gz", field, grid.affine)
+    warped = transforms.warp_image(moving.image, field, grid, outside=float(moving.image.data.min()))
+    save(nifti.write, folder / "warped.nii.gz", warped, grid.affine)
+    if moving.labels is None:
+        return None
+    warped_labels = transforms.warp_image(moving.labels, field, grid, order=0)
+    save(nifti.write, folder / "warped_labels.nii.gz", warped_labels, grid.affine)
+    return warped_labels
+
+
+@contextmanager
+def _background() -> Iterator[Callable[..., None]]:
+    """A function that calls others beside what goes on, for files that take seconds; at the end all are written."""
+    with ThreadPoolExecutor(2) as threads:  # one draws, one compresses
+        jobs = []
+        yield lambda function, *args: jobs.append(threads.submit(function, *args))
+        for job in jobs:
+            job.result()
 
 
 def write_points(path: Path, points: np.ndarray) -> None:
@@ -179,18 +198,22 @@ def _shown(value: float | None) -> str:
 
 
 def _scores(
-    fixed: Scan, moving: Scan, outcome: Outcome, warped_labels: np.ndarray | None, organs: Mapping[str, Sequence[int]]
+    fixed: Scan,
+    moving: Scan,
+    transform: Transform,
+    warped_labels: np.ndarray | None,
+    organs: Mapping[str, Sequence[int]],
 ) -> dict:
     """Organ scores and landmark errors after the whole transform, its affine part alone, and before."""
-    grid, transform = fixed.stored, outcome.transform
+    grid, scores = fixed.stored, {}
     alone = dataclasses.replace(transform, displacement=np.zeros_like(transform.displacement))
     none = dataclasses.replace(alone, matrix=np.eye(4))
-    truth = _sampled(fixed.labels, none, grid) if organs else None
-    scores = {}
+    truth = preprocess.resample_labels(fixed.labels, grid) if organs else None
     for name, each in (("after", transform), ("affine", alone), ("before", none)):
         scores[name] = {}
         if organs:
-            labels = warped_labels if name == "after" else _sampled(moving.labels, each, grid)
+            there = dataclasses.replace(grid, affine=each.matrix @ grid.affine)
+            labels = warped_labels if name == "after" else preprocess.resample_labels(moving.labels, there)
             scores[name]["organs"] = metrics.organ_scores(truth, labels, organs=organs, spacing=grid.spacing)
             scores[name]["mean_dice"] = float(np.nanmean([s["dice"] for s in scores[name]["organs"].values()]))
         if fixed.landmarks is not None and moving.landmarks is not None:
@@ -199,18 +222,13 @@ def _scores(
     return scores.pop("after") | scores
 
 
-def _sampled(labels: Image, transform: Transform, grid: Grid) -> np.ndarray:
-    return transforms.warp_image(labels, transforms.field_on(transform, grid), grid, order=0)
-
-
 def draw(folder: Path, fixed: Scan, moving: Scan, outcome: Outcome, organs: Mapping[str, Sequence[int]]) -> None:
     """The pictures, on the working grid; there the moving scan is shown after the affine step."""
     transform = outcome.transform
     grid, u = transform.grid, transform.displacement
     there = dataclasses.replace(grid, affine=transform.matrix @ grid.affine)
     field = jnp.asarray(u)[None]
-    shown, seen = scans.on_grid(dataclasses.replace(fixed, mask=None), grid)
-    images = {"fixed": shown, "moving": scans.on_grid(moving, there)[0]}
+    images = {"fixed": outcome.fixed, "moving": outcome.moving}
     images["warped"] = np.asarray(warp(jnp.asarray(images["moving"])[None, ..., None], field))[0, ..., 0]
     labels = {"fixed_labels": None, "moving_labels": None, "warped_labels": None}
     if organs:
@@ -218,6 +236,7 @@ def draw(folder: Path, fixed: Scan, moving: Scan, outcome: Outcome, organs: Mapp
         labels["moving_labels"] = preprocess.resample_labels(moving.labels, there)
         nearest = warp_nearest(jnp.asarray(labels["moving_labels"])[None, ..., None], field)
         labels["warped_labels"] = np.asarray(nearest)[0, ..., 0]
+        seen = preprocess.field_of_view(fixed.image.grid, grid)
         for of_moving in ("moving_labels", "warped_labels"):  # the fixed labels end with the fixed field of view
             labels[of_moving] = np.where(seen, labels[of_moving], 0)
     title, spacing = f"{Path(moving.image.path).name} on {Path(fixed.image.path).name}", grid.spacing

@@ -78,7 +78,8 @@ def overlay(
     labelled = {"fixed": fixed_labels, "moving": moving_labels, "warped": warped_labels}
     labelled = {role: labels for role, labels in labelled.items() if labels is not None}
     figure, panels = _page(aspects, list(columns), list(rows), title, foot=0.42 if labelled else 0.0)
-    ranges = [slices.display_range(volume) for volume in (moving, fixed, moving)]
+    of_moving, of_fixed = slices.display_range(moving), slices.display_range(fixed)
+    ranges = (of_moving, of_fixed, of_moving)
     for line, (name, view) in zip(panels, rows.items(), strict=True):
         for ax, (volume, outlines), shown in zip(line, columns.values(), ranges, strict=True):
             slices.draw(ax, volume, view, spacing, shown)
@@ -106,10 +107,11 @@ def checkerboard(
     figure, panels = _page(aspects, list(columns), list(views), title)
     tint = ListedColormap(np.linspace(0, 1, 256)[:, None] ** [1.4, 1.0, 0.75])
     tile = fixed.shape[0] * float(spacing[0]) / 9
+    of_fixed, of_moving = slices.display_range(fixed), slices.display_range(moving)
     for line, (name, view) in zip(panels, views.items(), strict=True):
         for ax, volume in zip(line, columns.values(), strict=True):
-            slices.draw(ax, fixed, view, spacing, slices.display_range(fixed))
-            tinted = slices.draw(ax, volume, view, spacing, slices.display_range(moving), cmap=tint)
+            slices.draw(ax, fixed, view, spacing, of_fixed)
+            tinted = slices.draw(ax, volume, view, spacing, of_moving, cmap=tint)
             tinted.set_clip_path(_every_other_tile(ax, tile))
         slices.annotate(line[0], scale_mm=SCALES[name])
     _save(figure, path)
@@ -129,22 +131,23 @@ def deformation(path: str | os.PathLike, *, fixed: Image, displacement: Field, s
     shift = np.linalg.norm(displacement * np.asarray(spacing), axis=-1).max()
     facts = ",  ".join(
         [
-            f"folding {metrics.folding_percent(displacement):.2f} %",
-            f"SD of log J {metrics.sd_log_jacobian(displacement):.3f}",
+            f"folding {100 * folded.mean():.2f} %",
+            f"SD of log J {log_determinant.std():.3f}",
             f"largest shift {shift:.1f} mm",
         ]
     )
     columns = ["Fixed with the deformed grid", "Log Jacobian determinant, folds in black"]
     figure, panels = _page(aspects, columns, list(views), title, note=facts, foot=0.36)
     limit = float(np.clip(np.percentile(np.abs(log_determinant[~folded]), 99.5), 0.1, 2.0)) if not folded.all() else 1.0
+    grey, body = slices.display_range(fixed), slices.body(fixed)
     for line, (name, view) in zip(panels, views.items(), strict=True):
-        slices.draw(line[0], fixed, view, spacing, slices.display_range(fixed))
+        slices.draw(line[0], fixed, view, spacing, grey)
         slices.draw_grid(line[0], displacement, view, spacing)
         shown = slices.draw(line[1], log_determinant, view, spacing, (-limit, limit), cmap="RdBu_r")
         slices.draw(
             line[1], np.where(folded, 1.0, np.nan), view, spacing, (0.0, 1.0), cmap="gray_r", interpolation="nearest"
         )
-        slices.outline(line[1], slices.body(fixed), view, spacing, color=INK, linewidth=0.6)
+        slices.outline(line[1], view.cut(body), view, spacing, color=INK, linewidth=0.6)
         slices.annotate(line[0], scale_mm=SCALES[name])
     height = figure.get_figheight()
     place = figure.add_axes((0.62, 0.27 / height, 0.26, 0.07 / height))

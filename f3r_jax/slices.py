@@ -67,17 +67,19 @@ def draw(
 
 def outline_organs(ax: Axes, labels: Labels, view: View, spacing: Spacing, organs: Mapping, role: str) -> None:
     """Draws the border of each organ in its colour, lighter but for the fixed image's, in the line style of a role."""
+    section = view.cut(labels)
     for number, values in enumerate(organs.values()):
         colour = np.array(to_rgb(COLOURS[number % len(COLOURS)]))
         colour = colour if role == "fixed" else 1 - 0.45 * (1 - colour)
-        outline(
-            ax, np.isin(labels, values), view, spacing, color=[tuple(colour)], linewidth=1.0, linestyle=STYLES[role]
-        )
+        style = {"color": [tuple(colour)], "linewidth": 1.0, "linestyle": STYLES[role]}
+        outline(ax, np.isin(section, values), view, spacing, **style)
 
 
-def outline(ax: Axes, mask: Mask, view: View, spacing: Spacing, *, color, linewidth: float, linestyle="solid") -> None:
-    """Draws the border of a mask, slightly smoothed because voxel steps hide the shape at the size of a panel."""
-    section = gaussian_filter(np.pad(view.cut(mask), 1).astype(np.float32), 0.6)
+def outline(
+    ax: Axes, section: np.ndarray, view: View, spacing: Spacing, *, color, linewidth: float, linestyle="solid"
+) -> None:
+    """Draws the border of a mask's section, slightly smoothed as voxel steps hide the shape at the size of a panel."""
+    section = gaussian_filter(np.pad(section, 1).astype(np.float32), 0.6)
     if section.max() <= 0.5:
         return
     across, up = view.steps(spacing)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from f3r_jax.data import preprocess
+from f3r_jax.data import preprocess, sampling
 from f3r_jax.data.nifti import Grid, Image
 from f3r_jax.errors import UserError
 
@@ -220,3 +220,25 @@ def test_modalities_that_are_in_doubt(scale, offset, message):
     with pytest.raises(UserError, match=message) as caught:
         preprocess.recognise_modality(image)
     assert str(caught.value).startswith("doubt.nii.gz: ") and "name the modality" in str(caught.value)
+
+
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("linear", [np.diag([0.7, -1.6, 1.0]), [[0, 1.3, 0], [0, 0, -0.8], [2.0, 0, 0]]])
+def test_along_shared_axes_sampling_equals_scipys(order, linear):
+    """Flipped, swapped, finer and coarser; half-way between two voxels too, where rounding decides."""
+    rng, shape, to = np.random.default_rng(3), (9, 12, 10), (11, 7, 8)
+    data = rng.random(shape).astype(np.float32) if order else rng.integers(0, 9, shape, np.int16)
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = linear, (1.5, 6.5, 7.25)
+    axes = sampling.shared_axes(matrix)
+    found = sampling.sample_along_axes(data, matrix, axes, to, slice(2, 9), order=order)
+    expected = ndimage.affine_transform(
+        data, matrix[:3, :3], matrix[:3, 3], output_shape=to, order=order, mode="nearest"
+    )
+    np.testing.assert_allclose(found, expected[2:9], atol=1e-6)
+
+
+def test_turned_grids_share_no_axes():
+    matrix = np.eye(4)
+    matrix[0, 1] = 1e-6
+    assert sampling.shared_axes(matrix) is None

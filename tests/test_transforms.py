@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from f3r_jax.data import nifti, transforms
+from f3r_jax.data import nifti, sampling, transforms
 from f3r_jax.data.matrices import write_matrix
 from f3r_jax.data.nifti import Grid, Image
 from f3r_jax.data.transforms import Transform
+from f3r_jax.ops.fields import exponential
 
 WORKING = (26, 22, 18)
 NEEDS_SITK = "an independent reader of fields: install the extra `baselines` (SimpleITK)"
@@ -78,9 +79,21 @@ def naive(transform, point, matrix):
     return (matrix @ transform.grid.affine @ [*(p + u), 1])[:3]
 
 
-@pytest.mark.parametrize("name", STORED)
+# Stored grids in voxels of the working grid of `transform`, along its axes: larger, flipped, swapped, of one slice.
+ALONG = {
+    "along": ((30, 20, 21), np.array([[0.9, 0, 0, -1.3], [0, 1.1, 0, 2.2], [0, 0, 1, -2]])),
+    "along, flipped": ((20, 13, 8), np.array([[-0.9, 0, 0, 20], [0, 1.7, 0, 0.1], [0, 0, -2.3, 16.4]])),
+    "along, swapped": ((16, 24, 1), np.array([[0, 1.1, 0, -0.4], [0, 0, 2, 4.5], [-1.2, 0, 0, 18]])),
+}
+
+
+@pytest.mark.parametrize("name", [*STORED, *ALONG])
 def test_field_and_points_agree_with_a_loop(transform, name):
-    grid = STORED[name]
+    if name in ALONG:
+        shape, voxels = ALONG[name]
+        grid = Grid(shape, transform.grid.affine @ np.vstack([voxels, [0, 0, 0, 1]]))
+    else:
+        grid = STORED[name]
     points = points_of(grid)
     total, deformation = transforms.field_on(transform, grid), transforms.deformation_on(transform, grid)
     assert total.shape == deformation.shape == (*grid.shape, 3) and total.dtype == deformation.dtype == np.float32
@@ -89,6 +102,7 @@ def test_field_and_points_agree_with_a_loop(transform, name):
         x = points[index]
         np.testing.assert_allclose(total[index], naive(transform, x, transform.matrix) - x, atol=1e-4)
         np.testing.assert_allclose(deformation[index], naive(transform, x, np.eye(4)) - x, atol=1e-4)
+    np.testing.assert_allclose(transforms.followed_by(deformation, transform.matrix, grid), total, atol=1e-4)
     corners = np.array([points[index] for index in chosen])
     expected = [naive(transform, x, transform.matrix) for x in corners]
     np.testing.assert_allclose(transforms.to_moving(transform, corners), expected, atol=1e-5)
@@ -99,7 +113,7 @@ def test_slabs_leave_no_seam(transform, monkeypatch):
     whole = transforms.field_on(transform, grid)
     image = Image(textured(grid.shape), grid.affine)
     warped = transforms.warp_image(image, whole, grid)
-    monkeypatch.setattr(transforms, "SLAB", 1)
+    monkeypatch.setattr(sampling, "VOXELS", 1)
     np.testing.assert_array_equal(transforms.field_on(transform, grid), whole)
     np.testing.assert_array_equal(transforms.warp_image(image, whole, grid), warped)
 
@@ -111,12 +125,18 @@ def test_beyond_the_working_grid_the_displacement_keeps_its_edge_value(transform
     np.testing.assert_allclose(transforms.to_moving(transform, beyond[None])[0], expected, atol=1e-5)
 
 
+def inverse_field_on(transform, grid):
+    """(field of the inverse on a grid of the moving frame, statistics of what could not be inverted)."""
+    back, residual = transforms.inverse(transform)
+    return transforms.field_on(back, grid), residual
+
+
 @pytest.mark.parametrize("name", STORED)
 def test_forward_then_inverse_is_the_identity(transform, name):
     """On points of any fixed grid, through the inverse field sampled on a grid of the moving frame."""
     grid = STORED[name]
     moving = Grid(transform.grid.shape, transform.matrix @ transform.grid.affine)
-    inverse, residual = transforms.inverse_field_on(transform, moving)
+    inverse, residual = inverse_field_on(transform, moving)
     assert residual["max"] < 0.01 and residual["unsolved_percent"] == 0
     assert residual["mean"] <= residual["p99"] <= residual["max"]
     points = points_of(grid).reshape(-1, 3)
@@ -132,7 +152,7 @@ def test_forward_then_inverse_is_the_identity(transform, name):
 def test_inverse_then_forward_is_the_identity(transform):
     grid = STORED["oblique"]
     moving = Grid(grid.shape, transform.matrix @ grid.affine)
-    field, _ = transforms.inverse_field_on(transform, moving)
+    field, _ = inverse_field_on(transform, moving)
     points = points_of(moving).reshape(-1, 3)
     there = points + field.reshape(-1, 3)
     index = np.linalg.solve(transform.matrix @ transform.grid.affine, np.c_[points, np.ones(len(points))].T)[:3].T
@@ -142,10 +162,29 @@ def test_inverse_then_forward_is_the_identity(transform):
     assert np.linalg.norm(away / transform.grid.spacing, axis=1).max() < 0.1
 
 
+def test_points_are_carried_back_exactly_where_the_inverse_field_is_coarse(transform):
+    """Of a velocity as rough as registrations give; between voxels its inverse field misses by a tenth of a voxel."""
+    velocity = smooth(np.random.default_rng(5), WORKING, 2.5, 3.0)
+    rough = Transform(transform.grid, transform.matrix, np.asarray(exponential(velocity[None]))[0])
+    rng = np.random.default_rng(6)
+    points = points_of(transform.grid).reshape(-1, 3) + rng.uniform(-1, 1, (np.prod(WORKING), 3))
+    there, back = transforms.to_moving(rough, points), transforms.inverse(rough)[0]
+    coarse = np.linalg.norm(transforms.to_moving(back, there) - points, axis=1)
+    exact = np.linalg.norm(transforms.to_fixed(rough, back, there) - points, axis=1)
+    assert coarse.max() > 0.1 and exact.max() < 0.005
+
+
+def test_points_that_nothing_is_taken_to_keep_the_nearest_that_was_found():
+    """x^2 + 1 never is 0: Newton's method alone would leap about."""
+    points, error = transforms.solve(lambda x: x**2 + 1, np.zeros((4, 3)), np.full((4, 3), 0.4))
+    assert np.isfinite(points).all() and (np.abs(points) < 0.4).all()
+    np.testing.assert_allclose(error, np.linalg.norm(points**2 + 1, axis=1))
+
+
 def test_without_displacement_the_inverse_is_that_of_the_matrix(transform):
     still = Transform(transform.grid, transform.matrix, np.zeros_like(transform.displacement))
     points = points_of(STORED["straight"])
-    field, residual = transforms.inverse_field_on(still, STORED["straight"])
+    field, residual = inverse_field_on(still, STORED["straight"])
     back = np.linalg.inv(transform.matrix)
     np.testing.assert_allclose(points + field, points @ back[:3, :3].T + back[:3, 3], atol=1e-4)
     assert residual["max"] == 0

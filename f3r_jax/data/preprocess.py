@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Shaped
 from scipy import ndimage
 
 from f3r_jax.data.nifti import Grid, Image
+from f3r_jax.data.sampling import by_slabs, sample_along_axes, shared_axes
 from f3r_jax.errors import UserError
 
 Numbers = Sequence[float | int] | np.ndarray
@@ -198,9 +199,18 @@ def to_voxels(points: Float[np.ndarray, "n 3"], affine: np.ndarray) -> Float[np.
 def _sample(data: np.ndarray, image: Image, grid: Grid, *, order: int) -> np.ndarray:
     matrix = np.linalg.inv(image.affine) @ grid.affine
     # SciPy's constant mode calls a voxel centre outside that rounding puts 1e-15 beyond the last one: extend, then cut.
-    sampled = ndimage.affine_transform(
-        data, matrix[:3, :3], matrix[:3, 3], output_shape=grid.shape, order=order, mode="nearest"
-    )
+    sampled = np.empty(grid.shape, data.dtype)
+
+    axes = shared_axes(matrix)
+
+    def fill(slab: slice) -> None:
+        if axes is not None:
+            sampled[slab] = sample_along_axes(data, matrix, axes, grid.shape, slab, order=order)
+            return
+        offset = matrix[:3, 3] + slab.start * matrix[:3, 0]
+        ndimage.affine_transform(data, matrix[:3, :3], offset, output=sampled[slab], order=order, mode="nearest")
+
+    by_slabs(grid.shape, fill)
     sampled[~field_of_view(image.grid, grid)] = 0
     return sampled
 

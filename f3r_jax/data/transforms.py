@@ -12,7 +12,7 @@ import dataclasses
 import os
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -22,15 +22,17 @@ from scipy import ndimage
 
 from f3r_jax.data import nifti
 from f3r_jax.data.nifti import Grid, Image, PathLike
+from f3r_jax.data.sampling import by_slabs, sample_along_axes, shared_axes
 from f3r_jax.ops.fields import invert
 
 Points = Float[np.ndarray, "n 3"]  # mm, RAS+
 Field = Float32[np.ndarray, "x y z 3"]  # mm, RAS+
 
-SLAB = 2**19  # voxels a thread works on: below 0.1 GB of coordinates, whatever the grid
-THREADS = min(os.cpu_count() or 1, 8)  # SciPy samples without Python's lock; eight slabs stay below 1 GB
 OUTSIDE = 0.5  # voxels beyond the outermost centres: as far as their voxels reach, and ITK's rule
 ROUNDING = 1e-6  # voxels
+NEWTON, SOLVED = 20, 1e-3  # iterations at most, and mm that end them
+NUDGE = 0.05  # mm: mostly within one voxel, where a displacement is nearly linear
+SINGULAR = 0.02  # Jacobian determinants below it give no Newton step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,20 +60,32 @@ def field_on(transform: Transform, grid: Grid) -> Field:
     """The whole transform, affine included: M A_w (p + u(p)) - x at each voxel x of a grid of the fixed frame."""
     to_working = np.linalg.inv(transform.grid.affine) @ grid.affine
     from_working = transform.matrix @ transform.grid.affine
+    linear, rest = from_working[:3, :3].astype(np.float32), from_working @ to_working - grid.affine
+    look_up = _look_up(transform.displacement, to_working, grid.shape)
     field = np.empty((3, *grid.shape), np.float32)
 
     def fill(slab: slice) -> None:
-        index = _indices(grid.shape, slab)
-        p = _apply(to_working, index)
-        field[:, slab] = _apply(from_working, p + _sample(transform.displacement, p)) - _apply(grid.affine, index)
+        field[:, slab] = _turned(linear, look_up(slab)) + _affine(rest, grid.shape, slab)
 
-    _by_slabs(grid.shape, fill)
+    by_slabs(grid.shape, fill)
     return np.moveaxis(field, 0, -1)
 
 
 def deformation_on(transform: Transform, grid: Grid) -> Field:
     """The deformation alone, A_w (p + u(p)) - x; followed by the matrix M it is the whole transform."""
     return field_on(dataclasses.replace(transform, matrix=np.eye(4)), grid)
+
+
+def followed_by(deformation: Field, matrix: Float64[np.ndarray, "4 4"], grid: Grid) -> Field:
+    """The whole transform, M (x + d(x)) - x at each voxel x of `grid`, from the deformation d on it."""
+    linear, rest = matrix[:3, :3].astype(np.float32), (matrix - np.eye(4)) @ grid.affine
+    field = np.empty((3, *grid.shape), np.float32)
+
+    def fill(slab: slice) -> None:
+        field[:, slab] = _turned(linear, np.moveaxis(deformation[slab], -1, 0)) + _affine(rest, grid.shape, slab)
+
+    by_slabs(grid.shape, fill)
+    return np.moveaxis(field, 0, -1)
 
 
 def inverse(transform: Transform) -> tuple[Transform, dict[str, float]]:
@@ -96,10 +110,35 @@ def inverse(transform: Transform) -> tuple[Transform, dict[str, float]]:
     return Transform(carried, np.linalg.inv(transform.matrix), displacement), statistics
 
 
-def inverse_field_on(transform: Transform, grid: Grid) -> tuple[Field, dict[str, float]]:
-    """The inverse of the whole transform on a grid of the moving frame, and the statistics of `inverse`."""
-    back, residual = inverse(transform)
-    return field_on(back, grid), residual
+def solve(
+    carry: Callable[[Points], Points], targets: Points, start: Points
+) -> tuple[Float64[np.ndarray, "n 3"], Float64[np.ndarray, " n"]]:
+    """The points that `carry` takes to `targets`, and how far from them it takes them, both in mm.
+
+    Newton's method from `start`, a step halved where it does not help. An inverse field is exact at its voxels alone;
+    for rough fields this finds what it misses between them. Where the transform folds, an error may remain.
+    """
+    points = np.array(start, np.float64)
+    away, length = carry(points) - targets, np.ones(len(points))
+    error = np.linalg.norm(away, axis=1)
+    for _ in range(NEWTON):
+        if (error <= SOLVED).all():
+            break
+        slopes = [(carry(points + nudge) - carry(points - nudge)) / (2 * NUDGE) for nudge in NUDGE * np.eye(3)]
+        jacobian = np.stack(slopes, axis=-1)
+        jacobian[np.linalg.det(jacobian) < SINGULAR] = np.eye(3)
+        trial = points - length[:, None] * np.linalg.solve(jacobian, away[..., None])[..., 0]
+        trial_away = carry(trial) - targets
+        trial_error = np.linalg.norm(trial_away, axis=1)
+        better = trial_error < error
+        points[better], away[better], error[better] = trial[better], trial_away[better], trial_error[better]
+        length = np.where(better, np.minimum(2 * length, 1), length / 2)
+    return points, error
+
+
+def to_fixed(transform: Transform, back: Transform, points: Points) -> Float64[np.ndarray, "n 3"]:
+    """Points of the moving frame to those of the fixed frame that `to_moving` takes there; `back` is the `inverse`."""
+    return solve(partial(to_moving, transform), points, to_moving(back, points))[0]
 
 
 def resampled(transform: Transform, grid: Grid) -> Float32[np.ndarray, "x y z 3"]:
@@ -114,13 +153,13 @@ def sample_field(field: Field, grid: Grid, points: Points) -> Float32[np.ndarray
 
 def resample_field(field: Field, grid: Grid, target: Grid) -> Float32[np.ndarray, "x2 y2 z2 3"]:
     """The same at the voxels of another grid."""
-    matrix = np.linalg.inv(grid.affine) @ target.affine
+    look_up = _look_up(field, np.linalg.inv(grid.affine) @ target.affine, target.shape)
     out = np.empty((3, *target.shape), np.float32)
 
     def fill(slab: slice) -> None:
-        out[:, slab] = _sample(field, _apply(matrix, _indices(target.shape, slab)))
+        out[:, slab] = look_up(slab)
 
-    _by_slabs(target.shape, fill)
+    by_slabs(target.shape, fill)
     return np.moveaxis(out, 0, -1)
 
 
@@ -175,13 +214,21 @@ def warp_image(
         beyond = np.maximum(-index, index - last).max(axis=0)
         warped[slab][beyond > OUTSIDE + ROUNDING] = outside
 
-    _by_slabs(grid.shape, fill)
+    by_slabs(grid.shape, fill)
     return warped
 
 
 def _sample(vectors, index):
     """Vectors (x y z 3) at voxel positions (3 ...), trilinearly, as (3 ...); outside, the edge value."""
     return np.stack([ndimage.map_coordinates(vectors[..., c], index, order=1, mode="nearest") for c in range(3)])
+
+
+def _look_up(vectors: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> Callable[[slice], np.ndarray]:
+    """A function of a slab of a grid of `shape`, whose voxels `matrix` takes to those of the vectors: (3 ...) there."""
+    axes = shared_axes(matrix)
+    if axes is None:
+        return lambda slab: _sample(vectors, _apply(matrix, _indices(shape, slab)))
+    return lambda slab: np.moveaxis(sample_along_axes(vectors, matrix, axes, shape, slab, order=1), -1, 0)
 
 
 def _in_voxels(field, grid):
@@ -195,12 +242,18 @@ def _apply(matrix, points):
     return turned + matrix[:3, 3].reshape(3, *[1] * (points.ndim - 1))
 
 
+def _turned(linear, vectors):
+    """A linear map of vectors (3 ...)."""
+    return (linear @ vectors.reshape(3, -1)).reshape(vectors.shape)
+
+
+def _affine(matrix, shape, slab):
+    """The affine map of a slab's indices, (3 ...)."""
+    axes = np.ogrid[slab, : shape[1], : shape[2]]
+    return np.stack(
+        [sum(weight * axis for weight, axis in zip(row, axes, strict=False)) + row[3] for row in matrix[:3]]
+    )
+
+
 def _indices(shape: tuple[int, ...], slab: slice) -> Float64[np.ndarray, "3 x y z"]:
     return np.mgrid[slab, : shape[1], : shape[2]].astype(np.float64)
-
-
-def _by_slabs(shape: tuple[int, ...], fill: Callable[[slice], None]) -> None:
-    planes = max(1, SLAB // (shape[1] * shape[2]))
-    slabs = [slice(start, min(start + planes, shape[0])) for start in range(0, shape[0], planes)]
-    with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(fill, slabs))

@@ -154,7 +154,7 @@ def _jacobian(ax: Axes, case: Case, registration: Registration, view: View) -> N
     bounds = (-JACOBIAN_RANGE, JACOBIAN_RANGE)
     slices.draw(ax, logarithm, view, case.spacing, bounds, cmap="RdBu_r")
     # Black, as the panel is bright on a dark page too.
-    slices.outline(ax, slices.body(case.fixed), view, case.spacing, color="black", linewidth=0.6)
+    slices.outline(ax, view.cut(slices.body(case.fixed)), view, case.spacing, color="black", linewidth=0.6)
     folds = np.where(determinant <= 0, 1.0, np.nan)
     slices.draw(ax, folds, view, case.spacing, (0.0, 1.0), cmap="gray_r", interpolation="nearest")
 
