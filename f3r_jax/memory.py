@@ -16,9 +16,23 @@ def keep_freed_memory() -> None:
     system and the kernel clears them page by page, which costs as much as the arithmetic of a small convolution.
     Called by the entry points, so that importing the package changes nothing. No effect without glibc.
     """
-    if platform.libc_ver()[0] != "glibc":
+    libc = _glibc()
+    if libc is None:
         return
-    libc = ctypes.CDLL(None)
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     libc.mallopt(_M_TOP_PAD, 2**26)
+
+
+def give_back_freed_memory() -> None:
+    """Returns to the system what `keep_freed_memory` kept; between stages of large volumes, which need other blocks.
+
+    What one stage left in pieces the next can't use, so that their peaks would add up.
+    """
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None

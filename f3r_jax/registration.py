@@ -5,6 +5,7 @@ the working grid, whose affine is A. A voxel p of that grid shows what the movin
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from f3r_jax.data.scans import Scan
 from f3r_jax.data.transforms import Transform
 from f3r_jax.errors import UserError
 from f3r_jax.losses import mind_l1
+from f3r_jax.memory import give_back_freed_memory
 from f3r_jax.ops.fields import folding_percent
 from f3r_jax.ops.warp import warp
 from f3r_jax.progress import Progress
@@ -28,6 +30,7 @@ from f3r_jax.refine import Refinement, calls, refine
 
 AFFINE_STEPS = ("none", "rigid", "affine")
 FINEST = 1.0  # mm, of the working grid by default
+LARGE = 2**23  # voxels: from there on the peaks of all parts together could be 16 GB
 Matrix = Float[np.ndarray, "4 4"]
 
 
@@ -74,6 +77,7 @@ def register(
     clock.stop("affine", f"affine step: {settings.affine}")
     spacing = settings.spacing or working_spacing(fixed, moving)
     grid = scans.common_grid(fixed.image.grid, moving.image.grid, matrix, spacing=spacing)
+    clock.large = math.prod(grid.shape) > LARGE
     volumes = Volumes(fixed, moving, grid, matrix)
     similarity = dict.fromkeys(("initial", "affine"), volumes.similarity(None, settings.mind))
     if not np.array_equal(initial, matrix):
@@ -210,13 +214,16 @@ class Volumes:
 
 
 class _Clock:
-    """Seconds of each part, told as it ends."""
+    """Seconds of each part, told as it ends. Then the memory of a large grid's goes back to the system."""
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self.seconds: dict[str, float] = {}
         self._note, self._last = note, time.perf_counter()
+        self.large = False
 
     def stop(self, name: str, line: str) -> None:
+        if self.large:
+            give_back_freed_memory()
         now = time.perf_counter()
         self.seconds[name], self._last = now - self._last, now
         self._note(f"{line} ({self.seconds[name]:.1f} s)")
