@@ -23,12 +23,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 
-from f3r_jax import registration_benchmark
+from f3r_jax import cli, registration_benchmark
 from f3r_jax.benchmark_tables import as_markdown, replace_section, section_name
-from f3r_jax.errors import UserError, exit_on_user_error
+from f3r_jax.errors import UserError
 from f3r_jax.models import LABELS, build, check_shape, count_parameters
 from f3r_jax.models.f3rnet import VARIANTS, F3RNet
 from f3r_jax.results import finite
@@ -65,7 +65,6 @@ flags.DEFINE_string(
 flags.DEFINE_bool("parameters", False, "Print a line NAME COUNT for each network, and measure nothing.")
 
 
-@exit_on_user_error
 def main(argv: list[str]) -> int:
     """Measures what the flags ask for; the exit status is 1 when a process died over it."""
     if len(argv) > 1:
@@ -196,4 +195,4 @@ def environment(packages: Sequence[str] = PACKAGES) -> dict:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

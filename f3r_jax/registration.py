@@ -25,8 +25,8 @@ from f3r_jax.memory import give_back_freed_memory
 from f3r_jax.ops.fields import folding_percent
 from f3r_jax.ops.warp import warp
 from f3r_jax.progress import Progress
+from f3r_jax.refine import AFTER_NETWORK, Refinement, calls, refine
 from f3r_jax.refine import DEFAULT as REFINEMENT
-from f3r_jax.refine import Refinement, calls, refine
 
 AFFINE_STEPS = ("none", "rigid", "affine")
 FINEST = 1.0  # mm, of the working grid by default
@@ -108,17 +108,18 @@ def working_spacing(fixed: Scan, moving: Scan) -> float:
 
 
 def refinement(settings: Settings) -> Refinement:
-    """The settings of the refinement.
+    """The settings of the refinement; after a network it has fewer levels.
 
     Raises:
       UserError: a number of iterations that the refinement can't take.
     """
-    levels = REFINEMENT.levels
+    begin = REFINEMENT if settings.checkpoint is None else AFTER_NETWORK
+    levels = begin.levels
     if settings.iterations is not None:
         levels = tuple(dataclasses.replace(level, steps=settings.iterations) for level in levels)
     try:
         return dataclasses.replace(
-            REFINEMENT,
+            begin,
             levels=levels,
             lam=settings.lam,
             mind=settings.mind,

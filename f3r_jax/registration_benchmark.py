@@ -42,7 +42,7 @@ COLUMNS = {  # score: (heading of its column, digits)
     "sd_log_jacobian": ("SDlogJ", 3),
     "folding_percent": ("folding, %", 3),
     "seconds": ("seconds", 1),
-    "compile_seconds": ("of them compiling", 1),
+    "compile_seconds": ("of them tracing and reading", 1),
 }
 
 Note = Callable[[str], None]
@@ -172,8 +172,8 @@ def as_markdown(report: dict) -> str:
         heading(report, device=found["device"]),
         f"{count} phantom pair{'s' * (count > 1)} (seed {found['seed']}, {edge} mm), CT to MR; mean (minimum-maximum) "
         "over pairs. Dice and HD95: means over liver, spleen and kidneys; end-point error: mean over their voxels. "
-        "Seconds are those of the registration alone, without imports. Ours found its larger programs in JAX's "
-        "compilation cache; what it still took to trace, compile and read programs is told apart, as is the first "
+        "Seconds are those of the registration alone, without imports. Ours found its programs in JAX's "
+        "compilation cache; what it still took to trace and read programs is told apart, as is the first "
         "registration of a size, which compiles them all. Each registration ran in a process of its own: peak memory, "
         "of it after the imports.",
         table([row("before", found["before"], None)] + [

@@ -102,7 +102,9 @@ def network(checkpoint: str, *, refined: bool) -> Register:
         if not refined:
             return field
         start = jnp.asarray(field)[None]
-        return np.asarray(refine.refine(volume(pair.fixed), volume(pair.moving), start=start))[0]
+        return np.asarray(
+            refine.refine(volume(pair.fixed), volume(pair.moving), start=start, settings=refine.AFTER_NETWORK)
+        )[0]
 
     return register
 
