@@ -13,6 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
+from f3r_jax.defaults import completed
 from f3r_jax.errors import UserError
 
 FOLDER = "checkpoints"
@@ -22,7 +23,15 @@ class Checkpoints:
     """The checkpoints in one run's folder, newest last."""
 
     def __init__(self, workdir: Path, *, keep: int = 3) -> None:
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        # Of a training across hosts process 0 alone keeps checkpoints: the state is the same on all.
+        alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+        (workdir / FOLDER).mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            create=False,
+            enable_async_checkpointing=False,
+            multiprocessing_options=alone if jax.process_count() > 1 else ocp.options.MultiprocessingOptions(),
+        )
         self._manager = ocp.CheckpointManager(
             (workdir / FOLDER).absolute(), options=options, item_names=("params", "optimiser", "config")
         )
@@ -94,9 +103,9 @@ def find(workdir: Path, step: int | None = None) -> Path:
 
 
 def load_config(checkpoint: Path) -> ConfigDict:
-    """The config that the checkpoint's run was started with."""
+    """The config that the checkpoint's run was started with, completed by the keys that came later."""
     restored = _restore(checkpoint, "config", ocp.args.JsonRestore())
-    return ConfigDict(restored)
+    return completed(ConfigDict(restored))
 
 
 def load_params(checkpoint: Path, abstract: dict) -> dict:

@@ -12,6 +12,8 @@ SYN = "syn"
 CT_WINDOW = (-160.0, 240.0)  # HU: soft tissue
 MR_PERCENTILES = (1.0, 99.0)
 ORGANS = {"liver": (1,), "spleen": (2,), "right_kidney": (3,), "left_kidney": (4,)}  # label values, as in Learn2Reg
+# What a config from before a key meant by leaving it out.
+EARLIER = {"model.diffeomorphic": False, "model.remat": False, "train.dtype": "float32"}
 
 
 def network_config(*, option: str, lam: float, paper_lam: float, **model: str) -> ConfigDict:
@@ -29,6 +31,8 @@ def network_config(*, option: str, lam: float, paper_lam: float, **model: str) -
     config.model = ConfigDict(model)
     config.model.flow_init = 1e-5  # standard deviation of the last kernel: training starts from the identity
     config.model.diffeomorphic = False  # the output is a velocity, its exponential the displacement
+    if config.model.name == "f3rnet":
+        config.model.remat = False  # less memory in training for more time: features are computed twice
 
     config.loss = ConfigDict()
     config.loss.lam = paper_lam if paper else lam  # weight of the gradient penalty
@@ -42,7 +46,8 @@ def network_config(*, option: str, lam: float, paper_lam: float, **model: str) -
 
     config.train = ConfigDict()
     config.train.steps = 40_000 if paper else 220
-    config.train.batch_size = 1
+    config.train.batch_size = 1  # divided among the devices
+    config.train.dtype = "float32"  # of the features, or "bfloat16", half the memory and faster on a GPU
     config.train.validate_every = 1000 if paper else 55
     config.train.checkpoint_every = 500 if paper else 20
     config.train.keep_checkpoints = 3
@@ -60,6 +65,17 @@ def syn_config(*, option: str) -> ConfigDict:
     config.syn.grad_step = 0.2
     config.syn.flow_sigma = 3.0  # voxels, of the update
     config.syn.total_sigma = 0.0  # of the whole field
+    return config
+
+
+def completed(config: ConfigDict) -> ConfigDict:
+    """A copy of the config of a run, with the keys that have come since the run was started."""
+    config = config.copy_and_resolve_references()
+    known = network_config(option="", lam=0.0, paper_lam=0.0, name=config.model.name) if trains(config) else config
+    for key, value in EARLIER.items():
+        section, name = key.split(".")
+        if section in known and name in known[section] and name not in config[section]:
+            config[section][name] = value
     return config
 
 

@@ -5,17 +5,25 @@
 Started again with the same config and folder, it goes on from the newest checkpoint. Several lambdas as one program:
 
   python -m f3r_jax.main --config=configs/mrb.py --workdir=runs/mrb_lam{lam} --lambdas=0.25,0.5,1
+
+All devices of the machine share a batch. On several machines, one process on each, with the folders on a file system
+that all of them see:
+
+  srun python -m f3r_jax.main --config=configs/mrb.py --config.train.batch_size=8 --workdir=runs/mrb --distributed
 """
 
+import contextlib
+import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import flax.linen as nn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from f3r_jax import cli, models, syn
+from f3r_jax import cli, devices, models, syn
 from f3r_jax.data.datasets import Dataset, open_dataset
 from f3r_jax.defaults import trains
 from f3r_jax.errors import UserError
@@ -31,6 +39,14 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints,
 _LAMBDAS = flags.DEFINE_list(
     "lambdas", None, "Trains a run for each of these values of loss.lam, all as one program; --workdir holds {lam}."
 )
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "This is one of several processes of one training; the cluster's launcher tells which."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "With --distributed, where nothing tells: process 0's host:port."
+)
+_PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator: how many processes there are.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process", None, "With --coordinator: which of them this is, from 0.", lower_bound=0)
 USAGE = "expected --config=FILE --workdir=FOLDER [--lambdas=A,B,...] [--config.KEY=VALUE ...]"
 
 
@@ -45,12 +61,40 @@ def main(argv: Sequence[str]) -> int:
     file = Path(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0])
     if not file.is_file():
         raise UserError(f"{file}: no such file, expected a config such as configs/mrb.py")
+    check_processes()
     keep_compiled_programs()
     config = _CONFIG.value
     if config.data.root is None:
         raise UserError("data.root is not set, expected the folder of the data: --config.data.root=FOLDER")
     runs = {Path(_WORKDIR.value): config} if _LAMBDAS.value is None else of_lambdas(config, _WORKDIR.value)
-    return do(runs)
+    if not _DISTRIBUTED.value:
+        return do(runs)
+    devices.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(devices.leaving_at_once())
+        if not devices.is_main():  # one of them tells how it goes
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        status = do(runs)
+        alone = devices.is_main()
+        devices.part()
+    if alone and status == 0:
+        # The same command without the others finds the training done, and evaluates it.
+        sys.stdout.flush()
+        os.execv(sys.executable, [*sys.orig_argv, "--nodistributed"])
+    return status
+
+
+def check_processes() -> None:
+    """Raises a UserError for flags about processes that don't go together."""
+    given = {"coordinator": _COORDINATOR.value, "processes": _PROCESSES.value, "process": _PROCESS.value}
+    named = [name for name, value in given.items() if value is not None]
+    if named and not _DISTRIBUTED.present:
+        raise UserError(f"--{named[0]} is given, expected --distributed with it")
+    if named and len(named) < len(given):
+        absent = next(name for name, value in given.items() if value is None)
+        raise UserError(f"--{absent} is missing, expected it with --{named[0]}")
+    if named and not _PROCESS.value < _PROCESSES.value:
+        raise UserError(f"--process is {_PROCESS.value}, expected 0 to {_PROCESSES.value - 1} with --processes")
 
 
 def of_lambdas(config: ConfigDict, workdir: str) -> dict[Path, ConfigDict]:
@@ -79,7 +123,8 @@ def do(runs: dict[Path, ConfigDict]) -> int:
     config = configs[0]
     # Everything that can be wrong is looked at before anything is written.
     if trains(config):
-        network = models.build(config.model)
+        devices.mesh_for(config.train.batch_size)
+        network = models.build(config.model, dtype=config.train.dtype)
         for each in configs:
             check_settings(each)
     else:
@@ -88,16 +133,17 @@ def do(runs: dict[Path, ConfigDict]) -> int:
     models.check_shape(config.data.shape, "data.shape")
     for workdir, each in runs.items():
         check_same_run(each, workdir)
-    read_all(dataset)
-    for workdir, each in runs.items():
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_config(each, workdir)
-        write_origin(workdir, argv=sys.argv)
+    devices.main_first(partial(read_all, dataset))  # the phantom is made by one process
+    if devices.is_main():
+        for workdir, each in runs.items():
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_config(each, workdir)
+            write_origin(workdir, argv=sys.argv)
     errors = train_runs(network, dataset, configs, workdirs) if trains(config) else [None]
     for error in filter(None, errors):
         print(f"error: {error}", file=sys.stderr)
     for workdir, error in zip(workdirs, errors, strict=True):
-        if error is None:
+        if error is None and not _DISTRIBUTED.value:
             report(evaluate(workdir, dataset=dataset), workdir)
     return 1 if any(errors) else 0
 

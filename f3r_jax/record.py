@@ -15,6 +15,7 @@ from tensorboardX import SummaryWriter
 
 from f3r_jax.checkpoints import Checkpoints
 from f3r_jax.data.datasets import Dataset, organs_of
+from f3r_jax.devices import is_main
 from f3r_jax.metrics import organ_scores
 from f3r_jax.ops.fields import folding_percent
 from f3r_jax.predict import Predictor, register
@@ -63,13 +64,9 @@ class Record:
         Raises:
           TrainingError: the loss is not finite; the last good checkpoint stays.
         """
-        loss, norm = metrics["loss"], metrics["gradient_norm"]
-        if not np.isfinite(loss) or not np.isfinite(norm):
-            raise TrainingError(
-                f"{self._label}the loss is not finite at step {step} (case {', '.join(names)}: loss {loss}, "
-                f"gradient norm {norm}); the checkpoint of step {self._checkpoints.latest() or 0} is "
-                "the last good one"
-            )
+        if trouble := _trouble(step, names, metrics):
+            good = self._checkpoints.latest() or 0
+            raise TrainingError(f"{self._label}{trouble}; the checkpoint of step {good} is the last good one")
         self._log.write({"step": step, "kind": "train", **metrics})
         settings = self._config.train
         last = step == settings.steps
@@ -93,6 +90,42 @@ class Record:
         if values:
             self._log.write({"step": step, "kind": "validation", **values})
             self._progress.note(self._label + _validation_line(step, values))
+
+
+class Follower:
+    """What the other processes of a training do in place of process 0's record: nothing, and end when it ends."""
+
+    def steps(self) -> list[int]:
+        """None: process 0 tells."""
+        return []
+
+    def restore(self, step: int, params: dict, optimiser: object) -> tuple[dict, object]:
+        """The given ones, to be replaced by process 0's."""
+        return params, optimiser
+
+    def begin(self, step: int, params: dict, progress: Progress, *, label: str = "") -> None:
+        """Does nothing."""
+
+    def add(self, step: int, names: Sequence[str], metrics: Mapping[str, float], state: Callable[[], tuple]) -> None:
+        """Raises a TrainingError where process 0 does."""
+        if trouble := _trouble(step, names, metrics):
+            raise TrainingError(trouble)
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+def open_record(config: ConfigDict, workdir: Path, dataset: Dataset, predict: Predictor) -> Record | Follower:
+    """The record of a run in process 0; in the others of a training across hosts what goes along with it."""
+    return Record(config, workdir, dataset, predict) if is_main() else Follower()
+
+
+def _trouble(step: int, names: Sequence[str], metrics: Mapping[str, float]) -> str | None:
+    """Why the run can't go on after this step."""
+    loss, norm = metrics["loss"], metrics["gradient_norm"]
+    if np.isfinite(loss) and np.isfinite(norm):
+        return None
+    return f"the loss is not finite at step {step} (case {', '.join(names)}: loss {loss}, gradient norm {norm})"
 
 
 class Log:

@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from f3r_jax import devices
 from f3r_jax.data.datasets import Dataset
 from f3r_jax.errors import UserError
 from f3r_jax.losses import gradient_l2, mind_l1
@@ -25,7 +27,7 @@ from f3r_jax.ops.mind import PRESETS
 from f3r_jax.ops.warp import warp
 from f3r_jax.predict import make_predictor
 from f3r_jax.progress import Progress
-from f3r_jax.record import Record, TrainingError
+from f3r_jax.record import Follower, Record, TrainingError, open_record
 from f3r_jax.shapes import Scalar, Volume
 
 DECAYS = ("cosine", "constant")
@@ -88,12 +90,18 @@ def create_state(network: nn.Module, optimiser: optax.GradientTransformation, se
 
 
 def make_train_step(
-    network: nn.Module, optimiser: optax.GradientTransformation, *, mind: str, together: bool = False
+    network: nn.Module,
+    optimiser: optax.GradientTransformation,
+    *,
+    mind: str,
+    together: bool = False,
+    mesh: Mesh | None = None,
 ) -> TrainStep:
     """A jitted function (state, batch, lam) -> (state, metrics). The given state is donated; lam is traced.
 
     Metrics are scalars: loss, similarity, smoothness, gradient_norm and folding (percent of voxels). With `together`,
-    states, lambdas and metrics have a leading axis, a run each; all see the same batch.
+    states, lambdas and metrics have a leading axis, a run each; all see the same batch. With a mesh of several devices
+    the batch is divided among them (`devices.divided`) and the state is on each (`devices.on_each`).
     """
 
     def loss_function(params: dict, batch: Batch, lam: Scalar) -> tuple[Scalar, dict[str, Scalar]]:
@@ -104,8 +112,12 @@ def make_train_step(
         folding = folding_percent(jax.lax.stop_gradient(u)).mean()
         return loss, {"loss": loss, "similarity": similarity, "smoothness": smoothness, "folding": folding}
 
+    differentiate = jax.grad(loss_function, has_aux=True)
+    if mesh is not None:
+        differentiate = devices.mean_over(mesh, differentiate)
+
     def step(state: State, batch: Batch, lam: Scalar) -> tuple[State, dict[str, Scalar]]:
-        gradients, metrics = jax.grad(loss_function, has_aux=True)(state.params, batch, lam)
+        gradients, metrics = differentiate(state.params, batch, lam)
         updates, optimiser_state = optimiser.update(gradients, state.optimiser, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics["gradient_norm"] = optax.tree.norm(gradients)
@@ -124,19 +136,19 @@ def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
-def load_batch(dataset: Dataset, names: list[str]) -> Batch:
-    """Stacks the volumes of the named cases and sends them to the device."""
-    cases = [dataset.load(name) for name in names]
+def load_batch(dataset: Dataset, names: list[str], mesh: Mesh) -> Batch:
+    """Stacks the volumes of the named cases and sends them to the devices; this process loads its share of them."""
+    cases = [dataset.load(name) for name in devices.share(names)]
     moving, fixed = (np.stack([getattr(case, side) for case in cases])[..., None] for side in ("moving", "fixed"))
-    return Batch(jnp.asarray(moving), jnp.asarray(fixed))
+    return Batch(devices.divided(mesh, moving), devices.divided(mesh, fixed))
 
 
-def batches(dataset: Dataset, config: ConfigDict, first: int) -> Iterator[tuple[list[str], Batch]]:
+def batches(dataset: Dataset, config: ConfigDict, first: int, mesh: Mesh) -> Iterator[tuple[list[str], Batch]]:
     """(names, batch) of the steps from `first` on; the next batch is loaded while the current one is used."""
 
     def load(step: int) -> tuple[list[str], Batch]:
         names = batch_names(dataset.split["train"], seed=config.seed, step=step, size=config.train.batch_size)
-        return names, load_batch(dataset, names)
+        return names, load_batch(dataset, names, mesh)
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as pool:
         ahead = pool.submit(load, first)
@@ -153,19 +165,20 @@ def train(network: nn.Module, dataset: Dataset, config: ConfigDict, workdir: Pat
     Raises:
       TrainingError: the loss is not finite; the last good checkpoint stays.
     """
-    optimiser = make_optimiser(config.optim, config.train.steps)
-    step_function = make_train_step(network, optimiser, mind=config.loss.mind)
-    lam = jnp.asarray(config.loss.lam, jnp.float32)
-    record = Record(config, workdir, dataset, make_predictor(network))
+    mesh, optimiser = devices.mesh_for(config.train.batch_size), make_optimiser(config.optim, config.train.steps)
+    step_function = make_train_step(network, optimiser, mind=config.loss.mind, mesh=mesh)
+    lam = devices.on_each(mesh, jnp.asarray(config.loss.lam, jnp.float32))
+    record = open_record(config, workdir, dataset, make_predictor(network))
     try:
-        first = max(record.steps(), default=0)
-        state = _state_of(record, create_state(network, optimiser, config.seed), first)
-        with _progress(config, first) as progress:
+        first = int(devices.from_main(max(record.steps(), default=0)))
+        state = devices.from_main(_state_of(record, create_state(network, optimiser, config.seed), first))
+        with _progress(config, first, mesh) as progress:
             record.begin(first, state.params, progress)
-            for names, batch in batches(dataset, config, first):
+            state = devices.on_each(mesh, state)
+            for names, batch in batches(dataset, config, first, mesh):
                 state, metrics = step_function(state, batch, lam)
                 metrics = {name: float(value) for name, value in metrics.items()}
-                record.add(int(state.step), names, metrics, lambda: (state.params, state.optimiser))  # noqa: B023
+                record.add(int(state.step), names, metrics, lambda: _kept(state))  # noqa: B023
                 progress.advance(loss=metrics["loss"])
         return state
     finally:
@@ -183,22 +196,22 @@ def train_together(
       For each run the error that ended it, or None; the others are trained on.
     """
     config, count = configs[0], len(configs)
-    optimiser = make_optimiser(config.optim, config.train.steps)
-    step_function = make_train_step(network, optimiser, mind=config.loss.mind, together=True)
-    lams = jnp.asarray([config.loss.lam for config in configs], jnp.float32)
+    mesh, optimiser = devices.mesh_for(config.train.batch_size), make_optimiser(config.optim, config.train.steps)
+    step_function = make_train_step(network, optimiser, mind=config.loss.mind, together=True, mesh=mesh)
+    lams = devices.on_each(mesh, jnp.asarray([config.loss.lam for config in configs], jnp.float32))
     predict = make_predictor(network)
     runs = [f"lambda {config.loss.lam:g}" for config in configs]
-    records = [Record(*of_run, dataset, predict) for of_run in zip(configs, workdirs, strict=True)]
+    records = [open_record(*of_run, dataset, predict) for of_run in zip(configs, workdirs, strict=True)]
     errors: list[TrainingError | None] = [None] * count
     try:
-        first = max(set.intersection(*(set(record.steps()) for record in records)), default=0)
+        first = int(devices.from_main(max(set.intersection(*(set(record.steps()) for record in records)), default=0)))
         start = create_state(network, optimiser, config.seed)
-        states = [_state_of(record, start, first) for record in records]
-        with _progress(config, first) as progress:
+        states = [devices.from_main(_state_of(record, start, first)) for record in records]
+        with _progress(config, first, mesh) as progress:
             for record, state, run in zip(records, states, runs, strict=True):
                 record.begin(first, state.params, progress, label=f"{run}: ")
-            together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-            for names, batch in batches(dataset, config, first):
+            together = devices.on_each(mesh, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
+            for names, batch in batches(dataset, config, first, mesh):
                 together, metrics = step_function(together, batch, lams)
                 metrics = {name: values.tolist() for name, values in metrics.items()}
                 for n in (n for n in range(count) if errors[n] is None):
@@ -213,11 +226,13 @@ def train_together(
     return errors
 
 
-def _add(record: Record, names: Sequence[str], metrics: dict, together: State, n: int) -> TrainingError | None:
+def _add(
+    record: Record | Follower, names: Sequence[str], metrics: dict, together: State, n: int
+) -> TrainingError | None:
     """Adds a step to the record of the n-th of the runs that are trained together; returns the error that ends it."""
 
     def state() -> tuple[dict, optax.OptState]:
-        return jax.tree.map(lambda leaf: leaf[n], (together.params, together.optimiser))
+        return jax.tree.map(lambda leaf: leaf[n], _kept(together))
 
     try:
         record.add(int(together.step[n]), names, metrics, state)
@@ -226,15 +241,22 @@ def _add(record: Record, names: Sequence[str], metrics: dict, together: State, n
     return None
 
 
-def _state_of(record: Record, start: State, step: int) -> State:
+def _state_of(record: Record | Follower, start: State, step: int) -> State:
     """The state after `step` steps: `start`, or what the run's checkpoint holds."""
     if step == 0:
         return start
     return State(jnp.asarray(step, jnp.int32), *record.restore(step, start.params, start.optimiser))
 
 
-def _progress(config: ConfigDict, first: int) -> Progress:
+def _kept(state: State) -> tuple[dict, optax.OptState]:
+    """What a checkpoint holds."""
+    return devices.here((state.params, state.optimiser))
+
+
+def _progress(config: ConfigDict, first: int, mesh: Mesh) -> Progress:
     progress = Progress("training", config.train.steps, done=first)
+    if line := devices.describe(mesh, config.train.batch_size):
+        progress.note(line)
     if first:
         progress.note(f"resuming from the checkpoint of step {first}")
     return progress

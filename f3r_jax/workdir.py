@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from f3r_jax.defaults import completed
 from f3r_jax.errors import UserError
 
 CONFIG_FILE = "config.json"
@@ -30,8 +31,7 @@ def check_same_run(config: ConfigDict, workdir: Path) -> None:
                 f"{workdir}: holds files but no {CONFIG_FILE}, expected an empty folder or that of a run to go on with"
             )
         return
-    found = _read(path)
-    found, wanted = (flat(value) for value in (found, json.loads(config.to_json())))
+    found, wanted = (flat(json.loads(each.to_json())) for each in (read_config(workdir), config))
     for key in sorted(found.keys() | wanted.keys()):
         if found.get(key) != wanted.get(key):
             raise UserError(
@@ -46,7 +46,7 @@ def write_config(config: ConfigDict, workdir: Path) -> None:
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """The config that a run was started with.
+    """The config that a run was started with, completed by the keys that came later.
 
     Raises:
       UserError: the folder is not there, or is that of no run.
@@ -54,7 +54,10 @@ def read_config(workdir: Path) -> ConfigDict:
     path = workdir / CONFIG_FILE
     if not path.is_file():
         raise UserError(f"{workdir}: no {CONFIG_FILE} found, expected the --workdir of a run")
-    return ConfigDict(_read(path))
+    try:
+        return completed(ConfigDict(_read(path)))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not the config of a run ({error})") from error
 
 
 def write_origin(workdir: Path, argv: Sequence[str]) -> None:

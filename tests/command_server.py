@@ -1,8 +1,8 @@
 """Runs the package's entry points, one process each, without importing JAX anew for each.
 
 A server that has imported everything but the entry points reads a JSON line a command and forks; the child becomes
-`python -m f3r_jax.<module> <arguments>`. The server answers with the child's id, then with its exit status. The
-network "tiny" is known to it beside the real ones: it compiles in a second.
+`python -m f3r_jax.<module> <arguments>`, with changes to the environment. The server answers with the child's id, then
+with its exit status. The network "tiny" is known to it beside the real ones: it compiles in a second.
 """
 
 import json
@@ -25,6 +25,7 @@ class Tiny(nn.Module):
     """Two convolutions."""
 
     flow_init: float
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, moving: jax.Array, fixed: jax.Array) -> jax.Array:
@@ -35,11 +36,12 @@ class Tiny(nn.Module):
 
 def register_tiny() -> None:
     """Makes `model.name=tiny` a network."""
-    models.NETWORKS["tiny"] = lambda model: Tiny(flow_init=model.flow_init)
+    models.NETWORKS["tiny"] = lambda model: Tiny
     models.LABELS["tiny"] = "Tiny"
 
 
-def _become(module: str, arguments: list[str], out: str, err: str) -> None:
+def _become(module: str, arguments: list[str], out: str, err: str, env: dict[str, str]) -> None:
+    os.environ.update(env)
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.argv = [module, *arguments]

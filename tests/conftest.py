@@ -83,10 +83,17 @@ class Commands:
             env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         )
 
-    def run(self, module: str, *arguments: object, kill_when: Callable[[], bool] | None = None) -> Result:
-        """Runs one command; sends it SIGKILL once `kill_when` holds."""
+    def run(
+        self,
+        module: str,
+        *arguments: object,
+        kill_when: Callable[[], bool] | None = None,
+        env: dict[str, str] | None = None,
+    ) -> Result:
+        """Runs one command, in an environment with changes; sends it SIGKILL once `kill_when` holds."""
         out, err = self._folder / "out", self._folder / "err"
         command = {"module": module, "arguments": [str(a) for a in arguments], "out": str(out), "err": str(err)}
+        command["env"] = env or {}
         self._server.stdin.write(json.dumps(command) + "\n")
         self._server.stdin.flush()
         child = int(self._server.stdout.readline())

@@ -41,7 +41,7 @@ MRB = F3RNet(VARIANTS["mrb"])
 
 
 def config(name="f3rnet", variant="mrb"):
-    return ConfigDict({"name": name, "variant": variant, "flow_init": 1e-5, "diffeomorphic": False})
+    return ConfigDict({"name": name, "variant": variant, "flow_init": 1e-5, "diffeomorphic": False, "remat": False})
 
 
 @cache

@@ -12,6 +12,7 @@ from command_server import Tiny
 from conftest import make_case
 
 from f3r_jax import checkpoints
+from f3r_jax.devices import mesh_for
 from f3r_jax.errors import UserError
 from f3r_jax.losses import gradient_l2, mind_l1
 from f3r_jax.models import build
@@ -89,15 +90,15 @@ def test_batches_of_two_go_through_the_same_order():
 
 
 def test_resumed_batches_equal_those_of_a_whole_run(balls, config):
-    whole = list(batches(balls, config, 0))
-    resumed = list(batches(balls, config, 4))
+    whole = list(batches(balls, config, 0, mesh_for(1)))
+    resumed = list(batches(balls, config, 4, mesh_for(1)))
     assert len(whole) == config.train.steps and len(resumed) == config.train.steps - 4
     for (names, batch), (names_again, batch_again) in zip(whole[4:], resumed, strict=True):
         assert names == names_again and _leaves_equal(batch, batch_again)
 
 
 def test_a_batch_stacks_moving_and_fixed(balls):
-    batch = load_batch(balls, ["ball_1", "ball_0"])
+    batch = load_batch(balls, ["ball_1", "ball_0"], mesh_for(1))
     np.testing.assert_array_equal(batch.moving[0, ..., 0], balls.load("ball_1").moving)
     np.testing.assert_array_equal(batch.fixed[1, ..., 0], balls.load("ball_0").fixed)
 

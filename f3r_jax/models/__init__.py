@@ -1,6 +1,7 @@
 """The registration networks, by the names that configs use."""
 
 import math
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -16,27 +17,33 @@ from f3r_jax.models.voxelmorph import DECODERS, VoxelMorph
 SMALLEST = 2**COARSEST  # below it the coarsest scale would see nothing but padding
 
 NETWORKS = {
-    "f3rnet": lambda model: F3RNet(factorisation=VARIANTS[model.variant], flow_init=model.flow_init),
-    "faim": lambda model: FAIM(flow_init=model.flow_init),
-    **{
-        name: lambda model, decoder=decoder: VoxelMorph(decoder=decoder, flow_init=model.flow_init)
-        for name, decoder in DECODERS.items()
-    },
+    "f3rnet": lambda model: partial(F3RNet, factorisation=VARIANTS[model.variant], remat=model.remat),
+    "faim": lambda model: FAIM,
+    **{name: lambda model, decoder=decoder: partial(VoxelMorph, decoder) for name, decoder in DECODERS.items()},
 }
 LABELS = {"faim": "FAIM", "voxelmorph1": "VoxelMorph-1", "voxelmorph2": "VoxelMorph-2"}
 
 
-def build(model: ConfigDict) -> nn.Module:
+DTYPES = ("float32", "bfloat16")
+
+
+def build(model: ConfigDict, *, dtype: str = "float32") -> nn.Module:
     """The network that `config.model` names; `apply(params, moving, fixed)` gives the displacement.
 
+    Args:
+      model: `config.model`.
+      dtype: of the features; parameters and displacement are float32 always.
+
     Raises:
-      UserError: no such network or variant.
+      UserError: no such network, variant or type.
     """
     if model.name not in NETWORKS:
         raise UserError(f"model.name is {model.name!r}, expected one of {', '.join(NETWORKS)}")
     if model.name == "f3rnet" and model.variant not in VARIANTS:
         raise UserError(f"model.variant is {model.variant!r}, expected one of {', '.join(VARIANTS)}")
-    network = NETWORKS[model.name](model)
+    if dtype not in DTYPES:
+        raise UserError(f"train.dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    network = NETWORKS[model.name](model)(flow_init=model.flow_init, dtype=dtype)
     return Diffeomorphic(network) if model.diffeomorphic else network
 
 

@@ -68,24 +68,31 @@ class F3RNet(nn.Module):
       features: channels of the full-resolution stream.
       slope: of LeakyReLU; the paper names no value, 0.2 is VoxelMorph's.
       flow_init: standard deviation of the last kernel at the start, so that training starts from the identity.
+      dtype: of the features, "float32" or "bfloat16"; parameters and field are float32 always.
+      remat: whether the gradient computes the features within each block anew instead of keeping them.
     """
 
     factorisation: Factorisation
     features: int = 16
     slope: float = 0.2
     flow_init: float = 1e-5
+    dtype: str = "float32"
+    remat: bool = False
 
     @nn.compact
     def __call__(self, moving: Volume, fixed: Volume) -> Displacement:
         """(b x y z 1) twice -> (b x y z 3) in voxels of the fixed grid."""
-        images = jnp.concatenate([moving, fixed], axis=-1)
+        images = jnp.concatenate([moving, fixed], axis=-1).astype(self.dtype)
         l = self._conv("stem", pad_to_multiple(images, 2**COARSEST))
         l = self._blocks("early", l)
         l = self._multi_scale_stream(l)
         l = self._blocks("late", l)
         l = self._conv("reduce", l)
-        u = Conv(3, kernel_init=nn.initializers.normal(self.flow_init), name="flow")(l)
+        u = Conv(3, kernel_init=nn.initializers.normal(self.flow_init), name="flow")(l.astype(jnp.float32))
         return crop(u, images)
+
+    def _module(self, module: type[nn.Module]) -> type[nn.Module]:
+        return nn.remat(module) if self.remat else module
 
     def _conv(self, name: str, x: Features) -> Features:
         return leaky_relu(convolution(self.features, factorised=self.factorisation.full, name=name)(x), self.slope)
@@ -93,7 +100,7 @@ class F3RNet(nn.Module):
     def _blocks(self, name: str, x: Features, count: int = 3) -> Features:
         form = "factorised" if self.factorisation.full else "full"
         for n in range(count):
-            x = ResidualBlock(form, self.slope, name=f"{name}_{n}")(x)
+            x = self._module(ResidualBlock)(form, self.slope, name=f"{name}_{n}")(x)
         return x
 
     def _multi_scale_stream(self, l: Features) -> Features:
@@ -101,7 +108,7 @@ class F3RNet(nn.Module):
 
         def block(name: str, scale: int, factorised: bool, h: Features | None) -> Features:
             nonlocal l
-            residual, h = MultiScaleResidualBlock(scale, factorised, self.slope, name=name)(l, h)
+            residual, h = self._module(MultiScaleResidualBlock)(scale, factorised, self.slope, name=name)(l, h)
             l = l + residual
             self.sow("features", f"l_{name}", l)
             self.sow("features", f"h_{name}", h)

@@ -20,12 +20,12 @@ class PReLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: Features) -> Features:
-        slope = self.param("slope", nn.initializers.zeros_init(), (x.shape[-1],))
+        slope = self.param("slope", nn.initializers.zeros_init(), (x.shape[-1],)).astype(x.dtype)
         return jnp.maximum(x, 0) + slope * jnp.minimum(x, 0)
 
 
 class ConvTranspose(nn.Module):
-    """A transposed 3x3x3 convolution of stride 2 with bias."""
+    """A transposed 3x3x3 convolution of stride 2 with bias. It computes in the type of its input, as `Conv` does."""
 
     features: int
 
@@ -33,7 +33,8 @@ class ConvTranspose(nn.Module):
     def __call__(self, x: Features) -> Features:
         shape = (3, 3, 3, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape)
-        return conv_transpose3d(x, kernel, self.param("bias", nn.initializers.zeros_init(), shape[-1:]))
+        bias = self.param("bias", nn.initializers.zeros_init(), shape[-1:])
+        return conv_transpose3d(x, kernel.astype(x.dtype), bias.astype(x.dtype))
 
 
 class FAIM(nn.Module):
@@ -42,15 +43,17 @@ class FAIM(nn.Module):
     Attributes:
       features: channels of every layer but the last; the head's kernels have a quarter each.
       flow_init: standard deviation of the last kernel at the start, so that training starts from the identity.
+      dtype: of the features, "float32" or "bfloat16"; parameters and field are float32 always.
     """
 
     features: int = 32
     flow_init: float = 1e-5
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, moving: Volume, fixed: Volume) -> Displacement:
         """(b x y z 1) twice -> (b x y z 3) in voxels of the fixed grid."""
-        images = jnp.concatenate([moving, fixed], axis=-1)
+        images = jnp.concatenate([moving, fixed], axis=-1).astype(self.dtype)
         x = pad_to_multiple(images, FACTOR)
         branches = [Conv(self.features // len(HEAD), (k, k, k), name=f"head_{k}")(x) for k in HEAD]
         full = PReLU(name="head_prelu")(jnp.concatenate(branches, axis=-1))
@@ -61,5 +64,5 @@ class FAIM(nn.Module):
         for n, skip in enumerate((half, full)):
             x = ConvTranspose(self.features, name=f"up_{n}")(x)
             x = PReLU(name=f"merge_{n}_prelu")(Conv(self.features, name=f"merge_{n}")(x)) + skip
-        u = Conv(3, kernel_init=nn.initializers.normal(self.flow_init), name="flow")(x)
+        u = Conv(3, kernel_init=nn.initializers.normal(self.flow_init), name="flow")(x.astype(jnp.float32))
         return crop(u, images)

@@ -55,7 +55,10 @@ leaky_relu.defvjp(_leaky_relu_forward, _leaky_relu_backward)
 
 
 class Conv(nn.Module):
-    """One 3-D convolution with bias, "SAME" zero padding. No activation."""
+    """One 3-D convolution with bias, "SAME" zero padding. No activation.
+
+    It computes in the type of its input; the parameters are float32.
+    """
 
     features: int
     size: tuple[int, int, int] = (3, 3, 3)
@@ -66,7 +69,7 @@ class Conv(nn.Module):
     def __call__(self, x: Features) -> Features:
         kernel = self.param("kernel", self.kernel_init, (*self.size, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-        return conv3d(x, kernel, bias, stride=self.stride)
+        return conv3d(x, kernel.astype(x.dtype), bias.astype(x.dtype), stride=self.stride)
 
 
 class F3D(nn.Module):
@@ -134,7 +137,9 @@ def upsample(x: Features, factor: int) -> Features:
     sums of shifted copies, and its derivative fifty times faster than theirs.
     """
     for axis in (3, 2, 1):
-        x = jnp.moveaxis(jnp.tensordot(_interpolation(x.shape[axis], factor), x, axes=((1,), (axis,))), 0, axis)
+        # The weights are multiples of 1/32 at most, exact in bfloat16 too.
+        weights = _interpolation(x.shape[axis], factor).astype(x.dtype)
+        x = jnp.moveaxis(jnp.tensordot(weights, x, axes=((1,), (axis,))), 0, axis)
     return x
 
 

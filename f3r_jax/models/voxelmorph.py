@@ -22,15 +22,17 @@ class VoxelMorph(nn.Module):
     Attributes:
       decoder: channels of the decoder: at 1/16, 1/8, 1/4, twice at 1/2, then at full resolution.
       flow_init: standard deviation of the last kernel at the start, so that training starts from the identity.
+      dtype: of the features, "float32" or "bfloat16"; parameters and field are float32 always.
     """
 
     decoder: tuple[int, ...]
     flow_init: float = 1e-5
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, moving: Volume, fixed: Volume) -> Displacement:
         """(b x y z 1) twice -> (b x y z 3) in voxels of the fixed grid."""
-        images = jnp.concatenate([moving, fixed], axis=-1)
+        images = jnp.concatenate([moving, fixed], axis=-1).astype(self.dtype)
         scales = [pad_to_multiple(images, FACTOR)]
         for n, features in enumerate(ENCODER):
             scales.append(self._conv(f"encoder_{n}", scales[-1], features, stride=2))
@@ -39,7 +41,7 @@ class VoxelMorph(nn.Module):
             if n in (1, 2, 3, 5):
                 x = jnp.concatenate([repeat(x, 2), scales.pop()], axis=-1)
             x = self._conv(f"decoder_{n}", x, features)
-        u = Conv(3, kernel_init=nn.initializers.normal(self.flow_init), name="flow")(x)
+        u = Conv(3, kernel_init=nn.initializers.normal(self.flow_init), name="flow")(x.astype(jnp.float32))
         return crop(u, images)
 
     def _conv(self, name: str, x: Features, features: int, *, stride: int = 1) -> Features:

@@ -46,12 +46,12 @@ def conv3d(x: Input, kernel: Kernel, bias: Bias | None = None, *, stride: int = 
       stride: 1 or 2, the step along all three axes; the result has ceil(n / stride) voxels along an axis of n.
 
     Returns:
-      (b x y z o).
+      (b x y z o), of the type that x, kernel and bias share: float32 or bfloat16. Sums are made in float32.
     """
     if stride not in (1, 2):
         raise ValueError(f"stride is {stride}, expected 1 or 2")
     y = _conv(x, kernel, stride)
-    return y if bias is None else y + bias
+    return y if bias is None else _add(y, bias)
 
 
 def conv_transpose3d(x: Input, kernel: Kernel, bias: Bias | None = None) -> Features:
@@ -66,6 +66,23 @@ def conv_transpose3d(x: Input, kernel: Kernel, bias: Bias | None = None) -> Feat
     return conv3d(_zeros_between(x, shape, kernel.shape[:3]), kernel, bias)
 
 
+@jax.custom_vjp
+def _add(x: Array, bias: Array) -> Array:
+    """x + bias, whose derivative is summed over millions of voxels: in bfloat16 the sum would stop growing at 256."""
+    return x + bias
+
+
+def _add_forward(x: Array, bias: Array) -> tuple[Array, None]:
+    return _add(x, bias), None
+
+
+def _add_backward(_: None, g: Array) -> tuple[Array, Array]:
+    return g, g.sum((0, 1, 2, 3), dtype=jnp.float32).astype(g.dtype)
+
+
+_add.defvjp(_add_forward, _add_backward)
+
+
 def _native(x: Array, kernel: Array, stride: int) -> Array:
     return lax.conv_general_dilated(x, kernel, (stride,) * 3, "SAME", dimension_numbers=_NXYZC)
 
@@ -73,7 +90,7 @@ def _native(x: Array, kernel: Array, stride: int) -> Array:
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(x: Array, kernel: Array, stride: int) -> Array:
     return lax.platform_dependent(
-        x, kernel, cpu=partial(_folded, stride=stride), default=partial(_native, stride=stride)
+        x, kernel, cpu=_in_float32(partial(_folded, stride=stride)), default=partial(_native, stride=stride)
     )
 
 
@@ -83,11 +100,24 @@ def _conv_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Ar
 
 def _conv_backward(stride: int, residuals: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     return lax.platform_dependent(
-        *residuals, g, cpu=partial(_folded_gradients, stride=stride), default=partial(_native_gradients, stride=stride)
+        *residuals,
+        g,
+        cpu=_in_float32(partial(_folded_gradients, stride=stride)),
+        default=partial(_native_gradients, stride=stride),
     )
 
 
 _conv.defvjp(_conv_forward, _conv_backward)
+
+
+def _in_float32(function: Callable) -> Callable:
+    """`function` of arrays that are widened before it, its results narrowed again: few CPUs multiply bfloat16."""
+
+    def widened(*arrays: Array) -> Array | tuple[Array, ...]:
+        results = function(*(array.astype(jnp.float32) for array in arrays))
+        return jax.tree.map(lambda result: result.astype(arrays[0].dtype), results)
+
+    return widened
 
 
 def _native_gradients(x: Array, kernel: Array, g: Array, *, stride: int) -> tuple[Array, Array]:

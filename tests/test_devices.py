@@ -1,0 +1,205 @@
+"""A batch shared by several devices or processes, on simulated devices of the CPU: the same training as on one."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from conftest import TINY_CONFIG
+
+from f3r_jax import checkpoints
+from f3r_jax.devices import AXIS, describe, mesh_for
+from f3r_jax.errors import UserError
+from f3r_jax.record import read_rows
+
+HERE = Path(__file__).parent
+EIGHT = {"train.batch_size": 8, "train.steps": 4, "data.cases": 11, "train.checkpoint_every": 2}
+MAIN = """
+import command_server, runpy
+command_server.register_tiny()
+runpy.run_module("f3r_jax.main", run_name="__main__")
+"""
+
+# One step of F3RNet-MRB on each number of devices; prints the metrics and how far the parameters lie apart.
+STEPS = """
+import json
+import jax, jax.numpy as jnp, numpy as np, optax
+from jax.sharding import Mesh, AxisType
+from f3r_jax import devices
+from f3r_jax.models.f3rnet import VARIANTS, F3RNet
+from f3r_jax.train import Batch, create_state, make_train_step
+
+network = F3RNet(VARIANTS["mrb"], flow_init=0.05)
+generator = np.random.default_rng(0)
+volumes = generator.random((2, 4, 16, 16, 16, 1), dtype=np.float32)
+found = {}
+for count in (1, 4):
+    mesh = Mesh(np.array(jax.devices()[:count]), (devices.AXIS,), axis_types=(AxisType.Auto,))
+    descent = optax.sgd(1.0)  # the step taken is the gradient
+    step = make_train_step(network, descent, mind="mind_ssc", mesh=mesh)
+    state = devices.on_each(mesh, create_state(network, descent, 0))
+    batch = Batch(*(devices.divided(mesh, volume) for volume in volumes))
+    assert len(batch.moving.sharding.device_set) == count
+    state, metrics = step(state, batch, jnp.float32(0.7))
+    found[count] = devices.here(state.params), {name: float(value) for name, value in metrics.items()}
+(one, of_one), (four, of_four) = found.values()
+start = create_state(network, descent, 0).params
+size = max(jax.tree.leaves(jax.tree.map(lambda a, b: float(abs(a - b).max()), one, start)))
+apart = max(jax.tree.leaves(jax.tree.map(lambda a, b: float(abs(a - b).max()), one, four)))
+print(json.dumps({"one": of_one, "four": of_four, "apart": apart / size}))
+"""
+
+
+def simulated(count):
+    return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}", "JAX_PLATFORMS": "cpu"}
+
+
+def rows_of(workdir):
+    return read_rows(workdir / "metrics.jsonl")
+
+
+def assert_same_run(workdir, expected):
+    """Metrics and parameters agree within the rounding of float32, which a few steps of Adam multiply."""
+    rows, expected_rows = rows_of(workdir), rows_of(expected)
+    assert [row.keys() for row in rows] == [row.keys() for row in expected_rows]
+    first, *_ = (row for row in rows if row["kind"] == "train")
+    first_expected, *_ = (row for row in expected_rows if row["kind"] == "train")
+    for name in set(first) - {"step", "kind"}:
+        assert first[name] == pytest.approx(first_expected[name], rel=1e-6, abs=1e-7), name
+    for row, expected_row in zip(rows, expected_rows, strict=True):
+        if row["kind"] == "train":
+            assert row["loss"] == pytest.approx(expected_row["loss"], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def on_one(commands, phantoms, tmp_path_factory):
+    """A run with batches of eight on one device."""
+    return run(commands, phantoms, tmp_path_factory.mktemp("one") / "run")
+
+
+def values(phantoms, changes):
+    settings = TINY_CONFIG | {"data.root": phantoms} | EIGHT | changes
+    return [f"--config.{key}={value}" for key, value in settings.items()]
+
+
+def run(commands, phantoms, workdir, *, count=1, changes=None, more=()):
+    settings = values(phantoms, changes or {})
+    result = commands.run(
+        "main", "--config=configs/mrb.py", f"--workdir={workdir}", *settings, *more, env=simulated(count)
+    )
+    assert result.status == 0, result.err
+    return workdir, result.out
+
+
+@pytest.mark.parametrize("count", [4, 8])
+def test_devices_that_share_a_batch_train_as_one_does(on_one, commands, phantoms, tmp_path, count):
+    workdir, out = run(commands, phantoms, tmp_path / "run", count=count)
+    assert f"training on {count} of {count} devices, train.batch_size is 8\n" in out
+    assert_same_run(workdir, on_one[0])
+    assert "training on" not in on_one[1]
+
+
+def test_lambdas_together_on_several_devices(on_one, commands, phantoms, tmp_path):
+    lam = TINY_CONFIG["loss.lam"]
+    run(commands, phantoms, tmp_path / "{lam}", count=4, more=(f"--lambdas=0.5,{lam:g}",))
+    assert_same_run(tmp_path / f"{lam:g}", on_one[0])
+    small, large = ([row for row in rows_of(tmp_path / name) if row["kind"] == "train"][-1] for name in ("0.5", "1"))
+    assert small["smoothness"] > large["smoothness"]
+
+
+def test_idle_devices_are_told(commands, phantoms, tmp_path):
+    _, out = run(commands, phantoms, tmp_path / "run", count=4, changes={"train.batch_size": 6, "train.steps": 2})
+    assert "training on 3 of 4 devices, train.batch_size is 6; the others stay idle" in out
+
+
+@pytest.mark.slow
+def test_a_step_of_the_real_network_on_four_devices_is_that_on_one():
+    env = os.environ | simulated(4) | {"PYTHONPATH": str(HERE.parent)}
+    done = subprocess.run([sys.executable, "-c", STEPS], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    for name, value in found["one"].items():
+        assert found["four"][name] == pytest.approx(value, rel=2e-6), name
+    assert found["apart"] < 1e-5
+
+
+def test_one_device_takes_any_batch():
+    mesh = mesh_for(3)
+    assert mesh.axis_names == (AXIS,) and describe(mesh, 3) is None
+
+
+# Processes
+
+
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        return taken.getsockname()[1]
+
+
+def together(arguments, *, processes=2, count=2, seconds=300):
+    """Runs the main job as several processes of one training; (status, standard output, standard error) of each."""
+    coordinator = f"--coordinator=localhost:{free_port()}"
+    env = os.environ | simulated(count) | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}"}
+    with contextlib.ExitStack() as stack:
+        started = []
+        for n in range(processes):
+            flags = ["--distributed", coordinator, f"--processes={processes}", f"--process={n}"]
+            command = [sys.executable, "-c", MAIN, *arguments, *flags]
+            child = subprocess.Popen(
+                command, cwd=HERE.parent, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+            stack.callback(child.kill)
+            started.append(child)
+        outputs = [child.communicate(timeout=seconds) for child in started]
+        return [(child.returncode, *output) for child, output in zip(started, outputs, strict=True)]
+
+
+@pytest.mark.slow
+def test_processes_that_share_a_batch_train_as_one_does_and_go_on(on_one, phantoms, tmp_path):
+    workdir = tmp_path / "run"
+    arguments = ["--config=configs/mrb.py", f"--workdir={workdir}", *values(phantoms, {})]
+    (status, out, err), (other_status, other_out, other_err) = together(arguments)
+    assert (status, other_status) == (0, 0), err + other_err
+    assert "training on 4 of 4 devices, train.batch_size is 8" in out and "Dice" in out
+    assert "Dice" not in other_out and "training" not in other_out, "process 0 tells for all"
+    assert_same_run(workdir, on_one[0])
+    whole = rows_of(workdir)
+
+    shutil.rmtree(workdir / "checkpoints" / "4")
+    (status, out, err), (other_status, *_) = together(arguments)
+    assert (status, other_status) == (0, 0), err
+    assert "resuming from the checkpoint of step 2" in out
+    assert checkpoints.steps(workdir)[-1] == 4
+    assert rows_of(workdir) == whole, "not the same to the bit"
+
+
+def test_a_batch_that_hosts_cannot_divide(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match=r"train\.batch_size is 3, expected a multiple of 2, the number of processes"):
+        mesh_for(3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--processes=2"], "--processes is given, expected --distributed with it"),
+        (["--distributed", "--coordinator=localhost:1"], "--processes is missing, expected it with --coordinator"),
+        (
+            ["--distributed", "--coordinator=localhost:1", "--processes=2", "--process=2"],
+            "--process is 2, expected 0 to 1",
+        ),
+        (["--distributed"], "--distributed: "),
+    ],
+)
+def test_mistakes_about_processes_get_one_line(commands, arguments, tmp_path, flags, told):
+    result = commands.run("main", *arguments(), *flags)
+    (line,) = result.err.splitlines()
+    assert result.status == 2 and told in line
+    assert not (tmp_path / "run").exists()
