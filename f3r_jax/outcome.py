@@ -16,12 +16,14 @@ import dataclasses
 import json
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -52,6 +54,8 @@ FILES = (
     SUMMARY,
 )
 
+_PEN = threading.Lock()  # several pairs may be drawn at once, and Matplotlib is not made for threads
+
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
     """UserError if the folder is none, or holds another result which may not be overwritten."""
@@ -74,28 +78,6 @@ def folder_of(result: Path) -> Iterator[Path]:
         for name in FILES:
             if (Path(beside) / name).exists():
                 os.replace(Path(beside) / name, result / name)
-
-
-def organs_in(fixed: Scan, moving: Scan, organs: Mapping[str, Sequence[int]] | None) -> dict[str, tuple[int, ...]]:
-    """The label values to score by organ: those given, or all that occur, named as in the configs where they can be.
-
-    Raises:
-      UserError: a value that neither label map holds.
-    """
-    if fixed.labels is None or moving.labels is None:
-        return {}
-    found = set(np.unique(fixed.labels.data)) | set(np.unique(moving.labels.data))
-    found = {int(value) for value in found} - {0}
-    if organs is not None:
-        for name, values in organs.items():
-            if not found & set(values):
-                raise UserError(
-                    f"{fixed.labels.path}, {moving.labels.path}: no voxel of {name} ({', '.join(map(str, values))}), "
-                    f"found the labels {', '.join(map(str, sorted(found)))}"
-                )
-        return {name: tuple(values) for name, values in organs.items()}
-    names = {values[0]: name for name, values in ORGANS.items()}
-    return {names.get(value, f"label_{value}"): (value,) for value in sorted(found)}
 
 
 def write(
@@ -163,9 +145,15 @@ def _write_volumes(
 @contextmanager
 def _background() -> Iterator[Callable[..., None]]:
     """A function that calls others beside what goes on, for files that take seconds; at the end all are written."""
+    device = jax.config.jax_default_device  # which a new thread would not know
+
+    def call(function: Callable[..., None], *args: object) -> None:
+        with jax.default_device(device):
+            function(*args)
+
     with ThreadPoolExecutor(2) as threads:  # one draws, one compresses
         jobs = []
-        yield lambda function, *args: jobs.append(threads.submit(function, *args))
+        yield lambda *job: jobs.append(threads.submit(call, *job))
         for job in jobs:
             job.result()
 
@@ -240,9 +228,8 @@ def draw(folder: Path, fixed: Scan, moving: Scan, outcome: Outcome, organs: Mapp
         for of_moving in ("moving_labels", "warped_labels"):  # the fixed labels end with the fixed field of view
             labels[of_moving] = np.where(seen, labels[of_moving], 0)
     title, spacing = f"{Path(moving.image.path).name} on {Path(fixed.image.path).name}", grid.spacing
-    known = organs or ORGANS
-    pictures.overlay(folder / "overlay.png", **images, **labels, spacing=spacing, title=title, organs=known)
-    pictures.checkerboard(folder / "checkerboard.png", **images, spacing=spacing, title=title)
-    pictures.deformation(
-        folder / "deformation.png", fixed=images["fixed"], displacement=u, spacing=spacing, title=title
-    )
+    known, like = organs or ORGANS, {"spacing": spacing, "title": title}
+    with _PEN:
+        pictures.overlay(folder / "overlay.png", **images, **labels, **like, organs=known)
+        pictures.checkerboard(folder / "checkerboard.png", **images, **like)
+        pictures.deformation(folder / "deformation.png", fixed=images["fixed"], displacement=u, **like)

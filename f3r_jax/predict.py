@@ -36,7 +36,7 @@ def load_network(workdir: Path, step: int | None = None) -> Loaded:
     """
     checkpoint = checkpoints.find(workdir, step)
     config = checkpoints.load_config(checkpoint)
-    network = models.build(config.model)
+    network = models.build(config.model, dtype=config.train.dtype)
     shapes = jax.eval_shape(lambda key: models.initialise(network, key), jax.random.key(0))
     return network, checkpoints.load_params(checkpoint, shapes), config, int(checkpoint.name)
 

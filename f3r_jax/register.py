@@ -2,11 +2,14 @@
 
   python -m f3r_jax.register --fixed=mr.nii.gz --moving=ct.nii.gz --output=out
   python -m f3r_jax.register --fixed=mr.nii.gz --moving=ct.nii.gz --output=out --checkpoint=runs/mrb
+  python -m f3r_jax.register --pairs=data/pairs.csv --output=out
 
 An affine step, then the network of a checkpoint if one is given, then refinement by gradient descent on this one pair.
-`f3r_jax/outcome.py` lists what is written. `python -m f3r_jax.apply` carries the result to further images and points.
+`f3r_jax/outcome.py` lists what is written, and `f3r_jax/folder.py` what of many pairs.
+`python -m f3r_jax.apply` carries the result to further images and points.
 """
 
+import functools
 import shlex
 import sys
 from collections.abc import Sequence
@@ -14,20 +17,22 @@ from pathlib import Path
 
 from absl import flags
 
-from f3r_jax import cli, outcome, registration, workdir
-from f3r_jax.data import scans
+from f3r_jax import cli, folder, outcome, registration, tally, task
 from f3r_jax.data.preprocess import MODALITIES
 from f3r_jax.defaults import CT_WINDOW
 from f3r_jax.errors import UserError
 from f3r_jax.ops.mind import PRESETS
 from f3r_jax.programs import keep_compiled_programs
+from f3r_jax.task import Files, Task
 
 DEFAULT = registration.Settings()
+USAGE = "--fixed=FILE --moving=FILE --output=FOLDER, or --pairs=FOLDER --output=FOLDER"
 
 _FIXED = flags.DEFINE_string("fixed", None, "The scan whose grid the result lies on, NIfTI.")
 _MOVING = flags.DEFINE_string("moving", None, "The scan that is warped, NIfTI.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the result.")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace another result in the folder.")
+_PAIRS = flags.DEFINE_string("pairs", None, "Many pairs instead: pairs.csv, or a folder with it or Learn2Reg's JSON.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for the result; with --pairs, for a folder a pair.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace another result; with --pairs, those of other settings.")
 _SIDES = {
     side: {
         "modality": flags.DEFINE_enum(f"{side}_modality", None, MODALITIES, f"Of the {side} scan; told by intensity."),
@@ -60,18 +65,64 @@ _CT_WINDOW = flags.DEFINE_list("ct_window", [str(bound) for bound in CT_WINDOW],
 def main(argv: Sequence[str]) -> int:
     """Reads the flags, registers, writes and prints."""
     if argv[1:]:
-        raise UserError(f"unknown argument {argv[1]!r}, expected --fixed=FILE --moving=FILE --output=FOLDER")
-    for name, flag in (("fixed", _FIXED), ("moving", _MOVING), ("output", _OUTPUT)):
-        if flag.value is None:
-            raise UserError(f"--{name} is missing, expected --fixed=FILE --moving=FILE --output=FOLDER")
+        raise UserError(f"unknown argument {argv[1]!r}, expected {USAGE}")
+    _check_flags()
+    keep_compiled_programs()
+    output, command = Path(_OUTPUT.value), shlex.join(["python", "-m", "f3r_jax.register", *sys.argv[1:]])
+    if _PAIRS.value is None:
+        return _one(output, command)
+    return _all(Path(_PAIRS.value), output, command)
+
+
+def _one(output: Path, command: str) -> int:
+    """Registers the pair of the flags."""
+    outcome.check_folder(output, overwrite=_OVERWRITE.value)
+    sides = {
+        side: Files(flags.FLAGS[side].value, **{name: flag.value for name, flag in of_side.items()})
+        for side, of_side in _SIDES.items()
+    }
+    pair = _task(**sides)
+    network = task.network_of(pair.settings)
+    task.check(pair, network)
+    note = functools.partial(print, flush=True)
+    summary = task.run(pair, output, network=network, command=command, note=note)
+    print(outcome.table(summary))
+    print(f"result: {output}, to look at: {output / 'report.html'}")
+    return 0
+
+
+def _all(source: Path, output: Path, command: str) -> int:
+    """Registers the pairs of a table; 1 if one failed."""
+    network = task.network_of(_settings())
+    rows = folder.run(source, output, _task, network=network, overwrite=_OVERWRITE.value, command=command)
+    print(tally.told(rows))
+    print(f"result: {output}, to look at: {output / tally.TABLE}", flush=True)
+    failed = [row for row in rows if row["status"] == "failed"]
+    for row in failed:
+        print(f"failed: {row['name']}: {row['reason']}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _check_flags() -> None:
+    """Raises a UserError for flags that miss, or that don't go together."""
+    of_one = [_FIXED, _MOVING, *(flag for of_side in _SIDES.values() for flag in of_side.values())]
+    if _PAIRS.value is not None and (given := [flag.name for flag in of_one if flag.value is not None]):
+        raise UserError(f"--{given[0]} with --pairs, expected the files and modalities in columns of {_PAIRS.value}")
+    for flag in (_OUTPUT,) if _PAIRS.value is not None else (_FIXED, _MOVING, _OUTPUT):
+        if not flag.value:
+            raise UserError(f"--{flag.name} is missing, expected {USAGE}")
     if _SPACING.value is not None and not _SPACING.value > 0:
         raise UserError(f"--spacing is {_SPACING.value}, expected mm above 0")
     if _CHECKPOINT.value is None and not _REFINE.value and _AFFINE.value == "none":
         raise UserError("--affine=none and --norefine without a --checkpoint leave nothing to do, expected one of them")
-    keep_compiled_programs()
-    output = Path(_OUTPUT.value)
-    outcome.check_folder(output, overwrite=_OVERWRITE.value)
-    given = registration.Settings(
+
+
+def _task(fixed: Files, moving: Files) -> Task:
+    return Task(fixed, moving, _settings(), _organs(), _window(), _LEARN2REG.value)
+
+
+def _settings() -> registration.Settings:
+    return registration.Settings(
         affine=_AFFINE.value,
         spacing=_SPACING.value,
         checkpoint=Path(_CHECKPOINT.value) if _CHECKPOINT.value else None,
@@ -82,31 +133,6 @@ def main(argv: Sequence[str]) -> int:
         mind=_MIND.value,
         diffeomorphic=_DIFFEOMORPHIC.value,
     )
-    fixed, moving = (_read(side, path) for side, path in (("fixed", _FIXED.value), ("moving", _MOVING.value)))
-    if fixed.modality == moving.modality:
-        print(f"both scans are {fixed.modality.upper()}: MIND serves, a network for CT and MR may not", flush=True)
-    organs = outcome.organs_in(fixed, moving, _organs())
-    found = registration.register(fixed, moving, given, note=lambda line: print(line, flush=True))
-    facts = {
-        "fixed_modality": fixed.modality,
-        "moving_modality": moving.modality,
-        "settings": {name: flag.value for name, flag in _settings().items()},
-        "command": shlex.join(["python", "-m", "f3r_jax.register", *sys.argv[1:]]),
-        "versions": workdir.versions(),
-    }
-    with outcome.folder_of(output) as folder:
-        summary = outcome.write(folder, fixed, moving, found, organs=organs, learn2reg=_LEARN2REG.value, facts=facts)
-    print(outcome.table(summary))
-    print(f"result: {output}, to look at: {output / 'report.html'}")
-    return 0
-
-
-def _read(side: str, path: str) -> scans.Scan:
-    options = {name: flag.value for name, flag in _SIDES[side].items()}
-    scan = scans.read(path, **options, ct_window=_window())
-    how = "as given" if options["modality"] else f"by its intensities; --{side}_modality says otherwise"
-    print(f"{side}: {path}, {scan.modality.upper()} ({how})", flush=True)
-    return scan
 
 
 def _window() -> tuple[float, float]:
@@ -127,27 +153,6 @@ def _organs() -> dict[str, tuple[int, ...]] | None:
         return {name: tuple(int(value) for value in values.split("+")) for name, values in named}
     except ValueError as error:
         raise UserError(f"--organs is {','.join(_ORGANS.value)}, expected such as liver=1,kidneys=3+4") from error
-
-
-def _settings() -> dict[str, flags.FlagHolder]:
-    """The flags that a result hangs on."""
-    sides = {f"{side}_{name}": flag for side, of_side in _SIDES.items() for name, flag in of_side.items()}
-    return {
-        "fixed": _FIXED,
-        "moving": _MOVING,
-        **sides,
-        "affine": _AFFINE,
-        "spacing": _SPACING,
-        "checkpoint": _CHECKPOINT,
-        "step": _STEP,
-        "refine": _REFINE,
-        "iterations": _ITERATIONS,
-        "lam": _LAM,
-        "mind": _MIND,
-        "diffeomorphic": _DIFFEOMORPHIC,
-        "organs": _ORGANS,
-        "ct_window": _CT_WINDOW,
-    }
 
 
 if __name__ == "__main__":

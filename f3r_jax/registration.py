@@ -8,13 +8,14 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from f3r_jax import checkpoints, predict
+from f3r_jax import networks, predict
 from f3r_jax.data import affine, matrices, preprocess, scans, transforms
 from f3r_jax.data.nifti import Grid
 from f3r_jax.data.scans import Scan
@@ -22,6 +23,7 @@ from f3r_jax.data.transforms import Transform
 from f3r_jax.errors import UserError
 from f3r_jax.losses import mind_l1
 from f3r_jax.memory import give_back_freed_memory
+from f3r_jax.networks import Network
 from f3r_jax.ops.fields import folding_percent
 from f3r_jax.ops.warp import warp
 from f3r_jax.progress import Progress
@@ -63,16 +65,29 @@ class Outcome:
 
 
 def register(
-    fixed: Scan, moving: Scan, settings: Settings, *, note: Callable[[str], None] = lambda line: None
+    fixed: Scan,
+    moving: Scan,
+    settings: Settings,
+    *,
+    network: Network | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Outcome:
-    """Registers two scans; `note` gets a line as each part ends.
+    """Registers two scans; `note` gets a line as each part ends, and without it nothing is shown.
+
+    Args:
+      fixed: the scan on whose grid the result lies.
+      moving: the scan that is warped.
+      settings: how.
+      network: that of the settings' checkpoint; loaded if None.
+      note: takes a line.
 
     Raises:
       UserError: scans that share nothing, a network for another direction, or a matrix file that can't be read.
     """
-    clock, chosen = _Clock(note), refinement(settings)
+    clock, chosen = _Clock(note or (lambda line: None)), refinement(settings)
     if settings.checkpoint is not None:
-        check_direction(settings, moving)
+        network = network or networks.load(settings.checkpoint, settings.step)
+        networks.check_direction(network, moving.modality, moving.image.path)
     matrix, initial = align(fixed, moving, settings.affine)
     clock.stop("affine", f"affine step: {settings.affine}")
     spacing = settings.spacing or working_spacing(fixed, moving)
@@ -84,12 +99,12 @@ def register(
         similarity["initial"] = Volumes(fixed, moving, grid, initial).similarity(None, settings.mind)
     clock.stop("resampling", f"working grid: {' x '.join(map(str, grid.shape))} voxels of {spacing:g} mm")
     u = None
-    if settings.checkpoint is not None:
-        u = with_network(predict.load_network(settings.checkpoint, settings.step), fixed, moving, volumes)
+    if network is not None:
+        u = with_network(network, fixed, moving, volumes)
         similarity["network"] = volumes.similarity(u, settings.mind)
         clock.stop("network", f"network: similarity {similarity['affine']:.4f} -> {similarity['network']:.4f}")
     if settings.refine:
-        u = volumes.refined(u, chosen)
+        u = volumes.refined(u, chosen, shown=note is not None)
         similarity["refined"] = volumes.similarity(u, settings.mind)
         clock.stop("refinement", f"refinement: similarity {similarity['affine']:.4f} -> {similarity['refined']:.4f}")
     if u is None:
@@ -158,24 +173,12 @@ def align(fixed: Scan, moving: Scan, how: str) -> tuple[Matrix, Matrix]:
     return found.matrix, initial
 
 
-def check_direction(settings: Settings, moving: Scan) -> None:
-    """Raises a UserError unless the checkpoint is there and its network was trained to warp such a scan."""
-    config = checkpoints.load_config(checkpoints.find(settings.checkpoint, settings.step))
-    expected = "ct" if config.data.direction == "ct_to_mr" else "mr"
-    if moving.modality != expected:
-        raise UserError(
-            f"{settings.checkpoint}: was trained with the {expected.upper()} as the moving scan, found that "
-            f"{moving.image.path} is {moving.modality.upper()}; swap --fixed and --moving, or give another checkpoint"
-        )
-
-
-def with_network(loaded: predict.Loaded, fixed: Scan, moving: Scan, volumes: "Volumes") -> np.ndarray:
+def with_network(network: Network, fixed: Scan, moving: Scan, volumes: "Volumes") -> np.ndarray:
     """The displacement (x y z 3) on the grid of `volumes` by a trained network, at the spacing that it knows."""
-    network, params, config, _ = loaded
-    grid, own = volumes.grid, scans.covering(volumes.grid, spacing=tuple(config.data.spacing))
+    grid, own = volumes.grid, scans.covering(volumes.grid, spacing=tuple(network.config.data.spacing))
     same = own.shape == grid.shape and np.allclose(own.affine, grid.affine, rtol=0, atol=1e-3)
     seen = volumes if same else Volumes(fixed, moving, own, volumes.matrix)
-    displacement, _ = predict.make_predictor(network)(params, seen.moving, seen.fixed)
+    displacement, _ = network.predict(network.params, seen.moving, seen.fixed)
     displacement = np.asarray(displacement)[0]
     return displacement if same else transforms.resampled(Transform(own, volumes.matrix, displacement), grid)
 
@@ -205,12 +208,13 @@ class Volumes:
         mask = (mask > 0.5) & (self._fixed_mask > 0.5)
         return float(mind_l1(self.fixed, warped, preset=mind, mask=mask.astype(jnp.float32))) if mask.any() else None
 
-    def refined(self, start: np.ndarray | None, settings: Refinement) -> np.ndarray:
-        """The displacement (x y z 3) after refinement from `start`, or from zero."""
+    def refined(self, start: np.ndarray | None, settings: Refinement, *, shown: bool) -> np.ndarray:
+        """The displacement (x y z 3) after refinement from `start`, or from zero; `shown`: with a bar."""
         masks = {"fixed_mask": self._fixed_mask, "moving_mask": self._moving_mask}
         start = None if start is None else jnp.asarray(start)[None]
-        with Progress("refining", calls(settings)) as progress:
-            found = refine(self.fixed, self.moving, start=start, **masks, settings=settings, progress=progress.advance)
+        with Progress("refining", calls(settings)) if shown else nullcontext() as bar:
+            advance = bar and bar.advance
+            found = refine(self.fixed, self.moving, start=start, **masks, settings=settings, progress=advance)
         return np.asarray(found)[0]
 
 

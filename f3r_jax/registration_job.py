@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from f3r_jax.measurements import MIB, peak_mib, timed
 from f3r_jax.memory import keep_freed_memory
 from f3r_jax.peers import RIVALS, Field, Pair
+from f3r_jax.prepared import MIB, peak_mib, timed
 
 # What JAX reports while it turns Python into programs: tracing, lowering, and compiling or reading from the cache.
 COMPILING = tuple(
@@ -90,10 +90,10 @@ def network(checkpoint: str, *, refined: bool) -> Register:
     """A trained network, at the spacing that it was trained at, as in `f3r_jax.register`; then refined if so wished."""
     import jax.numpy as jnp
 
-    from f3r_jax import predict, refine, registration
+    from f3r_jax import networks, refine, registration
     from f3r_jax.predict import volume
 
-    loaded = predict.load_network(Path(checkpoint))
+    loaded = networks.load(Path(checkpoint))
 
     def register(pair: Pair) -> Field:
         fixed, moving = scan_of(pair, "fixed"), scan_of(pair, "moving")

@@ -46,6 +46,7 @@ def test_all_columns(folder):
         pairs.Scan("ct", folder / "ct.nii.gz", folder / "ct_label.nii.gz", folder / "ct.csv"),
         pairs.Scan("mr", folder / "mr.nii.gz", None, folder / "mr.csv"),
         "test",
+        fixed="ct",
     )
     np.testing.assert_array_equal(pairs.read_landmarks(folder / "ct.csv"), [[1, 2, 3], [4.5, 5, -60]])
 
@@ -54,7 +55,15 @@ def test_two_columns_and_repeated_files(folder):
     read = pairs.read_pairs(_table(folder, "fixed,moving\nmr.nii.gz,ct.nii.gz\nmr.nii.gz,ct.nii.gz\n"))
     assert [pair.name for pair in read] == ["mr", "mr_2"]
     assert read[0].mr.image == folder / "mr.nii.gz" and read[0].ct.image == folder / "ct.nii.gz"
-    assert read[0].split is None
+    assert read[0].split is None and read[0].fixed == "mr" and not read[0].mr.stated
+
+
+def test_a_table_of_another_name(folder):
+    (folder / "mine.csv").write_text("fixed,moving\nmr.nii.gz,ct.nii.gz\n")
+    (pair,) = pairs.read_pairs(folder / "mine.csv")
+    assert pair.ct.image == folder / "ct.nii.gz"
+    with pytest.raises(UserError, match=r"mr\.nii\.gz: neither .csv nor .json"):
+        pairs.read_pairs(folder / "mr.nii.gz")
 
 
 @pytest.mark.parametrize(
@@ -74,6 +83,7 @@ def test_two_columns_and_repeated_files(folder):
         ("fixed,moving,name\nmr.nii.gz,ct.nii.gz,a\nmr.nii.gz,ct.nii.gz,a\n", "name a stands in more than one row"),
         ("fixed,moving,name\nmr.nii.gz,ct.nii.gz,\n", "has the name ''"),
         ("fixed,moving,name\nmr.nii.gz,ct.nii.gz,../a\n", "has the name '../a'"),
+        ("fixed,moving,name\nmr.nii.gz,ct.nii.gz,..\n", "has the name '..'"),
         ("fixed,moving,moving_modality\nmr.nii.gz,ct.nii.gz,mr\n", "one ct and one mr"),
         ("fixed,moving,fixed_landmarks\nmr.nii.gz,ct.nii.gz,p.csv\n", "landmarks of one image of pair mr alone"),
     ],

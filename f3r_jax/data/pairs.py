@@ -44,6 +44,7 @@ class Scan:
     image: Path
     labels: Path | None = None
     landmarks: Path | None = None
+    stated: bool = True  # whether the table says the modality, or leaves it to the rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,21 +55,29 @@ class Pair:
     ct: Scan
     mr: Scan
     split: str | None = None
+    fixed: str = "mr"  # which of them the table calls fixed
 
 
 def read_pairs(root: Path) -> list[Pair]:
-    """The pairs of a folder, all their headers checked; UserError for whatever a later step would trip over."""
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; data.root must hold pairs.csv or Learn2Reg's *_dataset.json")
-    table = root / "pairs.csv"
-    found = [path for path in (table, *sorted(root.glob("*_dataset.json"))) if path.is_file()]
-    if len(found) != 1:
-        names = " and ".join(path.name for path in found) or "neither"
-        raise UserError(f"{root}: found {names}; expected either pairs.csv or one *_dataset.json")
-    pairs = _from_csv(table) if found == [table] else _from_json(found[0])
+    """The pairs of a folder, or of one table; headers are checked: UserError for what a later step would trip over."""
+    table = root if root.is_file() else _table(root)
+    if table.suffix not in (".csv", ".json"):
+        raise UserError(f"{table}: neither .csv nor .json; expected pairs.csv or Learn2Reg's *_dataset.json")
+    pairs = _from_csv(table) if table.suffix == ".csv" else _from_json(table)
     for pair in pairs:
         check_pair(pair)
     return pairs
+
+
+def _table(root: Path) -> Path:
+    """The one file of a folder that says which volumes make a pair."""
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; expected one with pairs.csv or Learn2Reg's *_dataset.json")
+    found = [path for path in (root / "pairs.csv", *sorted(root.glob("*_dataset.json"))) if path.is_file()]
+    if len(found) != 1:
+        names = " and ".join(path.name for path in found) or "neither"
+        raise UserError(f"{root}: found {names}; expected either pairs.csv or one *_dataset.json")
+    return found[0]
 
 
 def check_pair(pair: Pair) -> None:
@@ -133,13 +142,14 @@ def _pair_of_row(path: Path, number: int, row: dict[str, str]) -> Pair:
     if split not in (None, *SPLITS):
         raise UserError(f"{where} has split {split}; expected {', '.join(SPLITS)}")
     name = row.get("name", _stem(row["fixed"]))
-    if not name or "/" in name or "\\" in name:
+    if name in ("", ".", "..") or "/" in name or "\\" in name:
         raise UserError(f"{where} has the name '{name}'; expected one that can be a file name")
     scans = {}
     for side in REQUIRED:
         files = [row.get(column) for column in (side, f"{side}_labels", f"{side}_landmarks")]
-        scans[modality[side]] = Scan(modality[side], *(path.parent / file if file else None for file in files))
-    return Pair(name, scans["ct"], scans["mr"], split)
+        files = (path.parent / file if file else None for file in files)
+        scans[modality[side]] = Scan(modality[side], *files, stated=bool(row.get(f"{side}_modality")))
+    return Pair(name, scans["ct"], scans["mr"], split, fixed=modality["fixed"])
 
 
 def _from_json(path: Path) -> list[Pair]:
@@ -172,7 +182,7 @@ def _from_json(path: Path) -> list[Pair]:
 
 
 def _pair_of_files(path: Path, files: tuple[str, str], split: str | None) -> Pair:
-    scans = {}
+    scans = {}  # the fixed one first
     for file in files:
         image = path.parent / file
         labels = image.parent.with_name(image.parent.name.replace("images", "labels")) / image.name
@@ -182,7 +192,7 @@ def _pair_of_files(path: Path, files: tuple[str, str], split: str | None) -> Pai
         raise UserError(f"{path}: pair {files[0]} and {files[1]}; expected one file *_0000 (MR) and one *_0001 (CT)")
     numbers = sorted({_case_number(path, file) for file in files})
     stem = _stem(files[0]).rsplit("_", 2)[0]
-    return Pair("_".join([stem, *numbers]), scans["ct"], scans["mr"], split)
+    return Pair("_".join([stem, *numbers]), scans["ct"], scans["mr"], split, fixed=next(iter(scans)))
 
 
 def _case_number(path: Path, file: str) -> str:
