@@ -227,7 +227,7 @@ def gradient_l2(displacement: Tensor) -> Tensor:
     return sum(torch.diff(displacement, dim=axis).square().mean() for axis in (2, 3, 4)) / 3
 
 
-def train_step(model: F3RNet, *, lam: float, learning_rate: float) -> Callable[[Tensor, Tensor], Tensor]:
+def train_step(model: nn.Module, *, lam: float, learning_rate: float) -> Callable[[Tensor, Tensor], Tensor]:
     """A function of (moving, fixed) that takes one step of Adam on the paper's loss and returns the loss."""
     optimiser = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
 
