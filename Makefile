@@ -34,7 +34,7 @@ help: ## this list
 	@echo
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo "  EXTRAS=cuda      for a machine with an NVIDIA GPU; bench adds PyTorch; baselines adds SyN and SimpleITK;"
+	@echo "  EXTRAS=cuda      for a machine with an NVIDIA GPU; bench adds PyTorch and VoxelMorph; baselines adds SyN and SimpleITK;"
 	@echo "                   peers adds SyN, greedy and convexAdam, for make bench ARGS=--what=registration;"
 	@echo "                   slurm adds submitit, for make paper ARGS=--slurm"
 	@echo "  ARGS=\"...\"       for the program, as in make run ARGS=\"--config.train.steps=10\""
@@ -57,9 +57,9 @@ lint: ## check format and style
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-bench: ## measure speed and memory, also against PyTorch, and write BENCHMARKS.md
+bench: ## measure everything, also against PyTorch and VoxelMorph, and write BENCHMARKS.md; goes on where it was killed
 	@$(call venv,bench)
-	$(BIN)/python -m f3r_jax.benchmark --markdown=BENCHMARKS.md $(ARGS)
+	$(BIN)/python -m f3r_jax.benchmark $(if $(findstring --what,$(ARGS)),,--suite) --markdown=BENCHMARKS.md $(ARGS)
 
 constraints: ## remake constraints.txt from the newest versions
 	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; trap 'exit 130' INT TERM; \

@@ -1,4 +1,8 @@
-"""What the networks cost, also against PyTorch; and how well and fast pairs are registered, against the rivals.
+"""What the networks cost, also against PyTorch and VoxelMorph; how well and fast pairs are registered, against rivals.
+
+    python -m f3r_jax.benchmark --suite --markdown=BENCHMARKS.md [--sections=small,memory] [--checkpoint=runs/mrb]
+
+measures everything (`suite`; on two cores a few hours) and goes on where it was killed. Single measurements:
 
     python -m f3r_jax.benchmark --parameters
     python -m f3r_jax.benchmark --variant=mrb,wo_f3d --shape=144,144,128 --what=parameters,forward,memory,torch
@@ -10,36 +14,32 @@ the ratio is the median over the pairs, because the speed of a machine drifts; b
 Registrations are described in `registration_benchmark`.
 """
 
-import datetime
-import importlib.metadata
-import importlib.util
 import json
-import os
-import platform
-import re
-import shlex
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from f3r_jax import cli, registration_benchmark
+from f3r_jax import cli, plans, registration_benchmark, suite
 from f3r_jax.benchmark_tables import as_markdown, replace_section, section_name
 from f3r_jax.errors import UserError
+from f3r_jax.machine import PACKAGES, environment
 from f3r_jax.models import LABELS, build, check_shape, count_parameters
 from f3r_jax.models.f3rnet import VARIANTS, F3RNet
 from f3r_jax.results import finite
 from f3r_jax.timing import measure
-from f3r_jax.workdir import commit, versions, write_text
+from f3r_jax.workdir import write_text
 
 WHAT = ("parameters", "compile", "forward", "train", "memory", "conv", "sweep", "torch")
-REGISTRATION = "registration"
-KERNELS = ((3, 3, 3), (3, 3, 1), (1, 1, 3))
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
-OPTIONS = {False: ("variant", "repeats"), True: ("cases", "spacing", "checkpoint")}  # of registration: False, True
+REGISTRATION = suite.REGISTRATION
+SUITE, ALONE, OTHERWISE = "--suite", "--what=registration", ""
+OPTIONS = {  # which flags mean something
+    SUITE: ("sections", "record", "fresh", "minutes", "checkpoint"),
+    ALONE: ("what", "shape", "json", "cases", "spacing", "checkpoint"),
+    OTHERWISE: ("what", "shape", "json", "variant", "repeats"),
+}
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("variant", ["mrb", "wo_f3d"], f"Networks: {', '.join(VARIANTS)}.")
@@ -62,6 +62,11 @@ flags.DEFINE_string("json", None, "File for everything measured.")
 flags.DEFINE_string(
     "markdown", None, "File for the tables; the section of the same shape and device in it is replaced."
 )
+flags.DEFINE_bool("suite", False, "Measure everything, section by section, and skip what is finished.")
+flags.DEFINE_list("sections", list(suite.NAMES), "Sections of the suite.")
+flags.DEFINE_string("record", "runs/bench", "Folder for what the suite measured; it goes on from there.")
+flags.DEFINE_bool("fresh", False, "Measure anew what the suite has finished before.")
+flags.DEFINE_float("minutes", None, f"Begin nothing new after so long; the exit status is then {suite.UNFINISHED}.")
 flags.DEFINE_bool("parameters", False, "Print a line NAME COUNT for each network, and measure nothing.")
 
 
@@ -77,6 +82,8 @@ def main(argv: list[str]) -> int:
         print("\n".join(f"{name} {count}" for name, count in counts.items()))
         return 0
     check_flags()
+    if FLAGS.suite:
+        return whole()
     shape = tuple(int(size) for size in FLAGS.shape)
     report, text, name, failed = (registrations if REGISTRATION in FLAGS.what else networks)(shape)
     print(f"\n{text}")
@@ -87,9 +94,19 @@ def main(argv: list[str]) -> int:
     return int(failed)
 
 
+def whole() -> int:
+    """Measures the suite."""
+    page = Path(FLAGS.markdown) if FLAGS.markdown else None
+    started = suite.start(record=Path(FLAGS.record), page=page, minutes=FLAGS.minutes, checkpoint=FLAGS.checkpoint)
+    return suite.run(FLAGS.sections, started, fresh=FLAGS.fresh)
+
+
 def networks(shape: tuple[int, ...]) -> tuple[dict, str, str, bool]:
     """(report, its Markdown, the name of its section, whether anything failed) for the networks and convolutions."""
-    groups = plan(what=FLAGS.what, variants=FLAGS.variant, shape=shape)
+    machine = plans.Machine("", tuple(name for name in plans.installed() if name in FLAGS.what))
+    if "torch" in FLAGS.what:
+        print("".join(f"{line}\n" for line in plans.left_out(["torch"], machine)), end="")
+    groups = plans.single(machine, what=FLAGS.what, variants=FLAGS.variant, shape=shape)
     report = environment() | {"shape": shape, "repeats": FLAGS.repeats}
     report["parameters"] = parameters(FLAGS.variant) if "parameters" in FLAGS.what else {}
     report["measurements"] = [measure(jobs, repeats=FLAGS.repeats) for jobs in groups]
@@ -99,8 +116,6 @@ def networks(shape: tuple[int, ...]) -> tuple[dict, str, str, bool]:
 
 def registrations(shape: tuple[int, ...]) -> tuple[dict, str, str, bool]:
     """The same for the registrations."""
-    if FLAGS.checkpoint:
-        registration_benchmark.check_checkpoint(FLAGS.checkpoint)
     found = registration_benchmark.run(
         shape=shape,
         spacing=FLAGS.spacing or registration_benchmark.fitting_spacing(shape),
@@ -115,83 +130,53 @@ def registrations(shape: tuple[int, ...]) -> tuple[dict, str, str, bool]:
     return report, registration_benchmark.as_markdown(report), name, failed
 
 
-# What to measure
-
-
-def check_flags() -> None:
-    """Raises `UserError` at the first flag that can't be meant."""
-    for flag, values, known in (("what", FLAGS.what, (*WHAT, REGISTRATION)), ("variant", FLAGS.variant, VARIANTS)):
-        if not values:
-            raise UserError(f"--{flag}: expected at least one of {', '.join(known)}")
-        if unknown := [value for value in values if value not in known]:
-            raise UserError(f"--{flag}: unknown {unknown[0]!r}; known are {', '.join(known)}")
-    alone = REGISTRATION in FLAGS.what
-    if alone and len(FLAGS.what) > 1:
-        raise UserError(f"--what={','.join(FLAGS.what)}: registration is measured alone, in a run of its own")
-    if idle := [flag for flag in OPTIONS[not alone] if FLAGS[flag].present]:
-        raise UserError(
-            f"--{idle[0]}: has no meaning {'with' if alone else 'without'} --what=registration; leave it out"
-        )
-    if len(FLAGS.shape) != 3 or not all(size.isdecimal() and int(size) > 0 for size in FLAGS.shape):
-        raise UserError(f"--shape={','.join(FLAGS.shape)}: expected three sizes in voxels, like 64,64,64")
-    check_shape(tuple(int(size) for size in FLAGS.shape), "--shape")
-    for flag in ("repeats", "cases"):
-        if FLAGS[flag].value < 1:
-            raise UserError(f"--{flag}={FLAGS[flag].value}: expected 1 or more")
-    if FLAGS.spacing is not None and not 0 < FLAGS.spacing < float("inf"):
-        raise UserError(f"--spacing={FLAGS.spacing}: expected a length in mm, above 0")
-    for path in filter(None, (FLAGS.json, FLAGS.markdown)):
-        if not Path(path).absolute().parent.is_dir():
-            raise UserError(f"{path}: no such folder; make it first")
-        if Path(path).is_dir():
-            raise UserError(f"{path}: a folder, where a file was expected")
-
-
-def plan(*, what: list[str], variants: list[str], shape: tuple[int, ...]) -> list[list[dict]]:
-    """The groups of jobs to be timed in turn; the first of a group is ours."""
-    others = ["torch"] if "torch" in what else []
-    if others and importlib.util.find_spec("torch") is None:
-        print("PyTorch is not installed, so nothing is compared with it: pip install 'f3r_jax[bench]'")
-        others = []
-    passes = [name for name in ("forward", "train") if name in what]
-    if not passes and {"compile", "memory"} & set(what):
-        passes = ["forward", "train"]
-    tasks = [{"what": name, "variant": variant, "shape": shape} for variant in variants for name in passes]
-    groups = [[{"who": who, **task} for who in ("jax", *others)] for task in tasks]
-    if "sweep" in what:
-        tasks = [{"what": "sweep", "variant": variant, "shape": shape} for variant in variants]
-        groups += [[{"who": who, **task} for who in ("jax", "alone")] for task in tasks]
-    if "conv" in what:
-        half = tuple(max(1, size // 2) for size in shape)
-        tasks = [
-            {"what": name, "kernel": kernel, "channels": channels, "shape": size}
-            for channels, size in ((16, shape), (32, half))
-            for kernel in KERNELS
-            for name in ("conv", "conv_gradient")
-        ]
-        groups += [[{"who": who, **task} for who in ("jax", "xla", *others)] for task in tasks]
-    return groups
-
-
 def parameters(variants: Iterable[str]) -> dict[str, int]:
     """Number of parameters under the paper's names, without making any."""
     jax.config.update("jax_platforms", "cpu")  # this process must not take the memory of an accelerator
     return {VARIANTS[variant].label: count_parameters(F3RNet(VARIANTS[variant])) for variant in variants}
 
 
-def environment(packages: Sequence[str] = PACKAGES) -> dict:
-    """Machine, versions, date, commit and command."""
-    cpuinfo = Path("/proc/cpuinfo")
-    models = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {
-        "command": shlex.join(["python", "-m", "f3r_jax.benchmark", *sys.argv[1:]]),
-        "date": datetime.date.today().isoformat(),
-        "commit": commit(),
-        "machine": {"cpu": models[0] if models else platform.machine(), "cores": cores, "memory_gib": round(memory, 1)},
-        "versions": versions(packages),
-    }
+# What the user may ask for
+
+
+def check_flags() -> None:
+    """Raises `UserError` at the first flag that can't be meant."""
+    known = {"what": (*WHAT, REGISTRATION), "variant": VARIANTS, "sections": suite.NAMES}
+    for flag, values in known.items():
+        if not FLAGS[flag].value:
+            raise UserError(f"--{flag}: expected at least one of {', '.join(values)}")
+        if unknown := [value for value in FLAGS[flag].value if value not in values]:
+            raise UserError(f"--{flag}: unknown {unknown[0]!r}; known are {', '.join(values)}")
+    check_meaning()
+    if len(FLAGS.shape) != 3 or not all(size.isdecimal() and int(size) > 0 for size in FLAGS.shape):
+        raise UserError(f"--shape={','.join(FLAGS.shape)}: expected three sizes in voxels, like 64,64,64")
+    check_shape(tuple(int(size) for size in FLAGS.shape), "--shape")
+    for flag in ("repeats", "cases"):
+        if FLAGS[flag].value < 1:
+            raise UserError(f"--{flag}={FLAGS[flag].value}: expected 1 or more")
+    for flag, unit in (("spacing", "a length in mm"), ("minutes", "a time")):
+        if FLAGS[flag].value is not None and not 0 < FLAGS[flag].value < float("inf"):
+            raise UserError(f"--{flag}={FLAGS[flag].value}: expected {unit}, above 0")
+    for path in filter(None, (FLAGS.json, FLAGS.markdown)):
+        if not Path(path).absolute().parent.is_dir():
+            raise UserError(f"{path}: no such folder; make it first")
+        if Path(path).is_dir():
+            raise UserError(f"{path}: a folder, where a file was expected")
+    if (record := Path(FLAGS.record)).exists() and not record.is_dir():
+        raise UserError(f"--record={record}: a file, where a folder was expected")
+    if FLAGS.checkpoint:
+        registration_benchmark.check_checkpoint(FLAGS.checkpoint)
+
+
+def check_meaning() -> None:
+    """Raises `UserError` for a flag without a meaning beside the others."""
+    way = SUITE if FLAGS.suite else ALONE if REGISTRATION in FLAGS.what else OTHERWISE
+    if way == ALONE and len(FLAGS.what) > 1:
+        raise UserError(f"--what={','.join(FLAGS.what)}: registration is measured alone, in a run of its own")
+    for flag in dict.fromkeys(name for names in OPTIONS.values() for name in names):
+        if FLAGS[flag].present and flag not in OPTIONS[way]:
+            ways = " or ".join(each for each in OPTIONS if each and flag in OPTIONS[each])
+            raise UserError(f"--{flag}: has no meaning {f'with {way}' if way else f'without {ways}'}; leave it out")
 
 
 if __name__ == "__main__":

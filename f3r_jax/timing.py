@@ -6,8 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 from f3r_jax.benchmark_tables import summary, title
+
+
+class NoMemoryError(Exception):
+    """A job doesn't fit into memory."""
 
 
 class Subject:
@@ -24,6 +29,8 @@ class Subject:
             bufsize=1,
             env=os.environ | settings,
         )
+        with contextlib.suppress(OSError):  # where memory runs out, this process is to die and no other; Linux
+            Path(f"/proc/{self.process.pid}/oom_score_adj").write_text("1000")
 
     def __enter__(self):
         return self
@@ -34,35 +41,52 @@ class Subject:
         self.process.stdout.close()
 
     def answer(self) -> dict:
-        """The next thing the process says."""
+        """The next thing the process says.
+
+        Raises:
+          NoMemoryError: the job doesn't fit into memory.
+          ChildProcessError: the process has ended for another reason.
+        """
         if line := self.process.stdout.readline():
-            return json.loads(line)
+            found = json.loads(line)
+            if "no_memory" in found:
+                raise NoMemoryError(found["no_memory"])
+            return found
         status = self.process.wait()
-        killed = " (killed: out of memory?)" if status == -signal.SIGKILL else ""
-        raise ChildProcessError(f"{self.who} ended with status {status}{killed}")
+        if status == -signal.SIGKILL:
+            raise NoMemoryError("killed")
+        raise ChildProcessError(f"{self.who} ended with status {status}")
 
     def run(self) -> dict:
         """Seconds of one run."""
-        self.process.stdin.write("\n")
+        with contextlib.suppress(BrokenPipeError):  # the answer tells why
+            self.process.stdin.write("\n")
         return self.answer()
 
     def peak(self) -> dict:
         """Peak memory; no run after it."""
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         return self.answer()
 
 
 def measure(jobs: list[dict], *, repeats: int) -> dict:
-    """Times the jobs of a group in turn; the result holds "error" in place of the figures when a process died."""
-    task = {key: value for key, value in jobs[0].items() if key != "who"}
+    """Times the jobs of a group in turn; 0 repeats leave it at the run that isn't timed, for the memory alone.
+
+    In place of the figures the result holds "no_memory" (who, why) where a job doesn't fit into memory, and "error"
+    where a process died.
+    """
+    task = {key: value for key, value in jobs[0].items() if key != "who"} | {"who": [job["who"] for job in jobs]}
     say(f"{title(task)}:")
+    subjects = []
     try:
         with contextlib.ExitStack() as stack:
-            subjects, results = [], {}
+            results = {}
             for job in jobs:
                 say(f" {job['who']} gets ready,")
                 subjects.append(subject := stack.enter_context(Subject(job)))
                 results[subject.who] = subject.answer() | {"wall": [], "cpu": []}
+            check_devices(results)
             for n in range(repeats):
                 for subject in subjects:
                     for clock, seconds in subject.run().items():
@@ -70,19 +94,33 @@ def measure(jobs: list[dict], *, repeats: int) -> dict:
                 say(f" {n + 1}")
             for subject in subjects:
                 results[subject.who] |= subject.peak()
-    except OSError as error:  # also a broken pipe
+    except NoMemoryError as error:
+        say(f" {subject.who} does not fit into memory: {error}\n")
+        return task | {"no_memory": [subject.who, str(error)]}
+    except OSError as error:
         say(f" {error}\n")
         return task | {"error": str(error)}
     say(f" of {repeats}\n")
+    return task | {"results": results, "ratios": ratios(results) if repeats else {}}
+
+
+def check_devices(results: dict[str, dict]) -> None:
+    """Raises a ChildProcessError if one runs on a CPU and the other on an accelerator."""
+    devices = {who: result["device"] for who, result in results.items()}
+    if len({device == "cpu" for device in devices.values()}) > 1:
+        raise ChildProcessError(f"not comparable, as they run on different devices: {devices}")
+
+
+def ratios(results: dict[str, dict]) -> dict[str, dict]:
+    """Our time over that of each other, run by run, in wall-clock and in CPU time."""
     ours, *others = results
-    ratios = {
+    return {
         other: {
             clock: summary([a / b for a, b in zip(results[ours][clock], results[other][clock], strict=True)])
             for clock in ("wall", "cpu")
         }
         for other in others
     }
-    return task | {"results": results, "ratios": ratios}
 
 
 def say(text: str) -> None:

@@ -22,6 +22,13 @@ def run(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+def check_mistake(finished, told: str) -> None:
+    assert finished.status == 2
+    assert finished.out == ""
+    (line,) = finished.err.splitlines()
+    assert told in line
+
+
 def test_parameters_prints_name_and_count_of_each_network():
     finished = run("--parameters")
     assert finished.returncode == 0, finished.stderr
@@ -63,15 +70,13 @@ def test_tiny_run_writes_json_and_keeps_other_sections_of_the_markdown(tmp_path)
         ("--shape=64,64,8", "--shape: 64 x 64 x 8 voxels are too small"),
         ("--repeats=0", "--repeats=0: expected 1 or more"),
         ("--cases=3", "--cases: has no meaning without --what=registration"),
+        ("--fresh", "--fresh: has no meaning without --suite"),
+        ("--checkpoint=runs/mrb", "--checkpoint: has no meaning without --suite or --what=registration"),
         ("--json=/no/such/folder/b.json", "/no/such/folder/b.json: no such folder"),
     ],
 )
-def test_mistakes_get_one_line_and_status_2(argument, told):
-    finished = run(argument)
-    assert finished.returncode == 2
-    assert finished.stdout == ""
-    (line,) = finished.stderr.splitlines()
-    assert told in line
+def test_mistakes_get_one_line_and_status_2(commands, argument, told):
+    check_mistake(commands.run("benchmark", argument), told)
 
 
 @pytest.mark.parametrize(
@@ -84,12 +89,24 @@ def test_mistakes_get_one_line_and_status_2(argument, told):
         ("--checkpoint=no/such/run", "no/such/run"),
     ],
 )
-def test_mistakes_about_registrations_get_one_line_and_status_2(argument, told):
-    finished = run("--what=registration", argument)
-    assert finished.returncode == 2
-    assert finished.stdout == ""
-    (line,) = finished.stderr.splitlines()
-    assert told in line
+def test_mistakes_about_registrations_get_one_line_and_status_2(commands, argument, told):
+    check_mistake(commands.run("benchmark", "--what=registration", argument), told)
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ("--sections=small,tiny", "--sections: unknown 'tiny'; known are small, large"),
+        ("--sections=", "--sections: expected at least one of small"),
+        ("--shape=64,64,64", "--shape: has no meaning with --suite"),
+        ("--what=forward", "--what: has no meaning with --suite"),
+        ("--minutes=0", "--minutes=0.0: expected a time, above 0"),
+        (f"--record={__file__}", "a file, where a folder was expected"),
+        ("--checkpoint=no/such/run", "no/such/run"),
+    ],
+)
+def test_mistakes_about_the_suite_get_one_line_and_status_2(commands, argument, told):
+    check_mistake(commands.run("benchmark", "--suite", argument), told)
 
 
 def row_of(**seconds: list[float]) -> dict:

@@ -12,16 +12,19 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # A module imports from the layers above its own line only; a folder's modules also import each other.
 LAYERS = (
-    {"errors", "memory", "programs", "progress", "shapes", "torch_f3rnet"},
-    {"ops", "checkpoints", "cli", "defaults", "workdir"},
-    {"models", "losses", "metrics", "data"},
-    {"predict", "slices", "benchmark_tables", "learn2reg", "peers"},
-    {"pictures"},
+    {"errors", "memory", "programs", "prepared", "progress", "shapes", "torch_f3rnet"},
+    {"defaults"},
+    {"ops", "checkpoints", "cli", "devices", "torch_voxelmorph", "workdir"},
+    {"models", "losses", "machine", "metrics", "data"},
+    {"predict", "slices", "benchmark_tables", "costs", "learn2reg", "peers", "plans"},
+    {"pictures", "suite_tables"},
     {"record"},
-    {"results", "train", "refine", "syn", "submissions"},
-    {"evaluate", "measurements", "registration", "timing"},
-    {"reporting", "registration_job"},
+    {"results", "train", "refine", "syn", "submissions", "networks"},
+    {"evaluate", "jax_jobs", "registration", "timing", "torch_jobs"},
+    {"measurements", "reporting", "registration_job"},
     {"outcome", "registration_benchmark"},
+    {"suite", "task", "tally"},
+    {"folder"},
     {"main", "register", "apply", "report", "benchmark"},
 )
 ENTRY_POINTS = {"main", "evaluate", "register", "apply", "report", "benchmark"}
@@ -29,7 +32,7 @@ ENTRY_POINTS = {"main", "evaluate", "register", "apply", "report", "benchmark"}
 KEEPERS = {
     "orbax": {"f3r_jax/checkpoints.py"},
     "nibabel": {"f3r_jax/data/nifti.py"},
-    "torch": {"f3r_jax/torch_f3rnet.py", "f3r_jax/measurements.py", "f3r_jax/peers.py"},
+    "torch": {"f3r_jax/peers.py", "f3r_jax/torch_f3rnet.py", "f3r_jax/torch_jobs.py", "f3r_jax/torch_voxelmorph.py"},
 }
 
 

@@ -1,0 +1,127 @@
+"""What a benchmark measures: groups of jobs (`measurements`) to be timed in turn. The first of a group is ours."""
+
+import importlib.util
+import math
+from collections.abc import Iterable
+from itertools import product
+from typing import NamedTuple
+
+from f3r_jax.models.f3rnet import VARIANTS
+
+KERNELS = ((3, 3, 3), (3, 3, 1), (1, 1, 3))
+PASSES = ("forward", "train")
+BEST, FULL = "mrb", "wo_f3d"  # the paper's best variant, and the one without any factorised convolution
+OPPONENTS = {"torch": "PyTorch", "voxelmorph": "VoxelMorph 0.3.4"}  # package: its name
+MODES = {  # column of the table of memory: options of the network
+    "plain": {},
+    "remat": {"remat": True},
+    "bf16": {"dtype": "bfloat16"},
+    "remat + bf16": {"remat": True, "dtype": "bfloat16"},
+}
+
+Shape = tuple[int, ...]
+Group = list[dict]
+
+
+class Machine(NamedTuple):
+    """Where it is measured, and against whom."""
+
+    device: str
+    opponents: tuple[str, ...]  # packages that are installed
+
+    @property
+    def gpu(self) -> bool:
+        """Whether there is bfloat16 in hardware, and torch.compile pays."""
+        return self.device != "cpu"
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """The types worth computing in."""
+        return ("float32", "bfloat16") if self.gpu else ("float32",)
+
+    def others(self, *wanted: str) -> tuple[str, ...]:
+        """Those of the wanted opponents that are installed."""
+        return tuple(name for name in wanted if name in self.opponents)
+
+
+def installed() -> tuple[str, ...]:
+    """The opponents that are there."""
+    return tuple(name for name in OPPONENTS if importlib.util.find_spec(name))
+
+
+def left_out(wanted: Iterable[str], machine: Machine) -> list[str]:
+    """A line for each wanted opponent that isn't installed."""
+    return [
+        f"{OPPONENTS[name]} is not installed, so nothing is compared with it: "
+        "make bench, or pip install 'f3r_jax[bench]'"
+        for name in wanted
+        if name not in machine.opponents
+    ]
+
+
+def group(task: dict, *others: str) -> Group:
+    """Ours and the others, each at the same task."""
+    return [{"who": who, **task} for who in ("jax", *others)]
+
+
+def single(machine: Machine, *, what: list[str], variants: list[str], shape: Shape) -> list[Group]:
+    """What the flags `what`, `variant` and `shape` ask for."""
+    passes = [name for name in PASSES if name in what]
+    if not passes and {"compile", "memory"} & set(what):
+        passes = PASSES
+    tasks = [{"what": name, "variant": variant, "shape": shape} for variant in variants for name in passes]
+    groups = [group(task, *machine.others("torch")) for task in tasks]
+    if "sweep" in what:
+        groups += sweeps(machine, variants=variants, shape=shape)
+    return groups + convolutions(machine, shape=shape) * ("conv" in what)
+
+
+def networks(machine: Machine, *, shape: Shape) -> list[Group]:
+    """Ours against the same in PyTorch, and against VoxelMorph's own network; on a GPU in bfloat16 too."""
+    modes = ("plain", "bf16") if machine.gpu else ("plain",)
+    tasks = [
+        {"what": what, "variant": variant, "shape": shape, **MODES[mode]}
+        for variant, mode, what in product((BEST, FULL), modes, PASSES)
+    ]
+    groups = [group(task, *machine.others("torch")) for task in tasks]
+    tasks = [
+        {"what": what, "variant": variant, "shape": shape, **MODES[mode]}
+        for variant, mode, what in product((BEST, "voxelmorph2"), modes, PASSES)
+    ]
+    return groups + [group(task, other) for task in tasks for other in machine.others("voxelmorph")]
+
+
+def scaling(machine: Machine, *, edges: Iterable[int]) -> list[Group]:
+    """The best variant on cubes, each alone: two might not fit into memory where one does."""
+    return [
+        [{"who": who, "what": what, "variant": BEST, "shape": (edge,) * 3}]
+        for edge in edges
+        for what in PASSES
+        for who in ("jax", *machine.others("torch"))
+    ]
+
+
+def memory(machine: Machine, *, shapes: Iterable[Shape]) -> list[Group]:
+    """All variants; on a CPU without bfloat16, and with remat for two of them."""
+    variants = (BEST, FULL, *(name for name in VARIANTS if name not in (BEST, FULL)))
+    return [
+        group({"what": what, "variant": variant, "shape": shape, **MODES[mode]})
+        for variant, shape, what, mode in product(variants, sorted(shapes, key=math.prod), PASSES, MODES)
+        if machine.gpu or mode == "plain" or (mode == "remat" and variant in (BEST, FULL))
+    ]
+
+
+def sweeps(_: Machine, *, shape: Shape, variants: Iterable[str] = (BEST, FULL)) -> list[Group]:
+    """A train step of three lambdas as one program against one after another."""
+    return [group({"what": "sweep", "variant": variant, "shape": shape}, "alone") for variant in variants]
+
+
+def convolutions(machine: Machine, *, shape: Shape) -> list[Group]:
+    """Ours against XLA's own and PyTorch's, at the full and at half the size."""
+    half = tuple(max(1, size // 2) for size in shape)
+    return [
+        group({"what": what, "kernel": kernel, "channels": channels, "shape": size}, "xla", *machine.others("torch"))
+        for channels, size in ((16, shape), (32, half))
+        for kernel in KERNELS
+        for what in ("conv", "conv_gradient")
+    ]
