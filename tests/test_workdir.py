@@ -6,22 +6,28 @@ import pytest
 from ml_collections import ConfigDict
 
 from f3r_jax import workdir
+from f3r_jax.defaults import network_config
 from f3r_jax.errors import UserError
 
 
+def _config(*, lam: float) -> ConfigDict:
+    return network_config(option="", lam=lam, paper_lam=lam, name="f3rnet", variant="mrb")
+
+
 def test_config_comes_back(tmp_path):
-    config = ConfigDict({"seed": 1, "data": {"shape": (2, 3), "root": "a"}})
+    config = _config(lam=1.0)
     workdir.write_config(config, tmp_path)
     workdir.check_same_run(config, tmp_path)
     found = workdir.read_config(tmp_path)
-    assert found.seed == 1 and list(found.data.shape) == [2, 3]
+    assert found.seed == config.seed and list(found.data.shape) == list(config.data.shape)
+    assert set(workdir.flat(found.to_dict())) == set(workdir.flat(config.to_dict()))
 
 
 def test_a_folder_of_another_run_is_left_alone(tmp_path):
-    workdir.write_config(ConfigDict({"loss": {"lam": 1.0}}), tmp_path)
+    workdir.write_config(_config(lam=1.0), tmp_path)
     before = (tmp_path / "config.json").read_bytes()
     with pytest.raises(UserError, match=r"loss\.lam is 1\.0 there and 2\.0 here"):
-        workdir.check_same_run(ConfigDict({"loss": {"lam": 2.0}}), tmp_path)
+        workdir.check_same_run(_config(lam=2.0), tmp_path)
     assert (tmp_path / "config.json").read_bytes() == before
 
 
@@ -30,6 +36,9 @@ def test_a_folder_without_a_run(tmp_path):
         workdir.read_config(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="not JSON"):
+        workdir.read_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"seed": 1}')
+    with pytest.raises(UserError, match=r"config\.json: not the config of a run .*model"):
         workdir.read_config(tmp_path)
 
 
