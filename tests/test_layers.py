@@ -2,13 +2,15 @@
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from f3r_jax.models.layers import F3D, Conv, ResidualBlock, leaky_relu, pool, upsample
+from f3r_jax.models.layers import F3D, Conv, ResidualBlock, glorot, leaky_relu, normal, pool, upsample
 
+QUICKLY_COMPILED = {"xla_backend_optimization_level": 0}
 FACTORS = (2, 4, 16)
 FORMS = ("full", "factorised", "cascade")
 
@@ -173,3 +175,14 @@ def test_residual_block_adds_an_activated_residual(bias, residual):
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), parameters(block, 4))
     params["second"]["bias"] = jnp.full(4, bias)
     np.testing.assert_allclose(block.apply({"params": params}, z), z + residual, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 1, 2, 16), (3, 3, 3, 64, 48)])
+def test_initialisers_are_those_of_flax(shape):
+    key = jax.random.key(3)
+    for ours, theirs in (
+        (glorot, nn.initializers.glorot_uniform()),
+        (normal(1e-5), nn.initializers.normal(1e-5)),
+    ):
+        expected = jax.jit(lambda theirs=theirs: theirs(key, shape), compiler_options=QUICKLY_COMPILED)()
+        np.testing.assert_allclose(ours(key, shape), expected, rtol=1e-6)

@@ -182,12 +182,14 @@ def test_tasks_outlive_the_launcher_and_are_found_again(study):
     assert process.returncode == 130 and f"scancel {number}" in err
     assert sorted(squeue("-o", "%T")) == ["PENDING", "RUNNING", "RUNNING"]  # --jobs limits the tasks at a time
     process = study.process("--jobs=2")
-    wait_for(lambda: len(study.starts()) == 2)
-    time.sleep(3)
-    assert len(squeue("-o", "%i")) == 3
-    study.behave()
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+    out = ""
+    for line in process.stdout:
+        out += line
+        if "in the queue" in line or "submitted" in line:
+            time.sleep(3)
+            assert len(study.starts()) == 2 and len(squeue("-o", "%i")) == 3
+            study.behave()
+    assert process.wait(timeout=120) == 0, process.stderr.read()
     assert "3 runs are in the queue already" in out and "submitted" not in out
     assert len(study.starts()) == 3
 

@@ -55,8 +55,8 @@ def label(model: ConfigDict) -> str:
 
 def initialise(network: nn.Module, key: jax.Array) -> dict:
     """Fresh parameters. Their shapes don't depend on the size of the volume."""
-    volume = jnp.zeros((1, *(SMALLEST,) * 3, 1), jnp.float32)
-    return network.init(key, volume, volume)["params"]
+    volume = jax.ShapeDtypeStruct((1, *(SMALLEST,) * 3, 1), jnp.float32)
+    return network.lazy_init(key, volume, volume, mutable=["params"])["params"]  # without computing a displacement
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -10,7 +10,17 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from f3r_jax.models.layers import Conv, ResidualBlock, convolution, crop, leaky_relu, pad_to_multiple, pool, upsample
+from f3r_jax.models.layers import (
+    Conv,
+    ResidualBlock,
+    convolution,
+    crop,
+    leaky_relu,
+    normal,
+    pad_to_multiple,
+    pool,
+    upsample,
+)
 from f3r_jax.shapes import Displacement, Features, Volume
 
 COARSEST = 4  # the lowest resolution is 1/16, the paper's N = 4
@@ -88,7 +98,7 @@ class F3RNet(nn.Module):
         l = self._multi_scale_stream(l)
         l = self._blocks("late", l)
         l = self._conv("reduce", l)
-        u = Conv(3, kernel_init=nn.initializers.normal(self.flow_init), name="flow")(l.astype(jnp.float32))
+        u = Conv(3, kernel_init=normal(self.flow_init), name="flow")(l.astype(jnp.float32))
         return crop(u, images)
 
     def _module(self, module: type[nn.Module]) -> type[nn.Module]:

@@ -7,7 +7,7 @@ loss also penalises negative Jacobian determinants; here every network is traine
 import flax.linen as nn
 import jax.numpy as jnp
 
-from f3r_jax.models.layers import Conv, crop, pad_to_multiple
+from f3r_jax.models.layers import Conv, crop, glorot, normal, pad_to_multiple
 from f3r_jax.ops.conv import conv_transpose3d
 from f3r_jax.shapes import Displacement, Features, Volume
 
@@ -32,7 +32,7 @@ class ConvTranspose(nn.Module):
     @nn.compact
     def __call__(self, x: Features) -> Features:
         shape = (3, 3, 3, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape)
+        kernel = self.param("kernel", glorot, shape)
         bias = self.param("bias", nn.initializers.zeros_init(), shape[-1:])
         return conv_transpose3d(x, kernel.astype(x.dtype), bias.astype(x.dtype))
 
@@ -64,5 +64,5 @@ class FAIM(nn.Module):
         for n, skip in enumerate((half, full)):
             x = ConvTranspose(self.features, name=f"up_{n}")(x)
             x = PReLU(name=f"merge_{n}_prelu")(Conv(self.features, name=f"merge_{n}")(x)) + skip
-        u = Conv(3, kernel_init=nn.initializers.normal(self.flow_init), name="flow")(x.astype(jnp.float32))
+        u = Conv(3, kernel_init=normal(self.flow_init), name="flow")(x.astype(jnp.float32))
         return crop(u, images)

@@ -6,7 +6,7 @@ Counts and order of the layers are those of the published weights.
 import flax.linen as nn
 import jax.numpy as jnp
 
-from f3r_jax.models.layers import Conv, crop, leaky_relu, pad_to_multiple, repeat
+from f3r_jax.models.layers import Conv, crop, leaky_relu, normal, pad_to_multiple, repeat
 from f3r_jax.shapes import Displacement, Features, Volume
 
 SLOPE = 0.2
@@ -41,7 +41,7 @@ class VoxelMorph(nn.Module):
             if n in (1, 2, 3, 5):
                 x = jnp.concatenate([repeat(x, 2), scales.pop()], axis=-1)
             x = self._conv(f"decoder_{n}", x, features)
-        u = Conv(3, kernel_init=nn.initializers.normal(self.flow_init), name="flow")(x.astype(jnp.float32))
+        u = Conv(3, kernel_init=normal(self.flow_init), name="flow")(x.astype(jnp.float32))
         return crop(u, images)
 
     def _conv(self, name: str, x: Features, features: int, *, stride: int = 1) -> Features:
