@@ -119,9 +119,19 @@ def mean_over(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:
     )
 
 
+def on_each_sharding(mesh: Mesh) -> NamedSharding | None:
+    """How arrays lie that every device has whole; None where there is one device."""
+    return None if mesh.size == 1 else NamedSharding(mesh, PartitionSpec())
+
+
+def divided_sharding(mesh: Mesh) -> NamedSharding | None:
+    """How a batch lies, each device with its share of the first axis; None where there is one device."""
+    return None if mesh.size == 1 else NamedSharding(mesh, PartitionSpec(AXIS))
+
+
 def on_each(mesh: Mesh, tree: T) -> T:
     """A copy of the tree on every device of the mesh."""
-    return tree if mesh.size == 1 else jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    return tree if mesh.size == 1 else jax.device_put(tree, on_each_sharding(mesh))
 
 
 def here(tree: T) -> T:
@@ -141,7 +151,7 @@ def divided(mesh: Mesh, array: np.ndarray) -> jax.Array:
     """The batch of which this process holds `array`, each device with its share."""
     if mesh.size == 1:
         return jax.device_put(array)
-    return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(AXIS)), array)
+    return jax.make_array_from_process_local_data(divided_sharding(mesh), array)
 
 
 def from_main(tree: T) -> T:

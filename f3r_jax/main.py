@@ -16,6 +16,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from f3r_jax import cli, devices, models, syn
+from f3r_jax.checkpoints import steps
 from f3r_jax.data.datasets import Dataset, open_dataset
 from f3r_jax.defaults import trains
 from f3r_jax.errors import UserError
@@ -31,7 +33,7 @@ from f3r_jax.evaluate import evaluate, report
 from f3r_jax.programs import keep_compiled_programs
 from f3r_jax.progress import Progress
 from f3r_jax.record import TrainingError
-from f3r_jax.train import check_settings, train, train_together
+from f3r_jax.train import TrainStep, check_settings, compiled_step, train, train_together
 from f3r_jax.workdir import check_same_run, write_config, write_origin
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, e.g. configs/mrb.py", lock_config=True)
@@ -133,13 +135,14 @@ def do(runs: dict[Path, ConfigDict]) -> int:
     models.check_shape(config.data.shape, "data.shape")
     for workdir, each in runs.items():
         check_same_run(each, workdir)
+    ahead = compiling(network, configs, workdirs) if trains(config) else None
     devices.main_first(partial(read_all, dataset))  # the phantom is made by one process
     if devices.is_main():
         for workdir, each in runs.items():
             workdir.mkdir(parents=True, exist_ok=True)
             write_config(each, workdir)
             write_origin(workdir, argv=sys.argv)
-    errors = train_runs(network, dataset, configs, workdirs) if trains(config) else [None]
+    errors = train_runs(network, dataset, configs, workdirs, ahead) if trains(config) else [None]
     for error in filter(None, errors):
         print(f"error: {error}", file=sys.stderr)
     for workdir, error in zip(workdirs, errors, strict=True):
@@ -148,14 +151,25 @@ def do(runs: dict[Path, ConfigDict]) -> int:
     return 1 if any(errors) else 0
 
 
+def compiling(network: nn.Module, configs: Sequence[ConfigDict], workdirs: Sequence[Path]) -> Future[TrainStep] | None:
+    """The training step, which another thread compiles from now on; None if every run is done."""
+    if all(max(steps(workdir), default=0) == configs[0].train.steps for workdir in workdirs):
+        return None
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile").submit(compiled_step, network, configs)
+
+
 def train_runs(
-    network: nn.Module, dataset: Dataset, configs: Sequence[ConfigDict], workdirs: Sequence[Path]
+    network: nn.Module,
+    dataset: Dataset,
+    configs: Sequence[ConfigDict],
+    workdirs: Sequence[Path],
+    ahead: Future[TrainStep] | None,
 ) -> list[TrainingError | None]:
     """Trains one run, or several as one program; for each the error that ended it."""
     if len(configs) > 1:
-        return train_together(network, dataset, configs, workdirs)
+        return train_together(network, dataset, configs, workdirs, ahead=ahead)
     try:
-        train(network, dataset, configs[0], workdirs[0])
+        train(network, dataset, configs[0], workdirs[0], ahead=ahead)
     except TrainingError as error:
         return [error]
     return [None]

@@ -5,7 +5,7 @@ killed and started again sees the batches it would have seen.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -126,6 +126,25 @@ def make_train_step(
     return jax.jit(jax.vmap(step, in_axes=(0, None, 0)) if together else step, donate_argnums=0)
 
 
+def compiled_step(network: nn.Module, configs: Sequence[ConfigDict]) -> TrainStep:
+    """`make_train_step` of one run, or of several that differ in lambda alone, compiled for their volumes.
+
+    Needs no data, so that it can be made while the cases are read.
+    """
+    config, together = configs[0], len(configs) > 1
+    mesh, optimiser = devices.mesh_for(config.train.batch_size), make_optimiser(config.optim, config.train.steps)
+    step = make_train_step(network, optimiser, mind=config.loss.mind, together=together, mesh=mesh)
+    runs = (len(configs),) if together else ()
+    everywhere, shared = devices.on_each_sharding(mesh), devices.divided_sharding(mesh)
+    state = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(runs + leaf.shape, leaf.dtype, sharding=everywhere),
+        jax.eval_shape(lambda: create_state(network, optimiser, config.seed)),
+    )
+    volume = jax.ShapeDtypeStruct((config.train.batch_size, *config.data.shape, 1), jnp.float32, sharding=shared)
+    lam = jax.ShapeDtypeStruct(runs, jnp.float32, sharding=everywhere)
+    return step.lower(state, Batch(volume, volume), lam).compile()
+
+
 def batch_names(names: tuple[str, ...], *, seed: int, step: int, size: int) -> list[str]:
     """The cases of one step: each epoch goes through a new permutation of all of them."""
     first = step * size
@@ -159,14 +178,22 @@ def batches(dataset: Dataset, config: ConfigDict, first: int, mesh: Mesh) -> Ite
             yield batch
 
 
-def train(network: nn.Module, dataset: Dataset, config: ConfigDict, workdir: Path) -> State:
+def train(
+    network: nn.Module,
+    dataset: Dataset,
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    ahead: Future[TrainStep] | None = None,
+) -> State:
     """Trains to `config.train.steps` steps, from the newest checkpoint in `workdir` if there is one.
+
+    `ahead` is what `compiled_step` makes in another thread; without it the step is compiled here.
 
     Raises:
       TrainingError: the loss is not finite; the last good checkpoint stays.
     """
     mesh, optimiser = devices.mesh_for(config.train.batch_size), make_optimiser(config.optim, config.train.steps)
-    step_function = make_train_step(network, optimiser, mind=config.loss.mind, mesh=mesh)
     lam = devices.on_each(mesh, jnp.asarray(config.loss.lam, jnp.float32))
     record = open_record(config, workdir, dataset, make_predictor(network))
     try:
@@ -175,6 +202,7 @@ def train(network: nn.Module, dataset: Dataset, config: ConfigDict, workdir: Pat
         with _progress(config, first, mesh) as progress:
             record.begin(first, state.params, progress)
             state = devices.on_each(mesh, state)
+            step_function = _step_function(network, [config], first, ahead)
             for names, batch in batches(dataset, config, first, mesh):
                 state, metrics = step_function(state, batch, lam)
                 metrics = {name: float(value) for name, value in metrics.items()}
@@ -186,18 +214,23 @@ def train(network: nn.Module, dataset: Dataset, config: ConfigDict, workdir: Pat
 
 
 def train_together(
-    network: nn.Module, dataset: Dataset, configs: Sequence[ConfigDict], workdirs: Sequence[Path]
+    network: nn.Module,
+    dataset: Dataset,
+    configs: Sequence[ConfigDict],
+    workdirs: Sequence[Path],
+    *,
+    ahead: Future[TrainStep] | None = None,
 ) -> list[TrainingError | None]:
     """Trains runs that differ in lambda alone as one program, the state vmapped over lambda.
 
     Each run leaves in its folder what `train` leaves. They go on from the newest step of which all have a checkpoint.
+    `ahead` as for `train`.
 
     Returns:
       For each run the error that ended it, or None; the others are trained on.
     """
     config, count = configs[0], len(configs)
     mesh, optimiser = devices.mesh_for(config.train.batch_size), make_optimiser(config.optim, config.train.steps)
-    step_function = make_train_step(network, optimiser, mind=config.loss.mind, together=True, mesh=mesh)
     lams = devices.on_each(mesh, jnp.asarray([config.loss.lam for config in configs], jnp.float32))
     predict = make_predictor(network)
     runs = [f"lambda {config.loss.lam:g}" for config in configs]
@@ -211,6 +244,7 @@ def train_together(
             for record, state, run in zip(records, states, runs, strict=True):
                 record.begin(first, state.params, progress, label=f"{run}: ")
             together = devices.on_each(mesh, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
+            step_function = _step_function(network, configs, first, ahead)
             for names, batch in batches(dataset, config, first, mesh):
                 together, metrics = step_function(together, batch, lams)
                 metrics = {name: values.tolist() for name, values in metrics.items()}
@@ -224,6 +258,15 @@ def train_together(
         for record in records:
             record.close()
     return errors
+
+
+def _step_function(
+    network: nn.Module, configs: Sequence[ConfigDict], first: int, ahead: Future[TrainStep] | None
+) -> TrainStep | None:
+    """The compiled step; None for a run that is done."""
+    if first == configs[0].train.steps:
+        return None
+    return compiled_step(network, configs) if ahead is None else ahead.result()
 
 
 def _add(
