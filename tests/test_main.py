@@ -369,11 +369,8 @@ def test_f3rnet_survives_kills(commands, arguments, tmp_path):
     assert commands.run("main", *arguments(changes, workdir=whole)).status == 0
     log = killed / "metrics.jsonl"
     moments = [
-        killed.exists,
-        lambda: (killed / "checkpoints").exists(),
         lambda: log.exists() and log.read_bytes().count(b"\n") >= 3,
         lambda: any((killed / "checkpoints").glob("4.*tmp*")),
-        lambda: (killed / "checkpoints" / "6").exists(),
         lambda: any((killed / "evaluation").glob("*.png")),
     ]
     for moment in moments:
