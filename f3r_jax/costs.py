@@ -123,7 +123,7 @@ def convolutions(network: nn.Module, shape: Shape) -> list[Convolution]:
 
     volume = jax.ShapeDtypeStruct((1, *shape, 1), jnp.float32)
     with nn.intercept_methods(record):
-        jax.eval_shape(network.init, jax.random.key(0), volume, volume)
+        jax.eval_shape(partial(network.init, mutable=["params"]), jax.random.key(0), volume, volume)
     return found
 
 
@@ -135,12 +135,15 @@ def _resampled_bytes(variant: str, shape: Shape, dtype: str) -> float:
 
 
 def _resampled_by_f3rnet(variant: str) -> float:
-    """Values a voxel: every MRB pools l and upsamples a residual for it, and between two scales goes h."""
+    """Values a voxel: the pyramid of l, the residuals for each later MRB and for l itself, and h between scales."""
     low, high = 16, 32  # channels of l and h
-    extra = [COARSEST] * VARIANTS[variant].extra_mrbs
-    scales = [*range(1, COARSEST + 1), *extra, *range(COARSEST - 1, 0, -1)]
-    between = sum(high * (_share(a) + _share(b)) for a, b in pairwise(scales) if a != b)
-    return sum(2 * low * (1 + _share(k)) for k in scales) + between
+    coarse, extra = range(1, COARSEST + 1), [COARSEST] * VARIANTS[variant].extra_mrbs
+    scales = [*coarse, *extra, *range(COARSEST - 1, 0, -1)]
+    pyramid = sum(_share(k - 1) + _share(k) for k in coarse)
+    residuals = sum(_share(a) + _share(b) for n, b in enumerate(scales) for a in set(scales[:n]))
+    whole = 1 + sum(_share(k) for k in coarse)
+    between = sum(_share(a) + _share(b) for a, b in pairwise(scales) if a != b)
+    return low * (pyramid + residuals + whole) + high * between
 
 
 def _resampled_by_voxelmorph(variant: str) -> float:

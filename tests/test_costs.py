@@ -79,14 +79,15 @@ def test_pools_and_upsamplings_are_those_that_the_network_runs(variant, monkeypa
     moved = []
 
     def counted(function):
-        def run(x, factor):
-            y = function(x, factor)
-            moved.append(x.size + y.size)
+        def run(x, *factors):
+            y = function(x, *factors)
+            moved.append(y.size + sum(part.size for part in jax.tree.leaves(x)))
             return y
 
         return run
 
-    for module, name in ((f3rnet, "pool"), (f3rnet, "upsample"), (voxelmorph, "repeat")):
+    resampling = [(f3rnet, name) for name in ("pool", "resample", "upsample", "upsample_sum")]
+    for module, name in [*resampling, (voxelmorph, "repeat")]:
         monkeypatch.setattr(module, name, counted(getattr(module, name)))
     convolutions = costs.convolutions(costs.NETWORKS[variant](), SHAPE)
     expected = 4 * sum(moved) + sum(layer.bytes for layer in convolutions)

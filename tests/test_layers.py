@@ -8,7 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from f3r_jax.models.layers import F3D, Conv, ResidualBlock, glorot, leaky_relu, normal, pool, upsample
+from f3r_jax.models.layers import (
+    F3D,
+    Conv,
+    ResidualBlock,
+    glorot,
+    leaky_relu,
+    normal,
+    pool,
+    resample,
+    upsample,
+    upsample_sum,
+)
 
 QUICKLY_COMPILED = {"xla_backend_optimization_level": 0}
 FACTORS = (2, 4, 16)
@@ -113,6 +124,28 @@ def test_upsample_agrees_with_torch_and_finite_differences(torch, shape, factor)
         assert mine.dtype == np.float32
         np.testing.assert_allclose(mine, theirs, atol=2e-6 * np.abs(theirs).max())
     assert_gradient_is_the_slope(upsample, x, factor, g)
+
+
+@pytest.mark.parametrize("shape", [(16, 32, 16), (32, 16, 48)])
+def test_upsample_sum_is_the_sum_of_the_upsampled(shape):
+    parts = {f: random_volume((2, *(n // f for n in shape), 3), seed=f) for f in FACTORS}
+    expected = sum(upsample(x, factor) for factor, x in parts.items())
+    np.testing.assert_allclose(upsample_sum(parts), expected, atol=2e-6)
+    (factor, x), *_ = parts.items()
+    np.testing.assert_allclose(upsample_sum({factor: x}), upsample(x, factor), atol=2e-6)
+
+
+@pytest.mark.parametrize("factors", [(2, 2), (2, 16), (16, 2), (4, 16)])
+def test_resample_is_the_pool_of_the_upsampled(factors):
+    factor, new_factor = factors
+    x = random_volume((2, *(n // factor for n in (16, 48, 32)), 3))
+    np.testing.assert_allclose(resample(x, *factors), pool(upsample(x, factor), new_factor), atol=1e-6)
+
+
+def test_resample_rounds_once_in_bfloat16():
+    x = random_volume((1, 4, 4, 4, 2)).astype(jnp.bfloat16)
+    exact = resample(x.astype(jnp.float32), 4, 16)
+    np.testing.assert_array_equal(resample(x, 4, 16), exact.astype(jnp.bfloat16))
 
 
 def test_leaky_relu():

@@ -19,7 +19,9 @@ from f3r_jax.models.layers import (
     normal,
     pad_to_multiple,
     pool,
+    resample,
     upsample,
+    upsample_sum,
 )
 from f3r_jax.shapes import Displacement, Features, Volume
 
@@ -48,22 +50,45 @@ VARIANTS = {
 
 
 class MultiScaleResidualBlock(nn.Module):
-    """MRB (Eq. 2, Fig. 1c): (l, h) -> (residual to add to l, new h) at 1/2^scale of the resolution of l."""
+    """MRB (Eq. 2, Fig. 1c) on its own grid: (pooled l, h) -> (residual to upsample and add to l, new h)."""
 
-    scale: int
     factorised: bool
     slope: float
     features: int = 32
 
     @nn.compact
-    def __call__(self, l: Features, h: Features | None) -> tuple[Features, Features]:
-        factor = 2**self.scale
-        low = pool(l, factor)
+    def __call__(self, low: Features, h: Features | None) -> tuple[Features, Features]:
         joined = low if h is None else jnp.concatenate([low, h], axis=-1)
         h = leaky_relu(convolution(self.features, factorised=self.factorised, name="conv")(joined), self.slope)
         h = ResidualBlock("cascade" if self.factorised else "full", self.slope, name="block")(h)
-        residual = Conv(l.shape[-1], (1, 1, 1), name="bottleneck")(h)
-        return upsample(residual, factor), h
+        return Conv(low.shape[-1], (1, 1, 1), name="bottleneck")(h), h
+
+
+class FullResolutionStream:
+    """l while the MRBs add residuals to it, which see no more of it than its means over cubes.
+
+    Upsampling and means are linear, so a mean of l is that of l at the start and those of the upsampled residuals, all
+    found on coarse grids. At the full resolution l is read once and written once, instead of three times by each MRB.
+    """
+
+    def __init__(self, l: Features) -> None:
+        self._start, self._pooled = l, {0: l}
+        for k in range(1, COARSEST + 1):
+            self._pooled[k] = pool(self._pooled[k - 1], 2)
+        self._residuals: dict[int, Features] = {}
+
+    def pooled(self, scale: int) -> Features:
+        """The means of l over cubes of 2^scale voxels an edge."""
+        moved = (resample(part, 2**k, 2**scale) for k, part in self._residuals.items())
+        return sum(moved, start=self._pooled[scale])
+
+    def add(self, residual: Features, scale: int) -> None:
+        """Adds a residual, given at 1/2^scale of the resolution."""
+        self._residuals[scale] = self._residuals[scale] + residual if scale in self._residuals else residual
+
+    def whole(self) -> Features:
+        """l with all that was added."""
+        return self._start + upsample_sum({2**k: part for k, part in self._residuals.items()})
 
 
 class F3RNet(nn.Module):
@@ -114,14 +139,15 @@ class F3RNet(nn.Module):
         return x
 
     def _multi_scale_stream(self, l: Features) -> Features:
-        part = self.factorisation
+        part, full = self.factorisation, FullResolutionStream(l)
 
         def block(name: str, scale: int, factorised: bool, h: Features | None) -> Features:
-            nonlocal l
-            residual, h = self._module(MultiScaleResidualBlock)(scale, factorised, self.slope, name=name)(l, h)
-            l = l + residual
-            self.sow("features", f"l_{name}", l)
-            self.sow("features", f"h_{name}", h)
+            mrb = self._module(MultiScaleResidualBlock)(factorised, self.slope, name=name)
+            residual, h = mrb(full.pooled(scale), h)
+            full.add(residual, scale)
+            if self.is_mutable_collection("features"):
+                self.sow("features", f"l_{name}", full.whole())
+                self.sow("features", f"h_{name}", h)
             return h
 
         h, skips = None, {}
@@ -132,4 +158,4 @@ class F3RNet(nn.Module):
             h = block(f"extra_{n}", COARSEST, True, h)
         for k in range(COARSEST - 1, 0, -1):
             h = block(f"decoder_{k}", k, part.decoder, upsample(h, 2) + skips[k])
-        return l
+        return full.whole()

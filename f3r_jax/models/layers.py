@@ -4,7 +4,7 @@ Letters: b batch, x y z voxels, c channels, f factor between two scales.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import flax.linen as nn
@@ -162,10 +162,36 @@ def upsample(x: Features, factor: int) -> Features:
     axis is a product with a small banded matrix, the fine axes last: on a CPU this is seven times faster than weighted
     sums of shifted copies, and its derivative fifty times faster than theirs.
     """
-    for axis in (3, 2, 1):
-        # The weights are multiples of 1/32 at most, exact in bfloat16 too.
-        weights = _interpolation(x.shape[axis], factor).astype(x.dtype)
-        x = jnp.moveaxis(jnp.tensordot(weights, x, axes=((1,), (axis,))), 0, axis)
+    # The weights are multiples of 1/32 at most, exact in bfloat16 too.
+    return _along_axes(x, [_interpolation(n, factor) for n in x.shape[1:4]])
+
+
+def upsample_sum(parts: dict[int, Features]) -> Features:
+    """The sum of `upsample(x, factor)` over all `factor: x`, which meet on one grid.
+
+    Along the last axis one product with the matrices side by side makes the sum: the fine grid is written once.
+    """
+    half_way = [
+        _along_axes(x, [None, *(_interpolation(n, factor) for n in x.shape[2:4])]) for factor, x in parts.items()
+    ]
+    matrix = np.concatenate([_interpolation(x.shape[1], factor) for factor, x in parts.items()], axis=1)
+    return _along_axes(jnp.concatenate(half_way, axis=1), [matrix, None, None])
+
+
+def resample(x: Features, factor: int, new_factor: int) -> Features:
+    """`pool(upsample(x, factor), new_factor)`, computed without the fine grid, in float32."""
+
+    def matrix(n: int) -> np.ndarray:
+        return _interpolation(n, factor).reshape(-1, new_factor, n).mean(1)
+
+    return _along_axes(x.astype(jnp.float32), [matrix(n) for n in x.shape[1:4]]).astype(x.dtype)
+
+
+def _along_axes(x: Features, matrices: Sequence[np.ndarray | None]) -> Features:
+    """The product with a matrix along each of x, y and z, but for those with None."""
+    for axis, matrix in reversed(list(enumerate(matrices, start=1))):
+        if matrix is not None:
+            x = jnp.moveaxis(jnp.tensordot(matrix.astype(x.dtype), x, axes=((1,), (axis,))), 0, axis)
     return x
 
 
