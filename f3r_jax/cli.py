@@ -11,12 +11,20 @@ from f3r_jax.memory import keep_freed_memory
 # ml_collections reports an unknown or ill-typed config key with any of these, and quotes what a config file raised.
 CONFIG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError)
 QUOTED = "Traceback (most recent call last)"
+INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Parses the flags and runs `main`; a user's mistake ends in one line on standard error and exit status 2."""
+    """Parses the flags and runs `main`; a user's mistake ends in one line on standard error and exit status 2.
+
+    So does Ctrl-C, with status 130; what the KeyboardInterrupt has to say stands in its line.
+    """
     keep_freed_memory()
-    app.run(exit_on_user_error(main), flags_parser=_parse)
+    try:
+        app.run(exit_on_user_error(main), flags_parser=_parse)
+    except KeyboardInterrupt as interrupt:
+        print("; ".join(filter(None, ("\ninterrupted", str(interrupt)))), file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

@@ -12,17 +12,18 @@ import dataclasses
 import functools
 import glob
 import json
+import os
 import queue
 import shutil
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import nullcontext
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import jax
 
-from f3r_jax import outcome, tally, task, workdir
+from f3r_jax import cli, outcome, tally, task, workdir
 from f3r_jax.data import nifti, preprocess
 from f3r_jax.data.pairs import Pair, read_pairs
 from f3r_jax.errors import UserError
@@ -56,7 +57,8 @@ def run(
     """
     tasks = {pair.name: template(*_sides(pair)) for pair in read_pairs(source)}
     _check_output(output, tasks)
-    rows = {name: _row_there(output, name, each, network, overwrite=overwrite) for name, each in tasks.items()}
+    there = functools.partial(_row_there, output, network=network, overwrite=overwrite)
+    rows = {name: there(name, each) for name, each in tasks.items()}
     waiting = {name: each for name, each in tasks.items() if rows[name]["status"] == "waiting"}
     _look(waiting, network)
     output.mkdir(parents=True, exist_ok=True)
@@ -65,13 +67,21 @@ def run(
     facts = {"settings": shared, "command": command, "versions": workdir.versions()}
     tally.write(output, rows.values(), facts)
     devices = jax.local_devices()
+    register = functools.partial(_register, output=output, command=command)
     with Progress("registering", len(tasks), done=len(tasks) - len(waiting)) as progress:
         progress.note(_plan(len(tasks), len(waiting), devices))
-        for row in _on_devices(waiting, devices, network, functools.partial(_register, output=output, command=command)):
-            rows[row["name"]] = row
+        try:
+            # Closed at once when this loop is interrupted: left to the garbage collector it would go on with all pairs.
+            with closing(_on_devices(waiting, devices, network, register, progress.note)) as done:
+                for row in done:
+                    rows[row["name"]] = row
+                    tally.write(output, rows.values(), facts)
+                    progress.note(tally.line(row))
+                    progress.advance()
+        except KeyboardInterrupt:
+            rows |= {name: there(name, each) for name, each in tasks.items() if rows[name]["status"] == "waiting"}
             tally.write(output, rows.values(), facts)
-            progress.note(tally.line(row))
-            progress.advance()
+            raise KeyboardInterrupt("the same command goes on with the pairs that are left") from None
     return list(rows.values())
 
 
@@ -102,7 +112,7 @@ def _check_output(output: Path, names: Iterable[str]) -> None:
         outcome.check_folder(output / name, overwrite=True)
 
 
-def _row_there(output: Path, name: str, each: Task, network: Network | None, *, overwrite: bool) -> Row:
+def _row_there(output: Path, name: str, each: Task, *, network: Network | None, overwrite: bool) -> Row:
     """The row of a pair: that of its result in the folder, if it is whole and of the same settings, or an empty one.
 
     Raises:
@@ -162,8 +172,12 @@ def _on_devices(
     devices: Sequence[jax.Device],
     network: Network | None,
     register: Callable[[str, Task, Network | None], Row],
+    say: Callable[[str], None],
 ) -> Iterator[Row]:
-    """The rows as pairs end, each device at work on one pair; a single one in this thread, so that Ctrl-C ends it."""
+    """The rows as pairs end, each device at work on one pair; a single one in this thread, so that Ctrl-C ends it.
+
+    With several, Ctrl-C waits for the pairs at work, which keep their results; a second one doesn't.
+    """
     free = queue.SimpleQueue()
     for device in devices:
         free.put((device, network and network.on(device)))
@@ -180,11 +194,23 @@ def _on_devices(
         yield from map(work, tasks)
         return
     pool = ThreadPoolExecutor(len(devices))
+    futures = [pool.submit(work, name) for name in tasks]
     try:
-        for done in as_completed([pool.submit(work, name) for name in tasks]):
+        for done in as_completed(futures):
             yield done.result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
+        _wait_for([future for future in futures if not future.done()], say)
+
+
+def _wait_for(futures: Sequence[Future], say: Callable[[str], None]) -> None:
+    if not futures:
+        return
+    try:
+        say(f"waiting for {len(futures)} at work; Ctrl-C again gives them up")
+        wait(futures)
+    except KeyboardInterrupt:
+        os._exit(cli.INTERRUPTED)  # threads can't be ended; what they leave is cleared away when the command goes on
 
 
 def _register(name: str, each: Task, network: Network | None, *, output: Path, command: str) -> Row:

@@ -4,8 +4,10 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -224,21 +226,53 @@ def test_a_network_of_the_other_direction_is_refused(commands, data, network_alo
     assert list(tmp_path.iterdir()) == []
 
 
+def _on_devices(count, *given):
+    """The command in a process of its own, which heeds Ctrl-C also where the shell ignores it for its children."""
+    program = "import command_server, runpy, signal\ncommand_server.register_tiny()\n"
+    program += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    program += "runpy.run_module('f3r_jax.register', run_name='__main__', alter_sys=True)"
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    environment = {"PYTHONPATH": path, "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *given],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(("devices", "finished_ones"), [(1, 0), (2, 2)])
+def test_ctrl_c_ends_it_after_the_pairs_at_work_on_several_devices(
+    commands, data, network_alone, tmp_path, devices, finished_ones
+):
+    table = _table(data, "like.csv", [_row(0, name=f"pair{n}") for n in range(3)])
+    given = [f"--pairs={table}", f"--output={tmp_path / 'out'}", *network_alone]
+    with _on_devices(devices, *given) as process:
+        for line in process.stdout:
+            if "0 finished before" in line:
+                break
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+    assert process.returncode == 130, (out, err)
+    assert err == "\ninterrupted; the same command goes on with the pairs that are left\n"
+    assert ("waiting for 2 at work" in out) == (devices == 2)
+    whole = {f"pair{n}" for n in range(finished_ones)}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"summary.csv", "summary.json", *whole}
+    assert [row["status"] for row in _rows(tmp_path / "out")].count("done") == finished_ones
+    if finished_ones:
+        again = commands.run("register", *given)
+        assert again.status == 0 and "3 pairs, 2 finished before" in again.out, again
+
+
 def test_results_are_the_same_on_four_devices(commands, data, network_alone, tmp_path):
     given = [f"--pairs={data}", *network_alone]
     alone = commands.run("register", *given, f"--output={tmp_path / 'one'}")
     assert alone.status == 0 and "on CPU" in alone.out, alone
-    program = "import command_server, runpy\ncommand_server.register_tiny()\n"
-    program += "runpy.run_module('f3r_jax.register', run_name='__main__', alter_sys=True)"
-    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
-    environment = {"PYTHONPATH": path, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    done = subprocess.run(
-        [sys.executable, "-c", program, *given, f"--output={tmp_path / 'four'}"],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0 and done.stderr == "" and "on 4 x CPU" in done.stdout, done
+    with _on_devices(4, *given, f"--output={tmp_path / 'four'}") as process:
+        out, err = process.communicate()
+    assert process.returncode == 0 and err == "" and "on 4 x CPU" in out, (out, err)
     for name in ("case0", "case1"):
         _assert_close(tmp_path / "one" / name, tmp_path / "four" / name)
     settings = json.loads((tmp_path / "four" / "case0" / "summary.json").read_text())["settings"]
