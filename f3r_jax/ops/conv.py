@@ -32,6 +32,10 @@ _NXYZC = ("NXYZC", "XYZIO", "NXYZC")
 
 # Eigen's product loses half its speed below this many output columns: two planes along x then share one convolution.
 _NARROW = 16
+# So few channels, as where two images come in or a field comes out, starve it: voxels along z then share a row.
+_FEW = 4
+# The output columns from which XLA hands a convolution to YNNPACK, which runs at the machine's peak.
+_WIDE = 32
 # Values of x and g in a slab of a weight gradient: 4 MB, twice two cores' caches of the second level, measured best.
 _SLAB = 2**20
 
@@ -133,16 +137,25 @@ def _folded(x: Array, kernel: Array, *, stride: int, mirrored: bool = False) -> 
     """With `mirrored`, an even kernel's odd plane of zeros comes first, as the gradient of x wants it."""
     if stride == 2:
         return _strided(x, kernel)
-    kx, ky, kz, _, o = kernel.shape
+    kx, ky, kz, i, o = kernel.shape
     pads = tuple(_same(k)[:: -1 if mirrored else 1] for k in (kx, ky, kz))
     if (kx, ky, kz) == (1, 1, 1):
         return x @ kernel[0, 0, 0]
     if (kx, ky) == (1, 1):
-        return _along_z(x, kernel, pads)
+        count = _voxels_a_row(x.shape[3], min(i, o), at_most=max(_WIDE // o, 8))
+        return _along_z_by_rows(x, kernel, pads, count) if count > 1 else _along_z(x, kernel, pads)
     if kz == 1:
+        count = _voxels_a_row(x.shape[3], max(i, o), at_most=_WIDE // max(i, o))
+        if count > 1:
+            return _in_plane_by_rows(x, kernel, pads, count)
         narrow = o <= _NARROW and x.shape[1] % 2 == 0
         return _in_plane_by_pairs(x, kernel, pads) if narrow else _in_plane(x, kernel, pads)
     return _full(x, kernel, pads)
+
+
+def _voxels_a_row(n: int, channels: int, *, at_most: int) -> int:
+    """How many of n voxels along z are convolved at once where there are few channels: a divisor of n, or 1."""
+    return max(count for count in range(1, at_most + 1) if n % count == 0) if channels <= _FEW else 1
 
 
 def _same(size: int) -> tuple[int, int]:
@@ -157,6 +170,32 @@ def _along_z(x: Array, kernel: Array, pads: Pads) -> Array:
         x.reshape(b, nx * ny, nz, i), kernel[0], (1, 1), ((0, 0), pads[2]), dimension_numbers=_NHWC
     )
     return y.reshape(b, nx, ny, nz, -1)
+
+
+def _along_z_by_rows(x: Array, kernel: Array, pads: Pads, count: int) -> Array:
+    """1x1xk with few channels: a window of count + k - 1 voxels makes `count` output voxels at once."""
+    b, nx, ny, nz, i = x.shape
+    kz, o = kernel.shape[2], kernel.shape[-1]
+    line = kernel[0, 0]
+    window = jnp.stack([jnp.pad(line, ((t, count - 1 - t), (0, 0), (0, 0))) for t in range(count)], axis=-2)
+    y = lax.conv_general_dilated(
+        x.reshape(b, nx * ny, nz, i),
+        window.reshape(1, count + kz - 1, i, count * o),
+        (1, count),
+        ((0, 0), pads[2]),
+        dimension_numbers=_NHWC,
+    )
+    return y.reshape(b, nx, ny, nz, o)
+
+
+def _in_plane_by_rows(x: Array, kernel: Array, pads: Pads, count: int) -> Array:
+    """kxkx1 with few channels: those of `count` voxels along z are one voxel's, the kernel is block-diagonal."""
+    b, nx, ny, nz, i = x.shape
+    kx, ky, _, _, o = kernel.shape
+    blocks = jnp.einsum("xyio,st->xysito", kernel[:, :, 0], jnp.eye(count, dtype=kernel.dtype))
+    rows = x.reshape(b, nx, ny, nz // count, count * i)
+    y = _in_plane(rows, blocks.reshape(kx, ky, 1, count * i, count * o), pads)
+    return y.reshape(b, nx, ny, nz, o)
 
 
 def _in_plane(x: Array, kernel: Array, pads: Pads) -> Array:
@@ -193,20 +232,33 @@ def _in_plane_by_pairs(x: Array, kernel: Array, pads: Pads) -> Array:
 def _full(x: Array, kernel: Array, pads: Pads) -> Array:
     """kxkxk: the taps along z as output channels of one in-plane convolution, whose results are moved and added.
 
-    Stacking the taps in the input instead asks for as much arithmetic, but that copy runs on one core.
+    With few output channels those along y too. Stacking the taps in the input instead asks for as much arithmetic, but
+    that copy runs on one core.
     """
     kx, ky, kz, i, o = kernel.shape
-    nz, (low, _) = x.shape[3], pads[2]
-    y = _in_plane(x, kernel.transpose(0, 1, 3, 2, 4).reshape(kx, ky, 1, i, kz * o), pads)
+    if kz * o >= _WIDE or ky * kz * o > _WIDE:
+        planes = kernel.transpose(0, 1, 3, 2, 4).reshape(kx, ky, 1, i, kz * o)
+        return _sum_of_moved(_in_plane(x, planes, pads), kz, pads[2][0], axis=3)
+    columns = kernel.transpose(0, 3, 1, 2, 4).reshape(kx, 1, 1, i, ky * kz * o)
+    columns = jnp.pad(columns, ((0, 0),) * 4 + ((0, _WIDE - ky * kz * o),))
+    y = _in_plane(x, columns, (pads[0], (0, 0), (0, 0)))[..., : ky * kz * o]
+    return _sum_of_moved(_sum_of_moved(y, ky, pads[1][0], axis=2), kz, pads[2][0], axis=3)
+
+
+def _sum_of_moved(y: Array, count: int, low: int, *, axis: int) -> Array:
+    """The channels of y are `count` taps: of tap t the place n takes what lies at n + t - low along the axis."""
+    n, o = y.shape[axis], y.shape[-1] // count
 
     def moved(t: int) -> Array:
-        """Tap t: the voxel z takes what lies at z + t - low."""
-        first, last = max(t - low, 0), min(nz + t - low, nz)
-        ends = (max(low - t, 0), max(t - low, 0))
-        part = y[:, :, :, first:last, t * o : (t + 1) * o]
-        return jnp.pad(part, ((0, 0), (0, 0), (0, 0), ends, (0, 0))) if first < last else jnp.zeros_like(y[..., :o])
+        first, last = max(t - low, 0), min(n + t - low, n)
+        part = y[..., t * o : (t + 1) * o]
+        if first >= last:
+            return jnp.zeros_like(part)
+        ends = [(0, 0)] * y.ndim
+        ends[axis] = (max(low - t, 0), max(t - low, 0))
+        return jnp.pad(lax.slice_in_dim(part, first, last, axis=axis), ends)
 
-    return sum(moved(t) for t in range(kz))
+    return sum(moved(t) for t in range(count))
 
 
 def _strided(x: Array, kernel: Array) -> Array:
@@ -243,6 +295,9 @@ def _kernel_gradient(x: Array, g: Array, size: tuple[int, int, int]) -> Array:
         return _product(x, g)[None, None, None]
     if size[:2] == (1, 1):
         return _sum_over_slabs(partial(_taps_along_z, kz=size[2]), x, g, axis=1)[None, None]
+    if g.shape[-1] <= _FEW < x.shape[-1] and all(k % 2 for k in size):
+        # The convolution of g with x is that of x with g in a mirror, and g has fewer lines to stack.
+        return _kernel_gradient(g, x, size)[::-1, ::-1, ::-1].swapaxes(3, 4)
     before, after = _same(size[1])
     return _sum_over_slabs(partial(_taps_by_lines, size=size), x, _zero_border(g, after, before, axis=2), axis=2)
 
