@@ -5,13 +5,12 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
-from f3r_jax.errors import EXIT_USER_ERROR, UserError, exit_on_user_error
+from f3r_jax.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, exit_on_user_error
 from f3r_jax.memory import keep_freed_memory
 
 # ml_collections reports an unknown or ill-typed config key with any of these, and quotes what a config file raised.
 CONFIG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError)
 QUOTED = "Traceback (most recent call last)"
-INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
@@ -24,7 +23,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         app.run(exit_on_user_error(main), flags_parser=_parse)
     except KeyboardInterrupt as interrupt:
         print("; ".join(filter(None, ("\ninterrupted", str(interrupt)))), file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(EXIT_INTERRUPTED)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

@@ -1,9 +1,10 @@
-"""Mistakes of the user, told in one line, and the exit status that goes with them."""
+"""Mistakes of the user, told in one line, and the exit statuses that programs share."""
 
 import sys
 from collections.abc import Callable
 
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
 
 
 class UserError(Exception):

@@ -23,10 +23,10 @@ from pathlib import Path
 
 import jax
 
-from f3r_jax import cli, outcome, tally, task, workdir
+from f3r_jax import outcome, tally, task, workdir
 from f3r_jax.data import nifti, preprocess
 from f3r_jax.data.pairs import Pair, read_pairs
-from f3r_jax.errors import UserError
+from f3r_jax.errors import EXIT_INTERRUPTED, UserError
 from f3r_jax.networks import Network
 from f3r_jax.progress import Progress
 from f3r_jax.tally import SUMMARY, TABLE, Row
@@ -210,7 +210,7 @@ def _wait_for(futures: Sequence[Future], say: Callable[[str], None]) -> None:
         say(f"waiting for {len(futures)} at work; Ctrl-C again gives them up")
         wait(futures)
     except KeyboardInterrupt:
-        os._exit(cli.INTERRUPTED)  # threads can't be ended; what they leave is cleared away when the command goes on
+        os._exit(EXIT_INTERRUPTED)  # threads can't be ended; what they leave is cleared away when the command goes on
 
 
 def _register(name: str, each: Task, network: Network | None, *, output: Path, command: str) -> Row:

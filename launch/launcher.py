@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from f3r_jax.data.datasets import open_dataset
-from f3r_jax.errors import UserError, exit_on_user_error
+from f3r_jax.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error
 from f3r_jax.progress import Progress
 from local import Local
 from runs import (
@@ -41,7 +41,6 @@ from view import View
 
 REPORT_COMMAND = (sys.executable, "-m", "f3r_jax.report")
 SECONDS_BETWEEN_LOOKS = 0.5
-INTERRUPTED = 130
 
 
 class Workers(Protocol):
@@ -86,7 +85,7 @@ def launch(plan: Sequence[Run], options: argparse.Namespace) -> int:
             return 0 if report(options.output) and good else 1
         except KeyboardInterrupt as interrupt:
             print(f"\ninterrupted; {interrupt or 'launch again to go on'}", file=sys.stderr)
-            return INTERRUPTED
+            return EXIT_INTERRUPTED
 
 
 def show(plan: Sequence[Run], options: argparse.Namespace) -> None:

@@ -72,9 +72,9 @@ class FullResolutionStream:
     """
 
     def __init__(self, l: Features) -> None:
-        self._start, self._pooled = l, {0: l}
-        for k in range(1, COARSEST + 1):
-            self._pooled[k] = pool(self._pooled[k - 1], 2)
+        self._pooled = [l]  # at the start, by scale
+        for _ in range(COARSEST):
+            self._pooled.append(pool(self._pooled[-1], 2))
         self._residuals: dict[int, Features] = {}
 
     def pooled(self, scale: int) -> Features:
@@ -88,7 +88,7 @@ class FullResolutionStream:
 
     def whole(self) -> Features:
         """l with all that was added."""
-        return self._start + upsample_sum({2**k: part for k, part in self._residuals.items()})
+        return self._pooled[0] + upsample_sum({2**k: part for k, part in self._residuals.items()})
 
 
 class F3RNet(nn.Module):

@@ -176,11 +176,9 @@ def _along_z_by_rows(x: Array, kernel: Array, pads: Pads, count: int) -> Array:
     """1x1xk with few channels: a window of count + k - 1 voxels makes `count` output voxels at once."""
     b, nx, ny, nz, i = x.shape
     kz, o = kernel.shape[2], kernel.shape[-1]
-    line = kernel[0, 0]
-    window = jnp.stack([jnp.pad(line, ((t, count - 1 - t), (0, 0), (0, 0))) for t in range(count)], axis=-2)
     y = lax.conv_general_dilated(
         x.reshape(b, nx * ny, nz, i),
-        window.reshape(1, count + kz - 1, i, count * o),
+        _window(kernel[0, 0], count).reshape(1, count + kz - 1, i, count * o),
         (1, count),
         ((0, 0), pads[2]),
         dimension_numbers=_NHWC,
@@ -216,17 +214,21 @@ def _in_plane_by_pairs(x: Array, kernel: Array, pads: Pads) -> Array:
     """kxkx1 with few output channels: a window of k + 1 planes makes two output planes at once."""
     b, nx, ny, nz, i = x.shape
     kx, ky, _, _, o = kernel.shape
-    planes = kernel[:, :, 0]
-    pair = jnp.stack([jnp.pad(planes, ((s, 1 - s), (0, 0), (0, 0), (0, 0))) for s in (0, 1)], axis=-2)
     y = lax.conv_general_dilated(
         x.reshape(b, nx, ny * nz, i),
-        pair.reshape(kx + 1, ky, i, 2 * o),
+        _window(kernel[:, :, 0], 2).reshape(kx + 1, ky, i, 2 * o),
         (2, 1),
         (pads[0], tuple(n * nz for n in pads[1])),
         rhs_dilation=(1, nz),
         dimension_numbers=_NHWC,
     )
     return y.reshape(b, nx // 2, ny * nz, 2, o).swapaxes(2, 3).reshape(b, nx, ny, nz, o)
+
+
+def _window(taps: Array, count: int) -> Array:
+    """(k ... i o) -> (k + count - 1 ... i count o): a kernel that makes `count` places along its first axis at once."""
+    rest = ((0, 0),) * (taps.ndim - 1)
+    return jnp.stack([jnp.pad(taps, ((t, count - 1 - t), *rest)) for t in range(count)], axis=-2)
 
 
 def _full(x: Array, kernel: Array, pads: Pads) -> Array:
