@@ -12,6 +12,7 @@ import io
 import json
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -91,7 +92,13 @@ class Task:
         """Runs the command; returns its exit status."""
         mark_start(self.log, self.command)
         with self.log.open("a") as file:
-            status = subprocess.call(self.command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
+            status = subprocess.call(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                preexec_fn=_ignore_warnings,
+            )
         mark_end(self.log, status)
         return status
 
@@ -100,6 +107,13 @@ class Task:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+def _ignore_warnings() -> None:
+    """SLURM warns every process of a task that its time is up. A run that died of it before submitit heard of it would
+    end the task as failed, and nothing would queue it again; submitit ends the run when it has."""
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def add_slurm_arguments(parser: argparse.ArgumentParser) -> None:

@@ -201,8 +201,10 @@ def test_a_task_out_of_time_is_queued_again_and_goes_on(study):
     process = study.process()
     wait_for(lambda: study.waits(study.names[0]), seconds=60)
     first = study.starts()[study.started().index(study.names[0])][1]
+    os.kill(first, signal.SIGUSR2)  # SLURM warns every process of a task, the run often before submitit
+    time.sleep(1)
     subprocess.run(["scancel", "--signal=USR2", jobs(study)[study.names[0]]], check=True)
-    wait_for(lambda: study.started().count(study.names[0]) == 2, seconds=180)
+    wait_for(lambda: study.started().count(study.names[0]) == 2, seconds=300)
     study.behave()
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
