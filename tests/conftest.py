@@ -60,6 +60,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     config.compiled.cleanup()
 
 
+def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
+    """Looks until the condition holds; fails after so many seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
     """How a command ended; a negative status is the signal that ended it."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from conftest import TINY_CONFIG
+from conftest import TINY_CONFIG, wait_for
 
 from f3r_jax import checkpoints
 from f3r_jax.devices import AXIS, describe, mesh_for
@@ -146,12 +146,13 @@ def free_port():
         return taken.getsockname()[1]
 
 
-def together(arguments, *, processes=2, count=2, seconds=300):
-    """Runs the main job as several processes of one training; (status, standard output, standard error) of each."""
+@contextlib.contextmanager
+def started(arguments, *, processes=2, count=2):
+    """The main job as several processes of one training."""
     coordinator = f"--coordinator=localhost:{free_port()}"
     env = os.environ | simulated(count) | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}"}
     with contextlib.ExitStack() as stack:
-        started = []
+        children = []
         for n in range(processes):
             flags = ["--distributed", coordinator, f"--processes={processes}", f"--process={n}"]
             command = [sys.executable, "-c", MAIN, *arguments, *flags]
@@ -159,9 +160,15 @@ def together(arguments, *, processes=2, count=2, seconds=300):
                 command, cwd=HERE.parent, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
             )
             stack.callback(child.kill)
-            started.append(child)
-        outputs = [child.communicate(timeout=seconds) for child in started]
-        return [(child.returncode, *output) for child, output in zip(started, outputs, strict=True)]
+            children.append(child)
+        yield children
+
+
+def together(arguments, *, seconds=300):
+    """Runs the processes to their end; (status, standard output, standard error) of each."""
+    with started(arguments) as children:
+        outputs = [child.communicate(timeout=seconds) for child in children]
+        return [(child.returncode, *output) for child, output in zip(children, outputs, strict=True)]
 
 
 @pytest.mark.slow
@@ -181,6 +188,29 @@ def test_processes_that_share_a_batch_train_as_one_does_and_go_on(on_one, phanto
     assert "resuming from the checkpoint of step 2" in out
     assert checkpoints.steps(workdir)[-1] == 4
     assert rows_of(workdir) == whole, "not the same to the bit"
+
+
+@pytest.mark.slow  # the other process hears of a death after a minute
+def test_where_one_process_is_killed_the_other_ends_and_both_go_on(phantoms, tmp_path):
+    workdir, steps = tmp_path / "run", 100
+    settings = values(phantoms, {"train.steps": steps, "train.checkpoint_every": 10, "train.validate_every": 50})
+    arguments = ["--config=configs/mrb.py", f"--workdir={workdir}", *settings]
+    with started(arguments) as (first, second):
+        wait_for(lambda: checkpoints.steps(workdir) or first.poll() is not None, seconds=240)
+        second.kill()
+        _, err = first.communicate(timeout=240)
+    assert first.returncode not in (0, None), "went on alone"
+    assert "another task died" in err
+    cut_off = rows_of(workdir)
+    kept = checkpoints.steps(workdir)[-1]
+    assert kept < steps
+
+    (status, out, err), (other_status, *_) = together(arguments)
+    assert (status, other_status) == (0, 0), err
+    assert f"resuming from the checkpoint of step {kept}" in out
+    rows = [row for row in rows_of(workdir) if row["kind"] == "train"]
+    assert [row["step"] for row in rows] == list(range(1, steps + 1)), "each step once"
+    assert rows[:kept] == [row for row in cut_off if row["kind"] == "train"][:kept]
 
 
 def test_a_batch_that_hosts_cannot_divide(monkeypatch):

@@ -9,11 +9,10 @@ import struct
 import subprocess
 import sys
 import termios
-import time
 
 import fake_runs
 import pytest
-from conftest import REPOSITORY, TINY_CONFIG
+from conftest import REPOSITORY, TINY_CONFIG, wait_for
 
 sys.path.insert(0, str(REPOSITORY / "launch"))
 import ablation
@@ -35,13 +34,6 @@ def options(output, *given):
 
 def names(plan):
     return [run.name for run in runs.unique(plan)]
-
-
-def wait_for(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
 
 
 def is_alive(pid):

@@ -18,7 +18,8 @@ import time
 from pathlib import Path
 
 import pytest
-from test_launch import Study, wait_for
+from conftest import wait_for
+from test_launch import Study
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "sinfo")
 SEARCH = os.environ["PATH"] + ":/usr/sbin:/sbin"
