@@ -52,7 +52,7 @@ flags.DEFINE_list(
     "lambdas as one program against one after another; 'torch': each against PyTorch; 'parameters'. "
     "Or 'registration' alone: pairs of the phantom, registered by ours and by the classical rivals.",
 )
-flags.DEFINE_integer("repeats", 5, "Timed runs of each, after one that isn't counted.")
+flags.DEFINE_integer("repeats", 5, "Timed runs of each, after one that isn't counted, or as many as a second holds.")
 flags.DEFINE_integer("cases", 2, "Pairs to register.")
 flags.DEFINE_float(
     "spacing", None, "Edge of their voxels in mm; the smallest with which the trunk fits in if not given."

@@ -1,6 +1,6 @@
 """One thing to measure, in a process of its own: `python -m f3r_jax.measurements JOB`, where JOB is JSON.
 
-The process prepares what the job names and runs it once, then says in a line of JSON what that cost. For every line it
+The process prepares what the job names and warms up, then says in a line of JSON what that cost. For every line it
 reads it runs once more and says the seconds; at the end of its input it says the peak memory. Several such processes
 can so be timed in turn. What doesn't fit into memory it says in a line {"no_memory": why}, and ends.
 
@@ -13,11 +13,14 @@ other's jobs.
 
 import json
 import sys
+import time
+from collections.abc import Callable
 
 from f3r_jax.memory import keep_freed_memory
 from f3r_jax.prepared import Prepared, no_memory, peak_mib, timed
 
 IN_TORCH = ("torch", "voxelmorph")
+WARM_UP = 100  # runs at most
 
 
 def main(argument: str) -> int:
@@ -35,11 +38,20 @@ def main(argument: str) -> int:
 def serve(job: dict) -> None:
     """Prepares the job, then runs it for each line of standard input."""
     prepared = prepare(job)
-    prepared.run()
+    warm_up(prepared.run)
     say(imported_mib=prepared.imported_mib, device=prepared.device, compile=prepared.compile, **prepared.facts)
     for _ in sys.stdin:
         say(**timed(prepared.run)[1])
     say(peak_mib=peak_mib(), device_peak_mib=prepared.device_peak_mib())
+
+
+def warm_up(run: Callable[[], None]) -> None:
+    """Runs for a second, or `WARM_UP` times: the first ten runs of a short job are slow, as memory grows."""
+    end = time.monotonic() + 1
+    for _ in range(WARM_UP):
+        run()
+        if time.monotonic() > end:
+            return
 
 
 def prepare(job: dict) -> Prepared:

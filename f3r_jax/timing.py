@@ -71,7 +71,7 @@ class Subject:
 
 
 def measure(jobs: list[dict], *, repeats: int) -> dict:
-    """Times the jobs of a group in turn; 0 repeats leave it at the run that isn't timed, for the memory alone.
+    """Times the jobs of a group in turn; 0 repeats leave it at warming up, for the memory alone.
 
     In place of the figures the result holds "no_memory" (who, why) where a job doesn't fit into memory, and "error"
     where a process died.

@@ -1,10 +1,11 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
-from f3r_jax import benchmark_tables
+from f3r_jax import benchmark_tables, measurements
 
 COUNTS = {
     "F3RNet-w/o F3D": 746_339,
@@ -35,6 +36,19 @@ def test_parameters_prints_name_and_count_of_each_network():
     lines = (line.rsplit(" ", 1) for line in finished.stdout.splitlines())
     counts = {name: int(count) for name, count in lines}
     assert counts == COUNTS | {"FAIM": 233_683, "VoxelMorph-1": 259_675, "VoxelMorph-2": 300_547}
+
+
+def test_a_short_job_is_warmed_up_by_many_runs_and_a_long_one_by_one():
+    runs = []
+    measurements.warm_up(lambda: runs.append(0))
+    assert len(runs) == measurements.WARM_UP
+
+    def long():
+        runs.append(1)
+        time.sleep(1.01)
+
+    measurements.warm_up(long)
+    assert runs.count(1) == 1
 
 
 def test_tiny_run_writes_json_and_keeps_other_sections_of_the_markdown(tmp_path):
