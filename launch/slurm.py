@@ -97,7 +97,7 @@ class Task:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_ignore_warnings,
+                preexec_fn=_leave_warning_to_submitit,
             )
         mark_end(self.log, status)
         return status
@@ -109,9 +109,11 @@ class Task:
         return DelayedSubmission(self)
 
 
-def _ignore_warnings() -> None:
-    """SLURM warns every process of a task that its time is up. A run that died of it before submitit heard of it would
-    end the task as failed, and nothing would queue it again; submitit ends the run when it has."""
+def _leave_warning_to_submitit() -> None:
+    """Ignores SLURM's signal that the time is up, which every process of a task gets; submitit then ends the run.
+
+    A run that died of it before submitit heard of it would end the task as failed, and nothing would queue it again.
+    """
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 

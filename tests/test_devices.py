@@ -4,14 +4,13 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import pytest
-from conftest import TINY_CONFIG, wait_for
+from conftest import TINY_CONFIG, free_port, wait_for
 
 from f3r_jax import checkpoints
 from f3r_jax.devices import AXIS, describe, mesh_for
@@ -85,13 +84,9 @@ def on_one(commands, phantoms, tmp_path_factory):
     return run(commands, phantoms, tmp_path_factory.mktemp("one") / "run")
 
 
-def values(phantoms, changes):
-    settings = TINY_CONFIG | {"data.root": phantoms} | EIGHT | changes
-    return [f"--config.{key}={value}" for key, value in settings.items()]
-
-
 def run(commands, phantoms, workdir, *, count=1, changes=None, more=()):
-    settings = values(phantoms, changes or {})
+    values = TINY_CONFIG | {"data.root": phantoms} | EIGHT | (changes or {})
+    settings = [f"--config.{key}={value}" for key, value in values.items()]
     result = commands.run(
         "main", "--config=configs/mrb.py", f"--workdir={workdir}", *settings, *more, env=simulated(count)
     )
@@ -140,12 +135,6 @@ def test_one_device_takes_any_batch():
 # Processes
 
 
-def free_port():
-    with socket.socket() as taken:
-        taken.bind(("localhost", 0))
-        return taken.getsockname()[1]
-
-
 @contextlib.contextmanager
 def started(arguments, *, processes=2, count=2):
     """The main job as several processes of one training."""
@@ -172,10 +161,9 @@ def together(arguments, *, seconds=300):
 
 
 @pytest.mark.slow
-def test_processes_that_share_a_batch_train_as_one_does_and_go_on(on_one, phantoms, tmp_path):
-    workdir = tmp_path / "run"
-    arguments = ["--config=configs/mrb.py", f"--workdir={workdir}", *values(phantoms, {})]
-    (status, out, err), (other_status, other_out, other_err) = together(arguments)
+def test_processes_that_share_a_batch_train_as_one_does_and_go_on(on_one, arguments, tmp_path):
+    workdir, given = tmp_path / "run", arguments(EIGHT)
+    (status, out, err), (other_status, other_out, other_err) = together(given)
     assert (status, other_status) == (0, 0), err + other_err
     assert "training on 4 of 4 devices, train.batch_size is 8" in out and "Dice" in out
     assert "Dice" not in other_out and "training" not in other_out, "process 0 tells for all"
@@ -183,7 +171,7 @@ def test_processes_that_share_a_batch_train_as_one_does_and_go_on(on_one, phanto
     whole = rows_of(workdir)
 
     shutil.rmtree(workdir / "checkpoints" / "4")
-    (status, out, err), (other_status, *_) = together(arguments)
+    (status, out, err), (other_status, *_) = together(given)
     assert (status, other_status) == (0, 0), err
     assert "resuming from the checkpoint of step 2" in out
     assert checkpoints.steps(workdir)[-1] == 4
@@ -191,11 +179,10 @@ def test_processes_that_share_a_batch_train_as_one_does_and_go_on(on_one, phanto
 
 
 @pytest.mark.slow  # the other process hears of a death after a minute
-def test_where_one_process_is_killed_the_other_ends_and_both_go_on(phantoms, tmp_path):
+def test_where_one_process_is_killed_the_other_ends_and_both_go_on(arguments, tmp_path):
     workdir, steps = tmp_path / "run", 100
-    settings = values(phantoms, {"train.steps": steps, "train.checkpoint_every": 10, "train.validate_every": 50})
-    arguments = ["--config=configs/mrb.py", f"--workdir={workdir}", *settings]
-    with started(arguments) as (first, second):
+    given = arguments(EIGHT | {"train.steps": steps, "train.checkpoint_every": 10, "train.validate_every": 50})
+    with started(given) as (first, second):
         wait_for(lambda: checkpoints.steps(workdir) or first.poll() is not None, seconds=240)
         second.kill()
         _, err = first.communicate(timeout=240)
@@ -205,7 +192,7 @@ def test_where_one_process_is_killed_the_other_ends_and_both_go_on(phantoms, tmp
     kept = checkpoints.steps(workdir)[-1]
     assert kept < steps
 
-    (status, out, err), (other_status, *_) = together(arguments)
+    (status, out, err), (other_status, *_) = together(given)
     assert (status, other_status) == (0, 0), err
     assert f"resuming from the checkpoint of step {kept}" in out
     rows = [row for row in rows_of(workdir) if row["kind"] == "train"]

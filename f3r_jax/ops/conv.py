@@ -143,7 +143,7 @@ def _folded(x: Array, kernel: Array, *, stride: int, mirrored: bool = False) -> 
         return x @ kernel[0, 0, 0]
     if (kx, ky) == (1, 1):
         count = _voxels_a_row(x.shape[3], min(i, o), at_most=max(_WIDE // o, 8))
-        return _along_z_by_rows(x, kernel, pads, count) if count > 1 else _along_z(x, kernel, pads)
+        return _along_z(x, kernel, pads, count)
     if kz == 1:
         count = _voxels_a_row(x.shape[3], max(i, o), at_most=_WIDE // max(i, o))
         if count > 1:
@@ -163,17 +163,8 @@ def _same(size: int) -> tuple[int, int]:
     return (size - 1) // 2, size // 2
 
 
-def _along_z(x: Array, kernel: Array, pads: Pads) -> Array:
-    """1x1xk: a 2-D convolution over (xy, z) with a 1xk kernel."""
-    b, nx, ny, nz, i = x.shape
-    y = lax.conv_general_dilated(
-        x.reshape(b, nx * ny, nz, i), kernel[0], (1, 1), ((0, 0), pads[2]), dimension_numbers=_NHWC
-    )
-    return y.reshape(b, nx, ny, nz, -1)
-
-
-def _along_z_by_rows(x: Array, kernel: Array, pads: Pads, count: int) -> Array:
-    """1x1xk with few channels: a window of count + k - 1 voxels makes `count` output voxels at once."""
+def _along_z(x: Array, kernel: Array, pads: Pads, count: int) -> Array:
+    """1x1xk: a 2-D convolution over (xy, z) in which a window of count + k - 1 voxels makes `count` output voxels."""
     b, nx, ny, nz, i = x.shape
     kz, o = kernel.shape[2], kernel.shape[-1]
     y = lax.conv_general_dilated(
