@@ -5,6 +5,7 @@ A config states what is its own, the system and its lambda; whatever is in neith
 
 from ml_collections import ConfigDict, config_dict
 
+from f3r_jax.data.phantom_appearance import CT_PHASES, MR_SEQUENCES
 from f3r_jax.errors import UserError
 
 OPTIONS = ("", "paper")
@@ -13,7 +14,17 @@ CT_WINDOW = (-160.0, 240.0)  # HU: soft tissue
 MR_PERCENTILES = (1.0, 99.0)
 ORGANS = {"liver": (1,), "spleen": (2,), "right_kidney": (3,), "left_kidney": (4,)}  # label values, as in Learn2Reg
 # What a config from before a key meant by leaving it out.
-EARLIER = {"model.diffeomorphic": False, "model.remat": False, "train.dtype": "float32"}
+AUGMENTATIONS = ("deformation", "rotation", "scaling", "shift", "gamma", "bias", "noise", "blur")
+EARLIER = {
+    "model.diffeomorphic": False,
+    "model.remat": False,
+    "train.dtype": "float32",
+    "loss.similarity": "mind",
+    "loss.epe": 0.0,
+    "data.ct_phases": ("venous", "plain"),
+    "data.mr_sequences": ("t2", "t2_fat_suppressed", "t1_fat_suppressed", "in_phase", "out_of_phase"),
+    **{f"augment.{name}": 0.0 for name in AUGMENTATIONS},
+}
 
 
 def network_config(*, option: str, lam: float, paper_lam: float, **model: str) -> ConfigDict:
@@ -36,20 +47,32 @@ def network_config(*, option: str, lam: float, paper_lam: float, **model: str) -
 
     config.loss = ConfigDict()
     config.loss.lam = paper_lam if paper else lam  # weight of the gradient penalty
+    config.loss.similarity = "mind"  # or "clean", for synthetic pairs: contrasts that both sides share
     config.loss.mind = "mind_ssc" if paper else "mind_ssc_near"  # or "mind2012", "mind_fixed"
+    config.loss.epe = 0.0  # weight of the squared end-point error in voxels, for synthetic pairs
+
+    config.augment = ConfigDict()  # random changes of each training pair, on the device; 0 turns one off
+    config.augment.deformation = 0.0 if paper else 3.0  # mm, of a smooth displacement of the moving volume
+    config.augment.rotation = 0.0 if paper else 2.0  # degrees, about each axis
+    config.augment.scaling = 0.0 if paper else 0.02
+    config.augment.shift = 0.0 if paper else 2.0  # mm
+    config.augment.gamma = 0.0 if paper else 0.1  # intensities of either volume, from here on
+    config.augment.bias = 0.0 if paper else 0.1
+    config.augment.noise = 0.0 if paper else 0.02
+    config.augment.blur = 0.0 if paper else 0.3
 
     config.optim = ConfigDict()
-    config.optim.learning_rate = 1e-5 if paper else 5e-4
-    config.optim.warmup_steps = 0 if paper else 10
+    config.optim.learning_rate = 1e-5 if paper else 1e-3
+    config.optim.warmup_steps = 0 if paper else 100
     config.optim.decay = "constant" if paper else "cosine"  # "cosine" to zero at the last step, or "constant"
     config.optim.clip_norm = 1.0  # of the whole gradient
 
     config.train = ConfigDict()
-    config.train.steps = 40_000 if paper else 220
+    config.train.steps = 40_000 if paper else 2500
     config.train.batch_size = 1  # divided among the devices
     config.train.dtype = "float32"  # of the features, or "bfloat16", half the memory and faster on a GPU
-    config.train.validate_every = 1000 if paper else 55
-    config.train.checkpoint_every = 500 if paper else 20
+    config.train.validate_every = 1000 if paper else 250
+    config.train.checkpoint_every = 500 if paper else 100
     config.train.keep_checkpoints = 3
     return config
 
@@ -74,8 +97,8 @@ def completed(config: ConfigDict) -> ConfigDict:
     known = network_config(option="", lam=0.0, paper_lam=0.0, name=config.model.name) if trains(config) else config
     for key, value in EARLIER.items():
         section, name = key.split(".")
-        if section in known and name in known[section] and name not in config[section]:
-            config[section][name] = value
+        if section in known and name in known[section] and name not in config.get(section, ()):
+            config.setdefault(section, ConfigDict())[name] = value
     return config
 
 
@@ -98,9 +121,12 @@ def _shared(option: str) -> ConfigDict:
     config.data.shape = (144, 144, 128) if paper else (64, 48, 48)
     config.data.spacing = (1.0, 1.0, 1.0) if paper else (4.8, 4.8, 4.8)  # mm
     config.data.direction = "ct_to_mr"  # or "mr_to_ct"
-    config.data.cases = 0 if paper else 40  # of the phantom; of NIfTI pairs 0 means all
-    config.data.validation_cases = 0 if paper else 2
-    config.data.test_cases = 10 if paper else 8
+    config.data.cases = 0 if paper else 184  # of the phantom; of NIfTI pairs 0 means all
+    config.data.validation_cases = 0 if paper else 8
+    config.data.test_cases = 10 if paper else 16
+    # Of the phantom: CT phases and MR sequences that its cases are drawn from.
+    config.data.ct_phases = tuple(CT_PHASES)
+    config.data.mr_sequences = tuple(MR_SEQUENCES)
     config.data.initialisation = "header"  # or "body_centre", "rigid", "affine"; the last two fit each pair by MIND
     config.data.ct_window = CT_WINDOW
     config.data.mr_percentiles = MR_PERCENTILES

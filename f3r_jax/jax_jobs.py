@@ -96,7 +96,8 @@ def train(job: dict, *, lam: float | tuple[float, ...] = LAM) -> Prepared:
     import jax.numpy as jnp
     import optax
 
-    from f3r_jax.train import Batch, State, make_train_step
+    from f3r_jax.losses import Batch, Objective
+    from f3r_jax.train import State, make_train_step
 
     imported = peak_mib()
     network, params = network_of(job)
@@ -105,7 +106,7 @@ def train(job: dict, *, lam: float | tuple[float, ...] = LAM) -> Prepared:
     if lam.ndim:
         state = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(lam)), state)
     batch = Batch(*random_arrays([(1, *job["shape"], 1)] * 2))
-    step = make_train_step(network, optimiser, mind=MIND, together=lam.ndim > 0)
+    step = make_train_step(network, optimiser, Objective(mind=MIND), together=lam.ndim > 0)
     prepared = prepare(step, (state, batch, lam), imported_mib=imported, feedback=True)
     return prepared._replace(facts=count(params))
 

@@ -1,13 +1,49 @@
-"""The two terms of the training loss: mind_l1 + lambda * gradient_l2 (paper Eqs. 3 and 4)."""
+"""The training loss: similarity + lambda * gradient_l2 (paper Eq. 3), and further terms where the truth is known.
 
+On real pairs and the phantom the similarity is mind_l1 (Eq. 4). Synthetic pairs can also be compared in contrasts that
+both sides share, and with the displacement that made them.
+"""
+
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from f3r_jax.ops.fields import forward_differences
 from f3r_jax.ops.mind import TINY, mind
+from f3r_jax.ops.warp import warp
 from f3r_jax.shapes import Displacement, Scalar, Volume
+
+
+class Batch(NamedTuple):
+    """Volumes of one step, in [0, 1]."""
+
+    moving: Volume
+    fixed: Volume
+
+
+class GroundTruth(NamedTuple):
+    """What is known of a batch of synthetic pairs."""
+
+    displacement: Displacement  # voxels
+    clean_moving: Float[jax.Array, "b x y z k"]  # contrasts that both sides share, without noise
+    clean_fixed: Float[jax.Array, "b x y z k"]
+
+
+class Objective(NamedTuple):
+    """The terms of the loss by name, as `config.loss` has them; lambda is an argument of the step."""
+
+    mind: str  # preset of `ops.mind`
+    similarity: str = "mind"  # a key of SIMILARITIES
+    epe: float = 0.0  # weight of the squared end-point error in voxels
+
+    @property
+    def needs_truth(self) -> bool:
+        """Whether pairs of known displacement are needed."""
+        return self.similarity == "clean" or self.epe > 0
 
 
 @partial(jax.jit, static_argnames="preset")
@@ -29,3 +65,36 @@ def gradient_l2(displacement: Displacement) -> Scalar:
     An axis of one voxel has no differences and counts as zero.
     """
     return sum(jnp.sum(d**2) / max(d.size, 1) for d in forward_differences(displacement)) / 3
+
+
+def _mind(objective: Objective, batch: Batch, truth: GroundTruth | None, u: Displacement) -> Scalar:
+    return mind_l1(batch.fixed, warp(batch.moving, u), preset=objective.mind)
+
+
+def _clean(objective: Objective, batch: Batch, truth: GroundTruth | None, u: Displacement) -> Scalar:
+    """Mean squared difference of the shared contrasts, of about the size of mind_l1."""
+    return 10 * jnp.mean((truth.clean_fixed - warp(truth.clean_moving, u)) ** 2)
+
+
+SIMILARITIES: dict[str, Callable[[Objective, Batch, GroundTruth | None, Displacement], Scalar]] = {
+    "mind": _mind,
+    "clean": _clean,
+}
+
+
+def terms(
+    objective: Objective, batch: Batch, truth: GroundTruth | None, u: Displacement, lam: Scalar
+) -> dict[str, Scalar]:
+    """The loss of a predicted displacement and its terms: "loss", "similarity", "smoothness" and perhaps "epe".
+
+    "epe" is the mean squared end-point error in voxels.
+    """
+    values = {
+        "similarity": SIMILARITIES[objective.similarity](objective, batch, truth, u),
+        "smoothness": gradient_l2(u),
+    }
+    loss = values["similarity"] + lam * values["smoothness"]
+    if truth is not None:
+        values["epe"] = jnp.mean(jnp.sum((u - truth.displacement) ** 2, axis=-1))
+        loss += objective.epe * values["epe"]
+    return {"loss": loss, **values}

@@ -178,9 +178,7 @@ def train_runs(
 def read_all(dataset: Dataset) -> None:
     """Reads every case once, so that a voxel unfit for use shows before the run writes anything."""
     with Progress("reading cases", len(dataset.makers)) as progress:
-        for name in dataset.makers:
-            dataset.load(name)
-            progress.advance()
+        dataset.check(progress.advance)
 
 
 if __name__ == "__main__":

@@ -1,43 +1,34 @@
 """Unsupervised training: similarity + lambda x smoothness (Eq. 3), one jitted pure step, resumable to the bit.
 
-Letters: u displacement in voxels of the fixed grid. A batch depends on (seed, step) alone, so that a run which was
-killed and started again sees the batches it would have seen.
+Letters: u displacement in voxels of the fixed grid.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from f3r_jax import devices
+from f3r_jax import augment, devices
+from f3r_jax.batches import Prepare, batches, source_of
 from f3r_jax.data.datasets import Dataset
 from f3r_jax.errors import UserError
-from f3r_jax.losses import gradient_l2, mind_l1
+from f3r_jax.losses import SIMILARITIES, Batch, Objective, terms
 from f3r_jax.models import initialise
 from f3r_jax.ops.fields import folding_percent
 from f3r_jax.ops.mind import PRESETS
-from f3r_jax.ops.warp import warp
 from f3r_jax.predict import make_predictor
 from f3r_jax.progress import Progress
 from f3r_jax.record import Follower, Record, TrainingError, open_record
-from f3r_jax.shapes import Scalar, Volume
+from f3r_jax.shapes import Scalar
 
 DECAYS = ("cosine", "constant")
-
-
-class Batch(NamedTuple):
-    """Volumes of one step, in [0, 1]."""
-
-    moving: Volume
-    fixed: Volume
 
 
 class State(NamedTuple):
@@ -65,12 +56,21 @@ def check_settings(config: ConfigDict) -> None:
     for name, value in positive.items():
         if not value > 0:
             raise UserError(f"{name} is {value}, expected a number above 0")
-    for name, value in {"loss.lam": config.loss.lam, "optim.warmup_steps": config.optim.warmup_steps}.items():
+    for name, value in {
+        "loss.lam": config.loss.lam,
+        "loss.epe": config.loss.epe,
+        "optim.warmup_steps": config.optim.warmup_steps,
+    }.items():
         if not value >= 0:
             raise UserError(f"{name} is {value}, expected 0 or more")
-    for name, value, known in (("loss.mind", config.loss.mind, PRESETS), ("optim.decay", config.optim.decay, DECAYS)):
+    for name, value, known in (
+        ("loss.mind", config.loss.mind, PRESETS),
+        ("loss.similarity", config.loss.similarity, SIMILARITIES),
+        ("optim.decay", config.optim.decay, DECAYS),
+    ):
         if value not in known:
             raise UserError(f"{name} is {value!r}, expected one of {', '.join(known)}")
+    augment.of_config(config.augment)
 
 
 def make_optimiser(optim: ConfigDict, steps: int) -> optax.GradientTransformation:
@@ -92,38 +92,44 @@ def create_state(network: nn.Module, optimiser: optax.GradientTransformation, se
 def make_train_step(
     network: nn.Module,
     optimiser: optax.GradientTransformation,
+    objective: Objective,
     *,
-    mind: str,
+    prepare: Prepare | None = None,
     together: bool = False,
     mesh: Mesh | None = None,
 ) -> TrainStep:
     """A jitted function (state, batch, lam) -> (state, metrics). The given state is donated; lam is traced.
 
-    Metrics are scalars: loss, similarity, smoothness, gradient_norm and folding (percent of voxels). With `together`,
-    states, lambdas and metrics have a leading axis, a run each; all see the same batch. With a mesh of several devices
-    the batch is divided among them (`devices.divided`) and the state is on each (`devices.on_each`).
+    Metrics are scalars: those of `losses.terms`, gradient_norm and folding (percent of voxels). `prepare` makes from a
+    loaded batch and the number of the step what the network is given (`batches`); without it the loaded batch is that.
+    With `together`, states, lambdas and metrics have a leading axis, a run each; all see the same batch. With a mesh of
+    several devices the batch is divided among them (`devices.divided`) and the state is on each (`devices.on_each`).
     """
 
-    def loss_function(params: dict, batch: Batch, lam: Scalar) -> tuple[Scalar, dict[str, Scalar]]:
-        u = network.apply({"params": params}, batch.moving, batch.fixed)
-        similarity = mind_l1(batch.fixed, warp(batch.moving, u), preset=mind)
-        smoothness = gradient_l2(u)
-        loss = similarity + lam * smoothness
-        folding = folding_percent(jax.lax.stop_gradient(u)).mean()
-        return loss, {"loss": loss, "similarity": similarity, "smoothness": smoothness, "folding": folding}
+    def loss_function(params: dict, prepared: tuple, lam: Scalar) -> tuple[Scalar, dict[str, Scalar]]:
+        batch, truth = prepared
+        u = network.apply({"params": params}, *batch)
+        values = terms(objective, batch, truth, u, lam)
+        return values["loss"], values | {"folding": folding_percent(jax.lax.stop_gradient(u)).mean()}
 
     differentiate = jax.grad(loss_function, has_aux=True)
     if mesh is not None:
         differentiate = devices.mean_over(mesh, differentiate)
 
-    def step(state: State, batch: Batch, lam: Scalar) -> tuple[State, dict[str, Scalar]]:
-        gradients, metrics = differentiate(state.params, batch, lam)
+    def step(state: State, batch: Batch | jax.Array, lam: Scalar) -> tuple[State, dict[str, Scalar]]:
+        prepared = (batch, None) if prepare is None else prepare(batch, state.step)
+        gradients, metrics = differentiate(state.params, prepared, lam)
         updates, optimiser_state = optimiser.update(gradients, state.optimiser, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics["gradient_norm"] = optax.tree.norm(gradients)
         return State(state.step + 1, params, optimiser_state), metrics
 
     return jax.jit(jax.vmap(step, in_axes=(0, None, 0)) if together else step, donate_argnums=0)
+
+
+def objective_of(loss: ConfigDict) -> Objective:
+    """The objective that `config.loss` describes."""
+    return Objective(mind=loss.mind, similarity=loss.similarity, epe=loss.epe)
 
 
 def compiled_step(network: nn.Module, configs: Sequence[ConfigDict]) -> TrainStep:
@@ -133,49 +139,22 @@ def compiled_step(network: nn.Module, configs: Sequence[ConfigDict]) -> TrainSte
     """
     config, together = configs[0], len(configs) > 1
     mesh, optimiser = devices.mesh_for(config.train.batch_size), make_optimiser(config.optim, config.train.steps)
-    step = make_train_step(network, optimiser, mind=config.loss.mind, together=together, mesh=mesh)
+    source = source_of(config)
+    step = make_train_step(
+        network, optimiser, objective_of(config.loss), prepare=source.prepare, together=together, mesh=mesh
+    )
     runs = (len(configs),) if together else ()
     everywhere, shared = devices.on_each_sharding(mesh), devices.divided_sharding(mesh)
     state = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(runs + leaf.shape, leaf.dtype, sharding=everywhere),
         jax.eval_shape(lambda: create_state(network, optimiser, config.seed)),
     )
-    volume = jax.ShapeDtypeStruct((config.train.batch_size, *config.data.shape, 1), jnp.float32, sharding=shared)
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((config.train.batch_size, *leaf.shape), leaf.dtype, sharding=shared),
+        source.example,
+    )
     lam = jax.ShapeDtypeStruct(runs, jnp.float32, sharding=everywhere)
-    return step.lower(state, Batch(volume, volume), lam).compile()
-
-
-def batch_names(names: tuple[str, ...], *, seed: int, step: int, size: int) -> list[str]:
-    """The cases of one step: each epoch goes through a new permutation of all of them."""
-    first = step * size
-    return [names[_order(seed, n // len(names), len(names))[n % len(names)]] for n in range(first, first + size)]
-
-
-def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(count)
-
-
-def load_batch(dataset: Dataset, names: list[str], mesh: Mesh) -> Batch:
-    """Stacks the volumes of the named cases and sends them to the devices; this process loads its share of them."""
-    cases = [dataset.load(name) for name in devices.share(names)]
-    moving, fixed = (np.stack([getattr(case, side) for case in cases])[..., None] for side in ("moving", "fixed"))
-    return Batch(devices.divided(mesh, moving), devices.divided(mesh, fixed))
-
-
-def batches(dataset: Dataset, config: ConfigDict, first: int, mesh: Mesh) -> Iterator[tuple[list[str], Batch]]:
-    """(names, batch) of the steps from `first` on; the next batch is loaded while the current one is used."""
-
-    def load(step: int) -> tuple[list[str], Batch]:
-        names = batch_names(dataset.split["train"], seed=config.seed, step=step, size=config.train.batch_size)
-        return names, load_batch(dataset, names, mesh)
-
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as pool:
-        ahead = pool.submit(load, first)
-        for step in range(first, config.train.steps):
-            batch = ahead.result()
-            if step + 1 < config.train.steps:
-                ahead = pool.submit(load, step + 1)
-            yield batch
+    return step.lower(state, batch, lam).compile()
 
 
 def train(
@@ -203,7 +182,7 @@ def train(
             record.begin(first, state.params, progress)
             state = devices.on_each(mesh, state)
             step_function = _step_function(network, [config], first, ahead)
-            for names, batch in batches(dataset, config, first, mesh):
+            for names, batch in batches(dataset, source_of(config), config, first, mesh):
                 state, metrics = step_function(state, batch, lam)
                 metrics = {name: float(value) for name, value in metrics.items()}
                 record.add(int(state.step), names, metrics, lambda: _kept(state))  # noqa: B023
@@ -245,7 +224,7 @@ def train_together(
                 record.begin(first, state.params, progress, label=f"{run}: ")
             together = devices.on_each(mesh, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
             step_function = _step_function(network, configs, first, ahead)
-            for names, batch in batches(dataset, config, first, mesh):
+            for names, batch in batches(dataset, source_of(config), config, first, mesh):
                 together, metrics = step_function(together, batch, lams)
                 metrics = {name: values.tolist() for name, values in metrics.items()}
                 for n in (n for n in range(count) if errors[n] is None):

@@ -20,7 +20,9 @@ def _config(root, **changes):
 
 
 def _phantom_config(root, **changes):
-    return _config(root, **({"source": "phantom", "cases": 6, "validation_cases": 1, "test_cases": 2} | changes))
+    protocols = {"ct_phases": ("venous", "plain"), "mr_sequences": ("t2", "in_phase")}
+    counts = {"cases": 6, "validation_cases": 1, "test_cases": 2}
+    return _config(root, **({"source": "phantom"} | protocols | counts | changes))
 
 
 def _body(shape=SHAPE, radius=0.7):
@@ -43,7 +45,7 @@ def calls(monkeypatch):
     """A quick generator in place of the phantom's; the list of the indices asked for."""
     asked = []
 
-    def make_case(seed, index, *, shape, spacing):
+    def make_case(seed, index, *, shape, spacing, ct_phases, mr_sequences):
         asked.append(index)
         return _fake_case(seed, index, shape=shape, spacing=spacing)
 
@@ -100,6 +102,14 @@ def test_phantom_settings_have_folders_of_their_own(tmp_path, calls):
         "phantom_0000"
     )
     assert len(calls) == 4
+    datasets.open_dataset(_phantom_config(tmp_path, mr_sequences=("t2",)), seed=0).load("phantom_0000")
+    assert len(calls) == len(list(tmp_path.iterdir())) == 5
+
+
+@pytest.mark.parametrize(("key", "value"), [("mr_sequences", ("t2", "flair")), ("ct_phases", ())])
+def test_an_unknown_protocol_of_the_phantom_is_refused(tmp_path, key, value):
+    message = _message(_phantom_config(tmp_path, **{key: value}))
+    assert message.startswith(f"data.{key} is {value}, expected some of ")
 
 
 def test_killed_generation_leaves_no_half_file(tmp_path, calls, monkeypatch):
@@ -311,7 +321,7 @@ def test_the_cache_is_bounded_and_threads_share_it(tmp_path, calls, monkeypatch)
         worker.start()
     for worker in workers:
         worker.join()
-    assert calls == [1, 2, 3, 4, 5]
+    assert sorted(calls) == [1, 2, 3, 4, 5]
     assert data.load("phantom_0003") is data.load("phantom_0003")
     monkeypatch.setattr(datasets, "CACHE_BYTES", 2 * one)
     small = datasets.open_dataset(_phantom_config(tmp_path), seed=0)

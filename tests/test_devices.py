@@ -33,7 +33,8 @@ from jax.sharding import Mesh, AxisType
 from scipy.ndimage import gaussian_filter
 from f3r_jax import devices
 from f3r_jax.models.f3rnet import VARIANTS, F3RNet
-from f3r_jax.train import Batch, create_state, make_train_step
+from f3r_jax.losses import Batch, Objective
+from f3r_jax.train import create_state, make_train_step
 
 network = F3RNet(VARIANTS["mrb"], flow_init=0.05)
 generator = np.random.default_rng(0)
@@ -43,7 +44,7 @@ found = {}
 for count in (1, 4):
     mesh = Mesh(np.array(jax.devices()[:count]), (devices.AXIS,), axis_types=(AxisType.Auto,))
     descent = optax.sgd(1.0)  # the step taken is the gradient
-    step = make_train_step(network, descent, mind="mind_ssc", mesh=mesh)
+    step = make_train_step(network, descent, Objective(mind="mind_ssc"), mesh=mesh)
     state = devices.on_each(mesh, create_state(network, descent, 0))
     batch = Batch(*(devices.divided(mesh, volume) for volume in volumes))
     assert len(batch.moving.sharding.device_set) == count

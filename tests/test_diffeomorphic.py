@@ -3,10 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 from command_server import Tiny
 
+from f3r_jax.losses import Batch, Objective
 from f3r_jax.models import build, count_parameters, initialise, label
 from f3r_jax.models.diffeomorphic import Diffeomorphic
 from f3r_jax.ops.fields import exponential, folding_percent
-from f3r_jax.train import Batch, create_state, make_optimiser, make_train_step
+from f3r_jax.train import create_state, make_optimiser, make_train_step
 
 
 def volumes(seed=0):
@@ -39,7 +40,7 @@ def test_its_displacement_is_the_exponential_of_the_output():
 def test_it_is_trained_by_the_same_step(config):
     network = Diffeomorphic(Tiny(flow_init=0.05))
     optimiser = make_optimiser(config.optim, 6)
-    step = make_train_step(network, optimiser, mind="mind_ssc")
+    step = make_train_step(network, optimiser, Objective(mind="mind_ssc"))
     state, (moving, fixed) = create_state(network, optimiser, 0), volumes(1)
     losses = []
     for _ in range(6):

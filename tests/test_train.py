@@ -12,21 +12,18 @@ from command_server import Tiny
 from conftest import make_case
 
 from f3r_jax import checkpoints
+from f3r_jax.batches import batch_names, batches, load_batch, source_of
 from f3r_jax.devices import mesh_for
 from f3r_jax.errors import UserError
-from f3r_jax.losses import gradient_l2, mind_l1
+from f3r_jax.losses import Batch, Objective, gradient_l2, mind_l1
 from f3r_jax.models import build
 from f3r_jax.ops.fields import folding_percent
 from f3r_jax.ops.warp import warp
 from f3r_jax.record import Log, TrainingError, read_rows, validate
 from f3r_jax.train import (
-    Batch,
     State,
-    batch_names,
-    batches,
     check_settings,
     create_state,
-    load_batch,
     make_optimiser,
     make_train_step,
     train,
@@ -50,7 +47,7 @@ def descent():
 
 @pytest.fixture(scope="module")
 def step(network, descent):
-    return make_train_step(network, descent, mind="mind_ssc")
+    return make_train_step(network, descent, Objective(mind="mind_ssc"))
 
 
 @pytest.fixture
@@ -90,15 +87,15 @@ def test_batches_of_two_go_through_the_same_order():
 
 
 def test_resumed_batches_equal_those_of_a_whole_run(balls, config):
-    whole = list(batches(balls, config, 0, mesh_for(1)))
-    resumed = list(batches(balls, config, 4, mesh_for(1)))
+    whole = list(batches(balls, source_of(config), config, 0, mesh_for(1)))
+    resumed = list(batches(balls, source_of(config), config, 4, mesh_for(1)))
     assert len(whole) == config.train.steps and len(resumed) == config.train.steps - 4
     for (names, batch), (names_again, batch_again) in zip(whole[4:], resumed, strict=True):
         assert names == names_again and _leaves_equal(batch, batch_again)
 
 
-def test_a_batch_stacks_moving_and_fixed(balls):
-    batch = load_batch(balls, ["ball_1", "ball_0"], mesh_for(1))
+def test_a_batch_stacks_moving_and_fixed(balls, config):
+    batch = load_batch(balls, source_of(config), ["ball_1", "ball_0"], mesh_for(1))
     np.testing.assert_array_equal(batch.moving[0, ..., 0], balls.load("ball_1").moving)
     np.testing.assert_array_equal(batch.fixed[1, ..., 0], balls.load("ball_0").fixed)
 
@@ -164,7 +161,7 @@ def test_vmap_over_lam(network, descent, step, batch):
 
 
 def _overfit(network, batch, optimiser, steps):
-    step = make_train_step(network, optimiser, mind="mind_ssc")
+    step = make_train_step(network, optimiser, Objective(mind="mind_ssc"))
     state, losses = create_state(network, optimiser, 0), []
     for _ in range(steps):
         state, metrics = step(state, batch, jnp.float32(0.1))

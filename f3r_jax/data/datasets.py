@@ -16,8 +16,9 @@ import os
 import tempfile
 import threading
 import zipfile
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from jaxtyping import Float32, Float64, Integer
 from ml_collections import ConfigDict
 
 from f3r_jax.data import affine, nifti, pairs, phantom, preprocess
+from f3r_jax.data.phantom_appearance import CT_PHASES, MR_SEQUENCES
 from f3r_jax.errors import UserError
 
 CACHE_BYTES = 2 << 30  # holds the paper's 50 pairs (27 MB each) and leaves room for a train step on an 8 GB machine
@@ -59,25 +61,31 @@ class Case:
 
 
 class _Cache:
-    """The cases used last, bounded by bytes; one thread at a time makes a case, others wait for it."""
+    """The cases used last, bounded by bytes; a case is made by one thread, and others that want it wait."""
 
     def __init__(self) -> None:
         self._cases: OrderedDict[str, Case] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
+        self._making: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     def get(self, name: str, make: Callable[[], Case]) -> Case:
         with self._lock:
-            if name not in self._cases:
-                case = make()
-                for array in case.arrays():
-                    array.setflags(write=False)
+            making = self._making[name]
+        with making:
+            with self._lock:
+                if name in self._cases:
+                    self._cases.move_to_end(name)
+                    return self._cases[name]
+            case = make()
+            for array in case.arrays():
+                array.setflags(write=False)
+            with self._lock:
                 self._cases[name] = case
                 self._bytes += _bytes(case)
                 while self._bytes > CACHE_BYTES and len(self._cases) > 1:
                     self._bytes -= _bytes(self._cases.popitem(last=False)[1])
-            self._cases.move_to_end(name)
-            return self._cases[name]
+            return case
 
 
 class Matrices:
@@ -107,10 +115,21 @@ class Dataset:
         """The preprocessed case; UserError where its voxels are not fit for use."""
         return self._cache.get(name, self.makers[name])
 
-    def check(self) -> None:
-        """Loads every case once, so that a bad voxel shows before a run writes anything; the cache keeps the work."""
-        for name in self.makers:
-            self.load(name)
+    def check(self, done: Callable[[], object] = lambda: None) -> None:
+        """Loads every case once, so that a bad voxel shows before a run writes anything; the cache keeps the work.
+
+        Several threads share the work: most of it is NumPy's and SciPy's, and a phantom is generated on first use.
+        `done` is called after each case.
+        """
+        with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="cases") as pool:
+            loading = [pool.submit(self.load, name) for name in self.makers]
+            try:
+                for case in loading:
+                    case.result()
+                    done()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
 
 def open_dataset(data_config: ConfigDict, *, seed: int) -> Dataset:
@@ -238,8 +257,9 @@ def _open_phantom(config: ConfigDict, *, seed: int) -> Dataset:
 
 
 def _phantom_folder(config: ConfigDict, *, seed: int) -> Path:
-    """The cache's folder: shape, spacing and seed to read, and the first digits of a hash of the generator's source."""
+    """The cache's folder: shape, spacing and seed to read, and a hash of the generator's source and the protocols."""
     source = b"".join(path.read_bytes() for path in sorted(Path(phantom.__file__).parent.glob("phantom*.py")))
+    source += repr((tuple(config.ct_phases), tuple(config.mr_sequences))).encode()
     shape = "x".join(str(size) for size in config.shape)
     spacing = "x".join(f"{length:g}" for length in config.spacing)
     return Path(config.root) / f"phantom_{shape}_{spacing}mm_seed{seed}_{hashlib.sha256(source).hexdigest()[:8]}"
@@ -277,7 +297,8 @@ def _phantom_case(name: str, index: int, folder: Path, config: ConfigDict, *, se
 
 def _generate(path: Path, index: int, config: ConfigDict, *, seed: int) -> None:
     """Makes a phantom case and writes it beside its place and renames, so that a killed run leaves no half file."""
-    case = phantom.make_case(seed, index, shape=tuple(config.shape), spacing=tuple(config.spacing))
+    protocols = {"ct_phases": tuple(config.ct_phases), "mr_sequences": tuple(config.mr_sequences)}
+    case = phantom.make_case(seed, index, shape=tuple(config.shape), spacing=tuple(config.spacing), **protocols)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
         beside = Path(folder) / path.name
@@ -318,6 +339,8 @@ def _check_config(config: ConfigDict) -> None:
     ):
         if config[key] not in allowed:
             raise UserError(f"data.{key} is {config[key]!r}; expected one of {', '.join(allowed)}")
+    if config.source == "phantom":
+        _check_protocols(config)
     shape, spacing = tuple(config.shape), tuple(config.spacing)
     if len(shape) != 3 or any(not isinstance(size, int) or size < 1 for size in shape):
         raise UserError(f"data.shape is {shape}; expected three whole numbers of voxels, each at least 1")
@@ -332,6 +355,13 @@ def _check_config(config: ConfigDict) -> None:
             raise UserError(
                 f"data.{key} is {bounds}; expected a lower and a greater upper bound in {low:g} to {high:g}"
             )
+
+
+def _check_protocols(config: ConfigDict) -> None:
+    for key, known in (("ct_phases", CT_PHASES), ("mr_sequences", MR_SEQUENCES)):
+        found = tuple(config[key])
+        if not found or not set(found) <= set(known):
+            raise UserError(f"data.{key} is {found}, expected some of {', '.join(known)}")
 
 
 def _bytes(case: Case) -> int:

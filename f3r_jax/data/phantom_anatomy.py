@@ -14,6 +14,7 @@ from f3r_jax.data.phantom_shapes import (
     RIGHT_KIDNEY,
     SPLEEN,
     Anatomy,
+    Frame,
     Number,
     Part,
     Points,
@@ -57,8 +58,14 @@ def draw_anatomy(rng: Generator) -> Anatomy:
         *small_bowel(rng),
         *mesentery(rng),
     ]
-    waves = draw_waves(rng, 5, shortest=90, longest=200, amplitude=2.5)
-    return Anatomy(tuple(parts), body.room, waves)
+    waves = draw_waves(rng, 5, shortest=90, longest=200, amplitude=rng.uniform(2, 4))
+    return Anatomy(tuple(parts), body.room, waves, draw_frame(rng))
+
+
+def draw_frame(rng: Generator) -> Frame:
+    """Not in the middle, above all along z: the field of view shows more of the chest or more of the pelvis."""
+    shift, scale = spread(rng, 1, 3) * (6, 4, 14), (1 + spread(rng, 0.05)) * (1 + spread(rng, 0.025, 3))
+    return Frame(tuple(shift.tolist()), tuple(scale.tolist()))
 
 
 def great_vessels(rng: Generator, body: Body) -> list[Part]:

@@ -34,7 +34,7 @@ class Body:
     def __init__(self, rng: Generator):
         self.cavity_radii = 116 + spread(rng, 4), 80 + spread(rng, 4)
         self.wall = 11 + spread(rng, 1.5)
-        self.fat = float(np.clip(rng.lognormal(np.log(13), 0.35), 6, 24))
+        self.fat = float(np.clip(rng.lognormal(np.log(13), 0.45), 5, 30))
         self.heights = 84 + spread(rng, 4), 72 + spread(rng, 5)  # of the right and left dome
         self.spine_y = -48 + spread(rng, 2)
         self.bend = spread(rng, 3), rng.uniform(0, 2 * np.pi)

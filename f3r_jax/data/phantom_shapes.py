@@ -42,15 +42,29 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Frame:
+    """Where a patient lies in the field of view, and how large he is."""
+
+    shift: tuple[float, float, float] = (0.0, 0.0, 0.0)  # mm
+    scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def of_patient(self, points: Points) -> Points:
+        """Points of the field of view in the frame in which the organs are described."""
+        return tuple((c - d) / s for c, d, s in zip(points, self.shift, self.scale, strict=True))
+
+
+@dataclass(frozen=True)
 class Anatomy:
     """One patient: parts in the order of painting, the room for organs, and what makes the shapes irregular."""
 
     parts: tuple[Part, ...]
     room: Distance
     waves: np.ndarray  # (k, 7): wave vector in rad/mm, amplitudes in mm, phase
+    frame: Frame
 
     def irregular(self, points: Points) -> Points:
-        """Coordinates moved by long waves of a few mm, so that no organ is a perfect ellipsoid."""
+        """Coordinates of the patient moved by long waves of a few mm, so that no organ is a perfect ellipsoid."""
+        points = self.frame.of_patient(points)
         return tuple(c + d for c, d in zip(points, sum_of_waves(points, self.waves), strict=True))
 
 

@@ -1,0 +1,44 @@
+"""Smooth random fields on a voxel grid, from a key: cubic splines through normally distributed knots.
+
+Letters: x y z voxels, c channels.
+"""
+
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+from scipy.interpolate import make_interp_spline
+
+
+def knots_for(shape: tuple[int, ...], intervals: int) -> tuple[int, int, int]:
+    """Knots along each axis: `intervals` between them along the longest, as close along the others."""
+    return tuple(max(1, round(intervals * n / max(shape))) + 1 for n in shape)
+
+
+def smooth_noise(
+    key: Array, shape: tuple[int, ...], *, intervals: int, channels: int = 1
+) -> Float[Array, "x y z {channels}"]:
+    """A random field of zero mean and unit variance, smooth between knots.
+
+    Args:
+      key: a JAX random key.
+      shape: of the grid, three sizes.
+      intervals: between knots along the longest axis; the knots at the ends are in the corner voxels.
+      channels: independent fields.
+    """
+    knots = knots_for(shape, intervals)
+    field = jax.random.normal(key, (*knots, channels))
+    for n, count in zip(shape, knots, strict=True):  # interpolates the first axis and puts it before the channels
+        field = jnp.tensordot(field, jnp.asarray(spline_matrix(n, count)), axes=((0,), (1,)))
+        field = jnp.moveaxis(field, -1, 2)
+    return field
+
+
+@lru_cache
+def spline_matrix(n: int, knots: int) -> Float[np.ndarray, "{n} {knots}"]:
+    """What takes values at evenly spaced knots to n voxels; rows have length 1, so that unit variance is kept."""
+    weights = make_interp_spline(np.arange(knots), np.eye(knots), k=min(3, knots - 1))(np.linspace(0, knots - 1, n))
+    return (weights / np.linalg.norm(weights, axis=1, keepdims=True)).astype(np.float32)
