@@ -24,6 +24,7 @@ from f3r_jax import models
 from f3r_jax.data import nifti
 from f3r_jax.data.datasets import Case, Dataset
 
+pytest_plugins = ("extras",)
 REPOSITORY = Path(__file__).parent.parent
 SHAPE = (16, 16, 16)
 TINY_CONFIG = {

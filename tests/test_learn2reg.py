@@ -21,11 +21,6 @@ SPACING = (20.0, 20.0, 16.0)
 pytestmark = pytest.mark.filterwarnings("ignore:Please import:DeprecationWarning")
 
 
-@pytest.fixture
-def surface_distance():
-    return pytest.importorskip("surface_distance", reason="surface-distance is not installed: EXTRAS=baselines")
-
-
 def smooth_field(rng, shape, *, size=1.0, dtype=np.float64, order="C"):
     noise = ndimage.gaussian_filter(rng.normal(size=(*shape, 3)), (2, 2, 2, 0))
     return np.asarray(size / noise.std() * noise, dtype, order=order)
@@ -325,7 +320,7 @@ def test_the_command_scores_what_it_submits(surface_distance, challenge, submitt
     assert set(summary["test"]["aggregates"]) == {"LogJacDetStd", "num_foldings"}
 
 
-def test_runs_that_learn2reg_cannot_score(surface_distance, challenge):
+def test_runs_that_learn2reg_cannot_score(challenge):
     config = data_config(challenge)
     for change in ({"source": "phantom"}, {"direction": "mr_to_ct"}):
         with pytest.raises(UserError, match=r"expected nifti and ct_to_mr"):
