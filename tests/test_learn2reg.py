@@ -367,6 +367,22 @@ def test_a_field_in_the_order_of_the_files_warps_their_labels_alike(tmp_path, tu
     np.testing.assert_array_equal(found[kept], expected[kept])
 
 
+def test_only_scores_of_labels_need_surface_distance(monkeypatch, tmp_path):
+    """Without it, a labelled pair ends in one line before its field is written, and one without labels is scored."""
+    for number, labelled in ((1, True), (2, False)):
+        write_pair(tmp_path, "Tr", number, labelled=labelled)
+    (tmp_path / "A_dataset.json").write_text(json.dumps(description((1, 2))))
+    config, names = ConfigDict(data_config(tmp_path)), ("AbdomenMRCT_0001", "AbdomenMRCT_0002")
+    still, folder = np.zeros((*SHAPE, 3), np.float32), tmp_path / "submitted"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    labelled, bare = submissions.open_pairs(config, names).values()
+    with pytest.raises(UserError, match=r"surface-distance.*EXTRAS=baselines"):
+        submissions.submit(folder, still, datasets.load_pair(labelled, config), labelled)
+    assert not folder.exists()
+    scores = submissions.submit(folder, still, datasets.load_pair(bare, config), bare)
+    assert scores["LogJacDetStd"]["mean"] == 0 and "HD95" not in scores
+
+
 def test_pairs_without_numbers_are_scored_alone(surface_distance, tmp_path):
     write_pair(tmp_path, "Tr", 1)
     for name, modality in (("mr", "0000"), ("ct", "0001")):
