@@ -42,7 +42,7 @@ help: ## this list
 
 run: ## train F3RNet-MRB on the phantom and evaluate it, in runs/mrb
 	@$(venv)
-	$(BIN)/python -m f3r_jax.main --config=configs/mrb.py --workdir=runs/mrb $(ARGS)
+	$(BIN)/python -m f3r_jax.main --config=configs/mrb.py $(ARGS)
 
 paper: ## every table and figure of the paper, small, on the phantom; DATA=/path: at the paper's size on own NIfTI pairs
 	@$(call venv,baselines)

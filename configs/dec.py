@@ -1,8 +1,8 @@
 """F3RNet-Dec: only the decoder of the multi-scale stream is factorised (Table 1).
 
-python -m f3r_jax.main --config=configs/dec.py --workdir=runs/dec
+python -m f3r_jax.main --config=configs/dec.py
     on the phantom, as `configs/mrb.py` describes it.
-python -m f3r_jax.main --config=configs/dec.py:paper --config.data.root=/data/pairs --workdir=runs/dec_paper
+python -m f3r_jax.main --config=configs/dec.py:paper --config.data.root=/data/pairs
     the paper's setting on own data; its best lambda for this network is 1.5 (Sec. 3.2).
 """
 

@@ -1,8 +1,8 @@
 """F3RNet-Enc: only the encoder of the multi-scale stream is factorised (Table 1).
 
-python -m f3r_jax.main --config=configs/enc.py --workdir=runs/enc
+python -m f3r_jax.main --config=configs/enc.py
     on the phantom, as `configs/mrb.py` describes it.
-python -m f3r_jax.main --config=configs/enc.py:paper --config.data.root=/data/pairs --workdir=runs/enc_paper
+python -m f3r_jax.main --config=configs/enc.py:paper --config.data.root=/data/pairs
     the paper's setting on own data; its best lambda for this network is 2 (Sec. 3.2).
 """
 

@@ -2,9 +2,9 @@
 
 Trained with the same loss and schedule as F3RNet, so that the networks alone differ.
 
-python -m f3r_jax.main --config=configs/faim.py --workdir=runs/faim
+python -m f3r_jax.main --config=configs/faim.py
     on the phantom, as `configs/mrb.py` describes it.
-python -m f3r_jax.main --config=configs/faim.py:paper --config.data.root=/data/pairs --workdir=runs/faim_paper
+python -m f3r_jax.main --config=configs/faim.py:paper --config.data.root=/data/pairs
     the paper's setting on own data. The paper names no lambda of its own for its rivals; 1.5 is F3RNet's.
 """
 

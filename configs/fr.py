@@ -1,8 +1,8 @@
 """F3RNet-FR: only the full-resolution stream is factorised (Table 1).
 
-python -m f3r_jax.main --config=configs/fr.py --workdir=runs/fr
+python -m f3r_jax.main --config=configs/fr.py
     on the phantom, as `configs/mrb.py` describes it.
-python -m f3r_jax.main --config=configs/fr.py:paper --config.data.root=/data/pairs --workdir=runs/fr_paper
+python -m f3r_jax.main --config=configs/fr.py:paper --config.data.root=/data/pairs
     the paper's setting on own data; its best lambda for this network is 1.5 (Sec. 3.2).
 """
 

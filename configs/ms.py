@@ -1,8 +1,8 @@
 """F3RNet-MS: only the multi-scale stream is factorised, encoder and decoder (Table 1).
 
-python -m f3r_jax.main --config=configs/ms.py --workdir=runs/ms
+python -m f3r_jax.main --config=configs/ms.py
     on the phantom, as `configs/mrb.py` describes it.
-python -m f3r_jax.main --config=configs/ms.py:paper --config.data.root=/data/pairs --workdir=runs/ms_paper
+python -m f3r_jax.main --config=configs/ms.py:paper --config.data.root=/data/pairs
     the paper's setting on own data; its best lambda for this network is 2 (Sec. 3.2).
 """
 

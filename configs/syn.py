@@ -1,8 +1,8 @@
 """SyN with mutual information (ANTsPy, extra `baselines`), evaluated without training.
 
-python -m f3r_jax.main --config=configs/syn.py --workdir=runs/syn
+python -m f3r_jax.main --config=configs/syn.py
     on the test cases of the phantom that `configs/mrb.py` describes.
-python -m f3r_jax.main --config=configs/syn.py:paper --config.data.root=/data/pairs --workdir=runs/syn_paper
+python -m f3r_jax.main --config=configs/syn.py:paper --config.data.root=/data/pairs
     at the paper's size; the paper gives 97 s a pair on a CPU.
 """
 

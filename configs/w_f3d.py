@@ -1,8 +1,8 @@
 """F3RNet-w/ F3D: every convolution is factorised: the smallest of the seven (Table 1).
 
-python -m f3r_jax.main --config=configs/w_f3d.py --workdir=runs/w_f3d
+python -m f3r_jax.main --config=configs/w_f3d.py
     on the phantom, as `configs/mrb.py` describes it.
-python -m f3r_jax.main --config=configs/w_f3d.py:paper --config.data.root=/data/pairs --workdir=runs/w_f3d_paper
+python -m f3r_jax.main --config=configs/w_f3d.py:paper --config.data.root=/data/pairs
     the paper's setting on own data; its best lambda for this network is 1.5 (Sec. 3.2).
 """
 

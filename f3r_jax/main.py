@@ -1,15 +1,17 @@
 """Trains the network of a config, then evaluates it: the main job. SyN, which learns nothing, is evaluated only.
 
-  python -m f3r_jax.main --config=configs/mrb.py --workdir=runs/mrb
+  python -m f3r_jax.main --config=configs/mrb.py
 
-Started again with the same config and folder, it goes on from the newest checkpoint. Several lambdas as one program:
+The run goes to runs/mrb, that of configs/mrb.py:paper to runs/mrb_paper, unless --workdir=FOLDER names another folder.
+Started again with the same config and folder, it resumes from the newest checkpoint. Several lambdas as one program, in
+runs/mrb_lam0.25 and so on:
 
-  python -m f3r_jax.main --config=configs/mrb.py --workdir=runs/mrb_lam{lam} --lambdas=0.25,0.5,1
+  python -m f3r_jax.main --config=configs/mrb.py --lambdas=0.25,0.5,1
 
 All devices of the machine share a batch. On several machines, one process on each, with the folders on a file system
 that all of them see:
 
-  srun python -m f3r_jax.main --config=configs/mrb.py --config.train.batch_size=8 --workdir=runs/mrb --distributed
+  srun python -m f3r_jax.main --config=configs/mrb.py --config.train.batch_size=8 --distributed
 """
 
 import contextlib
@@ -37,9 +39,11 @@ from f3r_jax.train import TrainStep, check_settings, compiled_step, train, train
 from f3r_jax.workdir import check_same_run, write_config, write_origin
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, e.g. configs/mrb.py", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics and evaluation.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run: checkpoints, metrics and evaluation; by default runs/<config>[_<option>]."
+)
 _LAMBDAS = flags.DEFINE_list(
-    "lambdas", None, "Trains a run for each of these values of loss.lam, all as one program; --workdir holds {lam}."
+    "lambdas", None, "Trains a run for each of these values of loss.lam, all as one program; a --workdir holds {lam}."
 )
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "This is one of several processes of one training; the cluster's launcher tells which."
@@ -49,18 +53,17 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator: how many processes there are.", lower_bound=1)
 _PROCESS = flags.DEFINE_integer("process", None, "With --coordinator: which of them this is, from 0.", lower_bound=0)
-USAGE = "expected --config=FILE --workdir=FOLDER [--lambdas=A,B,...] [--config.KEY=VALUE ...]"
+USAGE = "expected --config=FILE [--workdir=FOLDER] [--lambdas=A,B,...] [--config.KEY=VALUE ...]"
 
 
 def main(argv: Sequence[str]) -> int:
     """Trains and evaluates; returns the exit status."""
     if argv[1:]:
         raise UserError(f"unknown argument {argv[1]!r}, {USAGE}")
-    if _CONFIG.value is None or _WORKDIR.value is None:
-        raise UserError(
-            "--config=FILE and --workdir=FOLDER are required, for example --config=configs/mrb.py --workdir=runs/mrb"
-        )
-    file = Path(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0])
+    if _CONFIG.value is None:
+        raise UserError("--config=FILE is required, for example --config=configs/mrb.py")
+    spec = config_flags.get_config_filename(flags.FLAGS["config"])
+    file = Path(spec.partition(":")[0])
     if not file.is_file():
         raise UserError(f"{file}: no such file, expected a config such as configs/mrb.py")
     check_processes()
@@ -68,7 +71,10 @@ def main(argv: Sequence[str]) -> int:
     config = _CONFIG.value
     if config.data.root is None:
         raise UserError("data.root is not set, expected the folder of the data: --config.data.root=FOLDER")
-    runs = {Path(_WORKDIR.value): config} if _LAMBDAS.value is None else of_lambdas(config, _WORKDIR.value)
+    workdir = _WORKDIR.value
+    if workdir is None:
+        workdir = default_workdir(spec, several=_LAMBDAS.value is not None)
+    runs = {Path(workdir): config} if _LAMBDAS.value is None else of_lambdas(config, workdir)
     if not _DISTRIBUTED.value:
         return do(runs)
     devices.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
@@ -84,6 +90,12 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.flush()
         os.execv(sys.executable, [*sys.orig_argv, "--nodistributed"])
     return status
+
+
+def default_workdir(spec: str, *, several: bool) -> str:
+    """Where a config's run goes: configs/mrb.py:paper to runs/mrb_paper; with {lam} in it for several lambdas."""
+    file, _, option = spec.partition(":")
+    return "runs/" + "_".join(filter(None, (Path(file).stem, option, "lam{lam}" if several else "")))
 
 
 def check_processes() -> None:
@@ -135,6 +147,8 @@ def do(runs: dict[Path, ConfigDict]) -> int:
     models.check_shape(config.data.shape, "data.shape")
     for workdir, each in runs.items():
         check_same_run(each, workdir)
+    if _WORKDIR.value is None:
+        print(f"no --workdir given, writing to {', '.join(map(str, workdirs))}", flush=True)
     ahead = compiling(network, configs, workdirs) if trains(config) else None
     devices.main_first(partial(read_all, dataset))  # the phantom is made by one process
     if devices.is_main():

@@ -25,9 +25,8 @@ def open_pairs(data_config: ConfigDict, names: Iterable[str]) -> dict[str, pairs
     """The files behind cases by name, checked to be such that a run's fields are fields of the files.
 
     Raises:
-      UserError: no files with the MR fixed, the run works on another grid than they have, or a package is missing.
+      UserError: no files with the MR fixed, the run works on another grid than they have.
     """
-    learn2reg.check()
     source, direction = data_config.source, data_config.direction
     if (source, direction) != ("nifti", "ct_to_mr"):
         raise UserError(
@@ -53,7 +52,12 @@ def submit(folder: Path, displacement: Field, case: Case, pair: pairs.Pair) -> d
 
     Files that aren't numbered as Learn2Reg's are only scored: "submission" is None. LogJacDetStd is taken in the mask
     that lies where the challenge keeps them, masksTr for imagesTr, and everywhere if there is none, as it does.
+
+    Raises:
+      UserError: both files have label maps, so there is an HD95, and surface-distance is not installed.
     """
+    if pair.mr.labels and pair.ct.labels:
+        learn2reg.check()  # before anything is written
     scans = pair.mr, pair.ct
     field = to_file_order(displacement, case, pair)
     numbers = [

@@ -28,7 +28,8 @@ def check_same_run(config: ConfigDict, workdir: Path) -> None:
         # A run killed while it wrote its config leaves that half-written file alone.
         if workdir.is_dir() and any(file.name != f"{CONFIG_FILE}.tmp" for file in workdir.iterdir()):
             raise UserError(
-                f"{workdir}: holds files but no {CONFIG_FILE}, expected an empty folder or that of a run to go on with"
+                f"{workdir}: holds files but no {CONFIG_FILE}, expected an empty folder or that of a run to resume; "
+                "choose another with --workdir=FOLDER"
             )
         return
     found, wanted = (flat(json.loads(each.to_json())) for each in (read_config(workdir), config))
@@ -36,7 +37,7 @@ def check_same_run(config: ConfigDict, workdir: Path) -> None:
         if found.get(key) != wanted.get(key):
             raise UserError(
                 f"{workdir}: holds a run of another config: {key} is {found.get(key, 'absent')!r} there and "
-                f"{wanted.get(key, 'absent')!r} here; give another --workdir"
+                f"{wanted.get(key, 'absent')!r} here; choose another folder with --workdir=FOLDER"
             )
 
 

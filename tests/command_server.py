@@ -1,8 +1,8 @@
 """Runs the package's entry points, one process each, without importing JAX anew for each.
 
 A server that has imported everything but the entry points reads a JSON line a command and forks; the child becomes
-`python -m f3r_jax.<module> <arguments>`, with changes to the environment. The server answers with the child's id, then
-with its exit status. The network "tiny" is known to it beside the real ones: it compiles in a second.
+`python -m f3r_jax.<module> <arguments>`, with changes to the environment, in a folder. The server answers with the
+child's id, then with its exit status. The network "tiny" is known to it beside the real ones: it compiles in a second.
 """
 
 import json
@@ -40,8 +40,9 @@ def register_tiny() -> None:
     models.LABELS["tiny"] = "Tiny"
 
 
-def _become(module: str, arguments: list[str], out: str, err: str, env: dict[str, str]) -> None:
+def _become(module: str, arguments: list[str], out: str, err: str, env: dict[str, str], cwd: str) -> None:
     os.environ.update(env)
+    os.chdir(cwd)
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.argv = [module, *arguments]

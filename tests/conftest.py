@@ -24,6 +24,7 @@ from f3r_jax import models
 from f3r_jax.data import nifti
 from f3r_jax.data.datasets import Case, Dataset
 
+pytest_plugins = ("extras",)
 REPOSITORY = Path(__file__).parent.parent
 SHAPE = (16, 16, 16)
 TINY_CONFIG = {
@@ -105,11 +106,12 @@ class Commands:
         *arguments: object,
         kill_when: Callable[[], bool] | None = None,
         env: dict[str, str] | None = None,
+        cwd: Path = REPOSITORY,
     ) -> Result:
-        """Runs one command, in an environment with changes; sends it SIGKILL once `kill_when` holds."""
+        """Runs one command, in a folder and an environment with changes; sends it SIGKILL once `kill_when` holds."""
         out, err = self._folder / "out", self._folder / "err"
         command = {"module": module, "arguments": [str(a) for a in arguments], "out": str(out), "err": str(err)}
-        command["env"] = env or {}
+        command |= {"env": env or {}, "cwd": str(cwd)}
         self._server.stdin.write(json.dumps(command) + "\n")
         self._server.stdin.flush()
         child = int(self._server.stdout.readline())
@@ -152,9 +154,10 @@ def tiny_network(monkeypatch):
 def arguments(phantoms, tmp_path):
     """A function: the arguments of `main` for a tiny run in tmp_path/run, with changes to the config."""
 
-    def make(changes: dict | None = None, *, workdir: Path = tmp_path / "run", config: str = "configs/mrb.py"):
+    def make(changes: dict | None = None, *, workdir: Path | None = tmp_path / "run", config: str = "configs/mrb.py"):
         values = TINY_CONFIG | {"data.root": phantoms} | (changes or {})
-        return [f"--config={config}", f"--workdir={workdir}", *(f"--config.{key}={values[key]}" for key in values)]
+        folder = [] if workdir is None else [f"--workdir={workdir}"]
+        return [f"--config={config}", *folder, *(f"--config.{key}={values[key]}" for key in values)]
 
     return make
 

@@ -65,11 +65,6 @@ def test_repeat_is_nearest_neighbour():
 # The networks once more, layer by layer in PyTorch.
 
 
-@pytest.fixture
-def torch():
-    return pytest.importorskip("torch")
-
-
 class Reference:
     """PyTorch's layers on the parameters of ours; tensors are (b c x y z)."""
 

@@ -87,16 +87,6 @@ def xla(x, kernel, bias, g, stride):
     return y, *gradients(g)
 
 
-@pytest.fixture
-def torch():
-    """PyTorch on one thread: on arrays this small a second one only waits for the first on a busy machine."""
-    module = pytest.importorskip("torch")
-    threads = module.get_num_threads()
-    module.set_num_threads(1)
-    yield module
-    module.set_num_threads(threads)
-
-
 def pytorch(torch, x, kernel, bias, g, stride):
     volume, weights, offset = (torch.tensor(a, requires_grad=True) for a in (x, kernel, bias))
     pads = []

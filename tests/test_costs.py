@@ -95,12 +95,7 @@ def test_pools_and_upsamplings_are_those_that_the_network_runs(variant, monkeypa
 
 
 @pytest.mark.parametrize("variant", ["wo_f3d", "mrb"])
-def test_agrees_with_what_pytorch_counts(variant):
-    torch = pytest.importorskip("torch")
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from f3r_jax import torch_f3rnet
-
+def test_agrees_with_what_pytorch_counts(variant, torch, flop_counter, torch_f3rnet):
     twin, moved = torch_f3rnet.F3RNet(variant).to("meta"), []  # shapes alone
 
     def add(module, inputs, output):
@@ -111,9 +106,9 @@ def test_agrees_with_what_pytorch_counts(variant):
         if isinstance(module, torch.nn.Conv3d):
             module.register_forward_hook(add)
     volumes = torch.zeros(2, 1, 1, 16, 20, 16, device="meta")  # padded to SHAPE
-    with FlopCounterMode(display=False) as forward:
+    with flop_counter.FlopCounterMode(display=False) as forward:
         displacement = twin(*volumes)
-    with FlopCounterMode(display=False) as backward:
+    with flop_counter.FlopCounterMode(display=False) as backward:
         displacement.sum().backward()
     shape = (16, 20, 16)
     found = costs.convolutions(costs.NETWORKS[variant](), shape)

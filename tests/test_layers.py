@@ -36,16 +36,6 @@ def ramp(shape, factor=1):
     return jnp.asarray(2 * x - 3 * y + 0.5 * z + 1, jnp.float32)[None, ..., None]
 
 
-@pytest.fixture
-def torch():
-    """PyTorch on one thread: on arrays this small a second one only waits for the first on a busy machine."""
-    module = pytest.importorskip("torch")
-    threads = module.get_num_threads()
-    module.set_num_threads(1)
-    yield module
-    module.set_num_threads(threads)
-
-
 def torch_volume(torch, x):
     return torch.tensor(np.moveaxis(np.asarray(x), -1, 1).copy(), requires_grad=True)
 

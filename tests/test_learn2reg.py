@@ -21,11 +21,6 @@ SPACING = (20.0, 20.0, 16.0)
 pytestmark = pytest.mark.filterwarnings("ignore:Please import:DeprecationWarning")
 
 
-@pytest.fixture
-def surface_distance():
-    return pytest.importorskip("surface_distance", reason="surface-distance is not installed: EXTRAS=baselines")
-
-
 def smooth_field(rng, shape, *, size=1.0, dtype=np.float64, order="C"):
     noise = ndimage.gaussian_filter(rng.normal(size=(*shape, 3)), (2, 2, 2, 0))
     return np.asarray(size / noise.std() * noise, dtype, order=order)
@@ -325,7 +320,7 @@ def test_the_command_scores_what_it_submits(surface_distance, challenge, submitt
     assert set(summary["test"]["aggregates"]) == {"LogJacDetStd", "num_foldings"}
 
 
-def test_runs_that_learn2reg_cannot_score(surface_distance, challenge):
+def test_runs_that_learn2reg_cannot_score(challenge):
     config = data_config(challenge)
     for change in ({"source": "phantom"}, {"direction": "mr_to_ct"}):
         with pytest.raises(UserError, match=r"expected nifti and ct_to_mr"):
@@ -370,6 +365,22 @@ def test_a_field_in_the_order_of_the_files_warps_their_labels_alike(tmp_path, tu
     assert np.count_nonzero(expected) > 50
     kept = tuple(slice(4, -4) for _ in range(3)) if moving_shift else ...  # our grid cuts what the header moves off it
     np.testing.assert_array_equal(found[kept], expected[kept])
+
+
+def test_only_scores_of_labels_need_surface_distance(monkeypatch, tmp_path):
+    """Without it, a labelled pair ends in one line before its field is written, and one without labels is scored."""
+    for number, labelled in ((1, True), (2, False)):
+        write_pair(tmp_path, "Tr", number, labelled=labelled)
+    (tmp_path / "A_dataset.json").write_text(json.dumps(description((1, 2))))
+    config, names = ConfigDict(data_config(tmp_path)), ("AbdomenMRCT_0001", "AbdomenMRCT_0002")
+    still, folder = np.zeros((*SHAPE, 3), np.float32), tmp_path / "submitted"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    labelled, bare = submissions.open_pairs(config, names).values()
+    with pytest.raises(UserError, match=r"surface-distance.*EXTRAS=baselines"):
+        submissions.submit(folder, still, datasets.load_pair(labelled, config), labelled)
+    assert not folder.exists()
+    scores = submissions.submit(folder, still, datasets.load_pair(bare, config), bare)
+    assert scores["LogJacDetStd"]["mean"] == 0 and "HD95" not in scores
 
 
 def test_pairs_without_numbers_are_scored_alone(surface_distance, tmp_path):

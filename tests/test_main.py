@@ -81,6 +81,38 @@ def test_a_loss_that_is_not_finite_ends_with_status_1(commands, arguments, tmp_p
     assert commands.run("evaluate", f"--workdir={tmp_path / 'run'}", "--pictures=0").status == 0
 
 
+# A run without --workdir
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """A folder to give commands in, with the configs."""
+    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("spec", "more", "folders"),
+    [
+        ("configs/mrb.py", [], ["runs/mrb"]),
+        ("configs/mrb.py:paper", [], ["runs/mrb_paper"]),
+        ("configs/vm2.py:paper", ["--lambdas=2,0.5"], ["runs/vm2_paper_lam0.5", "runs/vm2_paper_lam2"]),
+    ],
+)
+def test_a_run_goes_to_a_folder_named_after_its_config(commands, arguments, elsewhere, spec, more, folders):
+    short = {"data.source": "phantom", "train.steps": 1, "train.checkpoint_every": 1}
+    given = [*arguments(short, workdir=None, config=spec), *more]
+    result = commands.run("main", *given, cwd=elsewhere)
+    assert result.status == 0 and result.err == ""
+    assert f"no --workdir given, writing to {', '.join(folders)}" in result.out.splitlines()
+    assert sorted(str(path.relative_to(elsewhere)) for path in (elsewhere / "runs").iterdir()) == folders
+    assert all((elsewhere / folder / "evaluation" / "summary.json").exists() for folder in folders)
+    if not more:
+        refused = commands.run("main", *given, "--config.seed=7", cwd=elsewhere)
+        _assert_one_line(refused, folders[0], "another config", "seed", "choose another folder with --workdir=FOLDER")
+        assert refused.out == ""
+
+
 # A run that is killed
 
 
@@ -223,7 +255,7 @@ def test_a_setting_that_is_wrong(commands, arguments, tmp_path, changes, words):
     ("given", "words"),
     [
         (["--workdir=WORK"], ["--config"]),
-        (["--config=configs/mrb.py"], ["--workdir"]),
+        (["--config=configs/mrb.py:paper"], ["data.root"]),
         (["--config=configs/mrb.py", "--workdir=WORK", "--lambdas=1,2"], ["--workdir", "{lam}"]),
         (["--config=configs/mrb.py", "--workdir=WORK{lam}", "--lambdas=1,two"], ["--lambdas", "two"]),
         (["--config=configs/mrb.py", "--workdir=WORK{lam}", "--lambdas=-1,2"], ["loss.lam", "-1"]),

@@ -10,7 +10,6 @@ from f3r_jax.errors import UserError
 MATRIX = np.array([[0.9, -0.3, 0.1, 12.5], [0.25, 1.1, -0.2, -7.0], [0.05, 0.15, 0.95, 33.0], [0.0, 0.0, 0.0, 1.0]])
 POINTS = np.random.default_rng(0).uniform(-200, 200, (20, 3))
 FLIP = np.array([-1.0, -1.0, 1.0])
-NEEDS_SITK = "an independent reader of transforms: install the extra `baselines` (SimpleITK)"
 
 
 def in_lps(matrix, points):
@@ -77,8 +76,7 @@ def simpleitk_transforms(sitk):
 
 
 @pytest.mark.parametrize("name", ["affine", "euler", "zyx", "versor", "shift"])
-def test_what_simpleitk_writes_takes_points_where_it_does(tmp_path, name):
-    sitk = pytest.importorskip("SimpleITK", reason=NEEDS_SITK)
+def test_what_simpleitk_writes_takes_points_where_it_does(sitk, tmp_path, name):
     transform = simpleitk_transforms(sitk)[name]
     sitk.WriteTransform(transform, str(tmp_path / "theirs.tfm"))
     matrix = read_matrix(tmp_path / "theirs.tfm")
@@ -87,15 +85,13 @@ def test_what_simpleitk_writes_takes_points_where_it_does(tmp_path, name):
     )
 
 
-def test_simpleitk_reads_ours(tmp_path):
-    sitk = pytest.importorskip("SimpleITK", reason=NEEDS_SITK)
+def test_simpleitk_reads_ours(sitk, tmp_path):
     write_matrix(tmp_path / "ours.txt", MATRIX)
     theirs = sitk.ReadTransform(str(tmp_path / "ours.txt"))
     np.testing.assert_allclose([theirs.TransformPoint(p) for p in POINTS.tolist()], in_lps(MATRIX, POINTS), atol=1e-9)
 
 
-def test_the_binary_file_of_ants(tmp_path):
-    ants = pytest.importorskip("ants", reason="writes the binary file: install the extra `baselines` (ANTsPy)")
+def test_the_binary_file_of_ants(ants, tmp_path):
     parameters = [*MATRIX[:3, :3].ravel(), 3.0, -4.0, 5.0]
     theirs = ants.create_ants_transform(
         transform_type="AffineTransform", dimension=3, parameters=parameters, fixed_parameters=(10.0, -20.0, 35.0)

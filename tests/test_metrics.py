@@ -22,6 +22,7 @@ from hypothesis.extra import numpy as hnp
 
 from f3r_jax import metrics
 from f3r_jax.data import nifti, preprocess
+from f3r_jax.ops import fields
 
 ISOTROPIC = (1.0, 1.0, 1.0)
 ANISOTROPIC = (0.8, 1.5, 3.0)
@@ -161,13 +162,8 @@ def test_agreement_with_simpleitk(sitk):
 
 
 @pytest.fixture
-def sitk():
-    return pytest.importorskip("SimpleITK", reason="SimpleITK is not installed: EXTRAS=baselines")
-
-
-@pytest.fixture
-def deepmind():
-    return pytest.importorskip("surface_distance", reason="surface-distance is not installed: EXTRAS=baselines")
+def deepmind(surface_distance):
+    return surface_distance
 
 
 @pytest.fixture(scope="module")
@@ -337,7 +333,6 @@ def test_folding_counts_voxels_and_the_log_is_clipped_there():
 
 
 def test_determinant_agrees_with_the_jax_one():
-    fields = pytest.importorskip("f3r_jax.ops.fields")
     field = np.random.default_rng(0).normal(size=(7, 6, 5, 3)).astype(np.float32)
     batch = jnp.asarray(field[None])
     np.testing.assert_allclose(metrics.jacobian_determinant(field), fields.jacobian_determinant(batch)[0], atol=1e-4)

@@ -171,8 +171,7 @@ def test_files_that_are_no_field_of_itk(tmp_path):
     assert "no such file" in _message(nifti.read_field, tmp_path / "missing.nii.gz")
 
 
-def test_simpleitk_reads_our_vectors_and_we_read_its(tmp_path):
-    sitk = pytest.importorskip("SimpleITK", reason="another reader of fields: install the extra `baselines`")
+def test_simpleitk_reads_our_vectors_and_we_read_its(sitk, tmp_path):
     field = np.random.default_rng(0).normal(size=(5, 6, 7, 3)).astype(np.float32)
     nifti.write_field(tmp_path / "ours.nii.gz", field, FLIPPED)
     theirs = sitk.ReadImage(str(tmp_path / "ours.nii.gz"))

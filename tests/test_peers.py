@@ -12,6 +12,7 @@ from f3r_jax import metrics, peers
 from f3r_jax.defaults import syn_config
 
 SPACING = np.array([2.0, 2.0, 3.0])
+NEEDS = {"SyN": ("ants",), "greedy": ("picsl_greedy", "SimpleITK"), "convexAdam": ("convexAdam", "torch")}
 SHIFTS = np.array([2.5, -1.5, 0.5])  # voxels; differs along the axes, so that swapped or mirrored axes show
 
 
@@ -41,11 +42,8 @@ def quick(name: str):
     return {"greedy": lambda pair: peers.greedy(pair, iterations=(20, 20, 10)), "convexAdam": peers.convex_adam}[name]
 
 
-@pytest.mark.parametrize("name", peers.RIVALS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.extras(*NEEDS[name])) for name in peers.RIVALS])
 def test_recovers_a_shift(name):
-    rival = peers.RIVALS[name]
-    if not rival.installed:
-        pytest.skip(f"{rival.package} is not installed")
     pair, fixed, moving = shifted_pair((32, 30, 28))
     field = quick(name)(pair)
     assert (field.shape, field.dtype) == ((*pair.fixed.shape, 3), np.float32)
@@ -58,9 +56,7 @@ def test_recovers_a_shift(name):
     assert (np.sign(found) == np.sign(SHIFTS)).all()
 
 
-def test_warped_by_our_field_as_by_greedy(monkeypatch):
-    picsl_greedy = pytest.importorskip("picsl_greedy", reason="greedy is not installed")
-    sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed")
+def test_warped_by_our_field_as_by_greedy(picsl_greedy, sitk, monkeypatch):
     made = []
 
     def record():

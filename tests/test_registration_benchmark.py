@@ -122,15 +122,16 @@ def test_network_registers_through_the_spacing_it_was_trained_at(finished, tiny_
 
 
 @pytest.mark.slow
+@pytest.mark.extras("ants", "picsl_greedy", "convexAdam")
 def test_command_writes_table_and_json(commands, tmp_path):
-    """Ours for real, and those rivals that are installed, on a pair of few voxels."""
+    """f3r_jax and all rivals for real, on a pair of few voxels."""
     page, numbers = tmp_path / "B.md", tmp_path / "b.json"
     options = ["--what=registration", "--shape=32,24,24", "--cases=1"]
     result = commands.run("benchmark", *options, f"--markdown={page}", f"--json={numbers}")
     assert result.status == 0, result.out + result.err
     found = json.loads(numbers.read_text())["registration"]
     assert found["spacing"] == 9.6
-    for name in ("ours", "ours, not diffeomorphic", *(name for name in peers.RIVALS if peers.RIVALS[name].installed)):
+    for name in ("ours", "ours, not diffeomorphic", *peers.RIVALS):
         (case,) = found["methods"][name]
         assert case["dice"] > found["before"][0]["dice"] or name in peers.RIVALS  # too coarse a grid for SyN
         assert ("compile_seconds" in case) == (name not in peers.RIVALS)

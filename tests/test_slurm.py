@@ -5,7 +5,6 @@ Debian's packages slurm-wlm and munge hold all three; nothing is configured outs
 
 import contextlib
 import getpass
-import importlib.util
 import json
 import os
 import secrets
@@ -24,10 +23,11 @@ from test_launch import Study
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "sinfo")
 SEARCH = os.environ["PATH"] + ":/usr/sbin:/sbin"
 MISSING = [name for name in PROGRAMS if shutil.which(name, path=SEARCH) is None]
-if importlib.util.find_spec("submitit") is None:
-    MISSING.append("submitit (extra slurm)")
 
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"no SLURM here: {', '.join(MISSING)} not installed")
+pytestmark = [
+    pytest.mark.extras("submitit"),
+    pytest.mark.skipif(bool(MISSING), reason=f"no SLURM here: {', '.join(MISSING)} not found"),
+]
 
 SLURM_CONF = """
 ClusterName=test

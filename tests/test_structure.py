@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from extras import MODULES
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "f3r_jax"
@@ -121,3 +122,20 @@ def test_config_keys_are_read_without_a_default(path):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("get", "get_ref"):
             owner = ast.unparse(node.func.value)
             assert not re.search(r"\b(config|cfg|model|loss|optim)\b", owner), f"line {node.lineno}: {owner}.get"
+
+
+TESTS = sorted(path for path in (ROOT / "tests").glob("*.py") if path.name != "extras.py")
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.name)
+def test_packages_of_extras_come_from_their_fixtures_alone(path):
+    """A test that imports one by itself, or skips without it, has no marker: it fails without extras or never runs."""
+    for name in imports(path):
+        assert name.split(".")[0] not in MODULES and not name.startswith("f3r_jax.torch_"), f"import {name}"
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func).rpartition(".")[2]
+            assert called not in ("importorskip", "find_spec", "import_module"), f"line {node.lineno}: {called}"
+            assert called not in ("skip", "skipif") or "install" not in ast.unparse(node), (
+                f"line {node.lineno}: {called}"
+            )

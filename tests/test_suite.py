@@ -93,10 +93,7 @@ def test_memory_is_measured_for_every_variant(machine, count):
     assert machine.gpu == any(job.get("dtype") == "bfloat16" for job in jobs)
 
 
-def test_every_job_of_the_plan_can_be_prepared():
-    pytest.importorskip("torch")
-    from f3r_jax import torch_jobs
-
+def test_every_job_of_the_plan_can_be_prepared(torch_jobs):
     known = jax_jobs.PREPARE.keys() | torch_jobs.PREPARE.keys()
     for section in suite.SECTIONS.values():
         assert {(job["who"], job["what"]) for group in section.groups(GPU) for job in group} <= known
@@ -267,10 +264,8 @@ def test_memory_has_a_column_a_mode():
 # Processes
 
 
-@pytest.mark.parametrize("who", ["jax", "torch"])
+@pytest.mark.parametrize("who", ["jax", pytest.param("torch", marks=pytest.mark.extras("torch"))])
 def test_size_that_does_not_fit_is_told(who):
-    if who == "torch":
-        pytest.importorskip("torch")
     job = {"who": who, "what": "forward", "variant": "mrb", "shape": (8192, 8192, 8192)}
     found = timing.measure([job], repeats=1)
     assert found["no_memory"][0] == who
@@ -301,8 +296,7 @@ def test_subjects_on_different_devices_are_not_compared():
         timing.check_devices({"jax": result(device="NVIDIA H100"), "torch": result()})
 
 
-def test_torch_runs_without_compilation_where_that_fails_and_says_so():
-    torch_jobs = pytest.importorskip("f3r_jax.torch_jobs")
+def test_torch_runs_without_compilation_where_that_fails_and_says_so(torch_jobs):
     calls = []
 
     def failing() -> None:
@@ -317,9 +311,7 @@ def test_torch_runs_without_compilation_where_that_fails_and_says_so():
     assert calls == ["plain", "compiled", "compiled"] and not facts
 
 
-def test_memory_that_runs_out_is_no_failure_of_the_compiler():
-    torch_jobs = pytest.importorskip("f3r_jax.torch_jobs")
-
+def test_memory_that_runs_out_is_no_failure_of_the_compiler(torch_jobs):
     def failing() -> None:
         raise RuntimeError("CUDA out of memory")
 
@@ -327,10 +319,7 @@ def test_memory_that_runs_out_is_no_failure_of_the_compiler():
         torch_jobs.first_that_runs(failing, lambda: None)
 
 
-def test_autocast_computes_in_bfloat16_and_returns_float32():
-    torch = pytest.importorskip("torch")
-    from f3r_jax import torch_jobs
-
+def test_autocast_computes_in_bfloat16_and_returns_float32(torch, torch_jobs):
     seen = []
 
     class Sum(torch.nn.Module):

@@ -1,4 +1,4 @@
-"""SyN through ANTsPy: its field means the same to us as to ANTs. Skipped without the extra `baselines`."""
+"""SyN through ANTsPy: its field means the same to us as to ANTs. Needs the extra `baselines`."""
 
 import importlib.util
 import json
@@ -11,8 +11,6 @@ from f3r_jax import metrics, syn
 from f3r_jax.defaults import syn_config
 from f3r_jax.errors import UserError
 
-needs_ants = pytest.mark.skipif(importlib.util.find_spec("ants") is None, reason="ANTsPy is not installed")
-
 
 @pytest.fixture(scope="module")
 def settings():
@@ -21,11 +19,8 @@ def settings():
     return settings
 
 
-@needs_ants
-def test_warped_by_our_warp_as_by_ants(settings, monkeypatch):
+def test_warped_by_our_warp_as_by_ants(ants, settings, monkeypatch):
     """On a grid with a spacing that differs along z, for a shift that differs along the axes."""
-    import ants
-
     case, own = make_case("ball", 1.5), []
     original = ants.registration
 
@@ -41,7 +36,7 @@ def test_warped_by_our_warp_as_by_ants(settings, monkeypatch):
     assert result.displacement.dtype == np.float32
 
 
-@needs_ants
+@pytest.mark.extras("ants")
 def test_registers_and_repeats_itself(settings):
     case = make_case("ball", 1.5)
     first, second = (syn.register(case, settings, seed=3) for _ in range(2))
@@ -53,7 +48,7 @@ def test_registers_and_repeats_itself(settings):
     np.testing.assert_allclose(first.displacement, second.displacement, atol=0.05)
 
 
-@needs_ants
+@pytest.mark.extras("ants")
 @pytest.mark.slow
 def test_main_evaluates_it_without_training(commands, phantoms, tmp_path):
     workdir = tmp_path / "syn"

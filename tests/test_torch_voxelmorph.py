@@ -1,36 +1,22 @@
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-voxelmorph = pytest.importorskip("voxelmorph")
-torch_f3rnet = pytest.importorskip("f3r_jax.torch_f3rnet")
-torch_voxelmorph = pytest.importorskip("f3r_jax.torch_voxelmorph")
-
 SHAPE = (17, 20, 40)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On volumes this small a second thread gains nothing, and waits long for the first on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def test_parameter_count_is_that_of_six_scales_of_16_channels():
+def test_parameter_count_is_that_of_six_scales_of_16_channels(torch_voxelmorph):
     first, down, up, out, flow = 2 * 16 * 27 + 16, 16 * 16 * 27 + 16, 32 * 16 * 27 + 16, 16 * 3 + 3, 3 * 3 * 27 + 3
     model = torch_voxelmorph.network(SHAPE)
     assert sum(p.numel() for p in model.parameters()) == first + 5 * down + 5 * up + out + flow == 105_017
 
 
 @pytest.mark.parametrize("shape", [SHAPE, (32, 32, 32)])
-def test_field_has_the_shape_of_the_volumes(shape):
+def test_field_has_the_shape_of_the_volumes(torch, torch_voxelmorph, shape):
     with torch.inference_mode():
         assert torch_voxelmorph.network(shape)(*torch.rand(2, 1, 1, *shape)).shape == (1, 3, *shape)
 
 
-def test_padding_repeats_the_last_voxels():
+def test_padding_repeats_the_last_voxels(torch, torch_voxelmorph):
     torch.manual_seed(0)
     moving, fixed = volumes = torch.rand(2, 1, 1, *SHAPE)
     padded = [np.pad(volume[0, 0], [(0, 15), (0, 12), (0, 24)], mode="edge")[None, None] for volume in volumes]
@@ -40,7 +26,7 @@ def test_padding_repeats_the_last_voxels():
         np.testing.assert_array_equal(model(moving, fixed), expected)
 
 
-def test_displacements_mean_to_the_package_what_they_mean_here():
+def test_displacements_mean_to_the_package_what_they_mean_here(torch, voxelmorph, torch_f3rnet):
     torch.manual_seed(0)
     moving, displacement = torch.rand(1, 1, 9, 10, 11), torch.rand(1, 3, 9, 10, 11)
     theirs = voxelmorph.nn.modules.SpatialTransformer()(moving, displacement)
@@ -49,7 +35,7 @@ def test_displacements_mean_to_the_package_what_they_mean_here():
     np.testing.assert_allclose(ours[inside], theirs[inside], atol=1e-5)
 
 
-def test_training_lowers_the_loss():
+def test_training_lowers_the_loss(torch, torch_voxelmorph):
     torch.manual_seed(0)
     fixed = torch.nn.functional.avg_pool3d(torch.rand(1, 1, 20, 20, 20), 5, stride=1)
     step = torch_voxelmorph.train_step(torch_voxelmorph.network(fixed.shape[2:]), lam=0.01, learning_rate=2e-3)

@@ -12,8 +12,6 @@ from f3r_jax.data.transforms import Transform
 from f3r_jax.ops.fields import exponential
 
 WORKING = (26, 22, 18)
-NEEDS_SITK = "an independent reader of fields: install the extra `baselines` (SimpleITK)"
-NEEDS_ANTS = "an independent reader of fields: install the extra `baselines` (ANTsPy)"
 
 
 def rotation(x, y, z):
@@ -281,8 +279,7 @@ def on_disk(request, transform, tmp_path):
     return tmp_path, transforms.warp_image(image, total, stored), interior, np.ptp(image.data)
 
 
-def test_simpleitk_warps_the_same(on_disk):
-    sitk = pytest.importorskip("SimpleITK", reason=NEEDS_SITK)
+def test_simpleitk_warps_the_same(sitk, on_disk):
     folder, ours, interior, span = on_disk
     fixed, moving = (sitk.ReadImage(str(folder / f"{name}.nii.gz"), sitk.sitkFloat32) for name in ("fixed", "moving"))
     fields = {name: sitk.ReadImage(str(folder / f"{name}.nii.gz")) for name in ("total", "deformation")}
@@ -296,8 +293,7 @@ def test_simpleitk_warps_the_same(on_disk):
         np.testing.assert_allclose(ours[interior], warped[interior], atol=1e-3 * span)
 
 
-def test_ants_warps_the_same(on_disk):
-    ants = pytest.importorskip("ants", reason=NEEDS_ANTS)
+def test_ants_warps_the_same(ants, on_disk):
     folder, ours, interior, span = on_disk
     fixed, moving = (ants.image_read(str(folder / f"{name}.nii.gz")) for name in ("fixed", "moving"))
     # ANTs takes a point through the first of a list first.
