@@ -1,0 +1,1 @@
+"""Synthetic pairs with known displacement, made on the device from tissue maps and random keys."""

@@ -1,0 +1,116 @@
+"""Random diffeomorphisms whose ground truth is known: two images of one anatomy, each moved on its own.
+
+An image moved by phi1 and one moved by phi2 correspond through u = phi1^-1 o phi2 - id: `warp(moving, u)` is `fixed`.
+phi1 = exp(v1) has the inverse exp(-v1), so that nothing is solved for. A velocity is the sum of smooth noise at three
+scales, a shift, a rotation, a scaling and breathing.
+
+All is integrated on a grid of every other voxel, which reaches beyond the volume, and then interpolated.
+Letters: x y z voxels.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float
+
+from f3r_jax.data.synthesis.settings import Settings
+from f3r_jax.ops.fields import compose, exponential
+from f3r_jax.ops.random_fields import smooth_noise
+from f3r_jax.shapes import Displacement, Scalar
+
+STEP = 2  # voxels between the points of the coarse grid; `_to_voxels` is made for 2
+MARGIN = 2  # points of the coarse grid beyond the volume, where the edge value stands for what flows in
+SCALES = ((77.0, 1.0), (45.0, 0.5), (26.0, 0.2))  # mm between knots, and the weight of the noise
+SQUARINGS = 6
+
+
+class Motion(NamedTuple):
+    """Displacements in voxels, of one example: of the moving image, of the fixed image, and between the two."""
+
+    moving: Displacement
+    fixed: Displacement
+    between: Displacement
+
+
+def draw_motion(
+    key: Array,
+    shape: tuple[int, int, int],
+    *,
+    settings: Settings,
+    strength: Scalar | float,
+    breathes: Bool[Array, ""] | bool,
+) -> Motion:
+    """A random motion of both images.
+
+    Args:
+      key: a JAX random key.
+      shape: of the grid, three sizes.
+      settings: which sizes the motions have.
+      strength: a factor of all of them.
+      breathes: whether there is an abdomen, whose liver moves with the diaphragm.
+    """
+    first, second = (
+        strength / STEP * _velocity(k, shape, settings=settings, breathes=breathes) for k in jax.random.split(key)
+    )
+    first, back, second = jnp.split(exponential(jnp.stack([first, -first, second]), squarings=SQUARINGS), 3)
+    coarse = jnp.concatenate([first, second, compose(back, second)], axis=-1)[0]
+    return Motion(*jnp.split(STEP * _to_voxels(coarse, shape)[None], 3, axis=-1))
+
+
+def _velocity(
+    key: Array, shape: tuple[int, int, int], *, settings: Settings, breathes: Bool[Array, ""] | bool
+) -> Float[Array, "_x _y _z 3"]:
+    """A random stationary velocity on the coarse grid, in voxels."""
+    keys = jax.random.split(key, 6)
+    points = _coarse_points(shape, settings.spacing)
+    extent = max(np.ptp(points, axis=(0, 1, 2)))
+    smooth = sum(
+        weight * smooth_noise(k, points.shape[:3], intervals=max(1, round(extent / size)), channels=3)
+        for k, (size, weight) in zip(jax.random.split(keys[0], len(SCALES)), SCALES, strict=True)
+    )
+    smooth /= np.sqrt(sum(weight**2 for _, weight in SCALES))
+    shift = settings.shift * _signed(keys[2], 3)
+    turn = jnp.radians(settings.rotation) * _signed(keys[3], 3)
+    linear = jnp.diag(settings.scaling * _signed(keys[4], 3)) + jnp.cross(jnp.eye(3), turn)
+    affine = jnp.asarray(points) @ linear / jnp.asarray(settings.spacing)
+    breath = jnp.where(breathes, settings.breathing * _signed(keys[5], 1), 0)
+    breathing = breath * jnp.asarray(_breathing(points))[..., None] * jnp.array([0.0, 0.0, 1.0])
+    return settings.amplitude * jax.random.uniform(keys[1]) * smooth + shift + affine + breathing
+
+
+def _signed(key: Array, count: int) -> Float[Array, " {count}"]:
+    return jax.random.uniform(key, (count,), minval=-1)
+
+
+def _coarse_points(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> np.ndarray:
+    """Where the points of the coarse grid are, in mm from the centre of the volume (x y z 3)."""
+    axes = [
+        (STEP * (np.arange((n - 1) // STEP + 2 + 2 * MARGIN) - MARGIN) - (n - 1) / 2) * s
+        for n, s in zip(shape, spacing, strict=True)
+    ]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).astype(np.float32)
+
+
+def _breathing(points: np.ndarray) -> np.ndarray:
+    """How much of the diaphragm's motion there is, from 0 to 1: most in the liver, none in the spine and the wall."""
+    x, y, z = np.moveaxis(points, -1, 0)
+    spine = np.exp(-((x / 42) ** 2)) / (1 + np.exp((y + 20) / 12))
+    wall = np.exp(-(((x / 140) ** 2 + (y / np.where(y < 0, 95, 110)) ** 2) ** 3))
+    return (1 - spine) * wall * np.exp(-(((x - 45) / 120) ** 2) - ((z - 45) / 105) ** 2)
+
+
+def _to_voxels(coarse: Float[Array, "_x _y _z c"], shape: tuple[int, int, int]) -> Float[Array, "x y z c"]:
+    """Values at the voxels: those of the coarse grid, and between its points the cubic through the four around."""
+    for n in shape:  # interpolates the first axis and puts it before the channels
+        points = coarse.shape[0]
+        matrix = np.zeros((n, points), np.float32)
+        voxel = np.arange(n)
+        even, odd = voxel[voxel % 2 == 0], voxel[voxel % 2 == 1]
+        matrix[even, even // 2 + MARGIN] = 1
+        for neighbour, weight in zip((-1, 0, 1, 2), (-1, 9, 9, -1), strict=True):
+            matrix[odd, odd // 2 + MARGIN + neighbour] = weight / 16
+        coarse = jnp.moveaxis(jnp.tensordot(coarse, jnp.asarray(matrix), axes=((0,), (1,))), -1, 2)
+    return coarse

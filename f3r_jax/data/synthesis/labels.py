@@ -1,0 +1,53 @@
+"""Maps of tissue indices: painted anatomies on the host, random shapes on the device.
+
+Letters: x y z voxels, c candidate tissues.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import UInt8
+from numpy.random import default_rng
+
+from f3r_jax.data import phantom
+from f3r_jax.data.phantom_anatomy import draw_anatomy
+from f3r_jax.data.synthesis.tissues import TISSUES
+from f3r_jax.ops.random_fields import smooth_noise
+
+EDGE_MM = 1e-5  # of the painted edges: between two tissues a blend of their indices would be a third one
+SHAPE_SIZES_MM = (75.0, 32.0)  # between the knots of the fields that make the shapes
+
+
+def tissue_map(
+    seed: int, index: int, *, shape: Sequence[int], spacing: Sequence[float] | np.ndarray
+) -> UInt8[np.ndarray, "x y z"]:
+    """The anatomy `index` of the set `seed` as indices of `TISSUES`; `spacing` in mm.
+
+    The patients of one seed are independent of those of any other, and of the phantom's cases of the same seed.
+    """
+    # 4 streams of (seed, index) belong to the phantom's cases
+    anatomy = draw_anatomy(default_rng([seed, index, 4]))
+    axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing, strict=True)]
+    values = {name: float(number) for number, name in enumerate(TISSUES)}
+    painted, _ = phantom.image_of(anatomy, axes, None, values, EDGE_MM)
+    return np.rint(painted).astype(np.uint8)
+
+
+@partial(jax.jit, static_argnames=("shape", "spacing"))
+def shape_map(key: Array, *, shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> UInt8[Array, "x y z"]:
+    """Random shapes with the indices of all tissues: at each voxel the largest of as many smooth random fields.
+
+    As in SynthMorph (Hoffmann et al., 2022). Large and small shapes are mixed at random.
+    """
+    keys = jax.random.split(key, 1 + len(SHAPE_SIZES_MM))
+    share = jax.random.uniform(keys[0])
+    extent = max(n * s for n, s in zip(shape, spacing, strict=True))
+    coarse, fine = (
+        smooth_noise(k, shape, intervals=max(1, round(extent / size)), channels=len(TISSUES))
+        for k, size in zip(keys[1:], SHAPE_SIZES_MM, strict=True)
+    )
+    return jnp.argmax(share * coarse + (1 - share) * fine, axis=-1).astype(jnp.uint8)

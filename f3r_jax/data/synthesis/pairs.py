@@ -1,0 +1,85 @@
+"""Synthetic pairs for training, as a pure function of a key: moving and fixed, and what is known about them.
+
+From one tissue map two images are made, with contrasts and motions of their own. In addition, both sides have clean
+images of the same contrast, for a loss that compares them: warp(clean_moving, displacement) is clean_fixed.
+Letters: b batch, x y z voxels, k channels of the clean images.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import UInt8
+
+from f3r_jax.data.synthesis.acquisition import acquire, blurred, computed_once, draw_crops
+from f3r_jax.data.synthesis.contrasts import ANY, CT, MR, clean_contrast, contrast, standard_contrast
+from f3r_jax.data.synthesis.deformations import draw_motion
+from f3r_jax.data.synthesis.labels import shape_map
+from f3r_jax.data.synthesis.settings import Settings
+from f3r_jax.ops.warp import warp
+from f3r_jax.shapes import Displacement, Features, Scalar, Volume
+
+STANDARD_STRENGTH = 0.3  # of what the scanner adds to the standard contrasts
+
+
+class SyntheticPair(NamedTuple):
+    """A batch; the displacement pulls, in voxels. A crop of the field of view is not applied to the clean images."""
+
+    moving: Volume
+    fixed: Volume
+    displacement: Displacement
+    clean_moving: Features
+    clean_fixed: Features
+
+
+@partial(jax.jit, static_argnames="settings")
+def make_pairs(
+    key: Array, labels: UInt8[Array, "b x y z"], *, settings: Settings, progress: Scalar | float
+) -> SyntheticPair:
+    """One pair for each tissue map.
+
+    Args:
+      key: a JAX random key.
+      labels: indices of `TISSUES`, as `tissue_map` paints them.
+      settings: how the pairs are drawn.
+      progress: from 0 to 1. The motions grow with it from `start_amplitude` to `amplitude`, and it is the probability
+        that a pair has random contrasts, and random shapes. Otherwise it is an anatomy as venous CT (moving) and
+        T2-weighted MR (fixed).
+    """
+    make = partial(_make_pair, settings=settings, progress=jnp.asarray(progress, jnp.float32))
+    return lax.map(lambda example: make(*example), (jax.random.split(key, len(labels)), labels))
+
+
+def _make_pair(key: Array, labels: UInt8[Array, "x y z"], *, settings: Settings, progress: Scalar) -> SyntheticPair:
+    """One pair, without the batch axis."""
+    keys = jax.random.split(key, 8)
+    shape = labels.shape
+    any_pair = jax.random.bernoulli(keys[0], progress)
+    has_shapes = any_pair & jax.random.bernoulli(keys[1], settings.shapes)
+    draw_shapes = partial(shape_map, keys[2], shape=shape, spacing=settings.spacing)
+    labels = lax.cond(has_shapes, draw_shapes, lambda: labels)
+    start = settings.start_amplitude / settings.amplitude
+    strength = start + (1 - start) * progress
+    motion = draw_motion(keys[3], shape, settings=settings, strength=strength, breathes=~has_shapes)
+    clean = clean_contrast(keys[4], settings.clean_channels)[labels]
+    clean = computed_once(blurred(clean, jnp.full(3, settings.clean_blur)))
+    shown = draw_crops(keys[5], shape, probability=settings.crop * any_pair)
+    sides = []
+    for k, standard, displacement, mask in zip(keys[6:], (CT, MR), motion[:2], shown, strict=True):
+        contrast_key, kind_key, scan_key = jax.random.split(k, 3)
+        kind = jnp.where(any_pair, _draw_kind(kind_key, settings), standard)
+        table = jnp.where(any_pair, contrast(contrast_key, kind), standard_contrast(standard))
+        tissues = computed_once(table[labels])
+        moved = computed_once(warp(tissues[None, ..., None], displacement)[0, ..., 0])
+        strength = jnp.where(any_pair, 1.0, STANDARD_STRENGTH)
+        image = acquire(scan_key, moved, settings=settings, strength=strength, is_ct=kind == CT)
+        sides.append(((image * mask)[..., None], warp(clean[None], displacement)[0]))
+    (moving, clean_moving), (fixed, clean_fixed) = sides
+    return SyntheticPair(moving, fixed, motion.between[0], clean_moving, clean_fixed)
+
+
+def _draw_kind(key: Array, settings: Settings) -> Array:
+    place = jax.random.uniform(key)
+    return jnp.where(place < settings.ct, CT, jnp.where(place < settings.ct + settings.mr, MR, ANY))

@@ -1,0 +1,52 @@
+"""How synthetic pairs are drawn: sizes of the motions, probabilities, and strengths of what a scanner adds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Self
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All of it is static: another value compiles another function. Intensities are in [0, 1].
+
+    A "maximum" is the end of a uniform distribution from 0, or from minus that to plus that where signs are meant.
+    Each of the two images of a pair moves on its own, so the displacement between them is larger by about 1.4.
+    """
+
+    spacing: tuple[float, float, float] = (4.8, 4.8, 4.8)  # mm
+    # Motions
+    amplitude: float = 2.0  # voxels, maximum of the standard deviation of the smooth random velocity
+    start_amplitude: float = 0.5  # voxels, at progress 0; the other motions are smaller by the same factor
+    shift: float = 1.5  # voxels along each axis, maximum of either sign
+    breathing: float = 3.0  # voxels, maximum of either sign of the liver's head-feet motion
+    rotation: float = 4.0  # degrees about each axis, maximum of either sign
+    scaling: float = 0.04  # maximum of either sign of the logarithm of the size along each axis
+    # Contents
+    shapes: float = 0.5  # probability of random shapes instead of an anatomy
+    ct: float = 0.3  # probability that an image is CT-like
+    mr: float = 0.3  # probability that it is MR-like; otherwise each tissue has any intensity
+    # Acquisition
+    blur: float = 0.8  # voxels, maximum standard deviation
+    thick_slices: float = 1.5  # voxels, maximum standard deviation along one axis, in half of the images
+    bias: float = 0.4  # maximum standard deviation of the logarithm of a smooth factor, but for CT
+    gamma: float = 0.3  # standard deviation of the logarithm of the exponent, but for CT
+    noise: float = 0.06  # maximum standard deviation
+    crop: float = 0.4  # probability that one of the two images has a smaller field of view
+    # For the loss
+    clean_channels: int = 3
+    clean_blur: float = 0.8  # voxels
+
+    def __post_init__(self):
+        if not 0 <= self.start_amplitude <= self.amplitude or self.amplitude == 0:
+            raise ValueError(
+                f"start_amplitude is {self.start_amplitude}, amplitude {self.amplitude}; "
+                "expected 0 <= start_amplitude <= amplitude and amplitude > 0"
+            )
+        if min(self.ct, self.mr) < 0 or self.ct + self.mr > 1:
+            raise ValueError(f"ct is {self.ct}, mr {self.mr}; expected probabilities of a sum up to 1")
+
+    @classmethod
+    def of_config(cls, section: Mapping, *, spacing: Sequence[float]) -> Self:
+        """The settings of a section of a config that has every field but `spacing`, which is in mm."""
+        values = {field.name: section[field.name] for field in fields(cls) if field.name != "spacing"}
+        return cls(spacing=tuple(float(s) for s in spacing), **values)
