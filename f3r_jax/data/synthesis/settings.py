@@ -1,8 +1,9 @@
 """How synthetic pairs are drawn: sizes of the motions, probabilities, and strengths of what a scanner adds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Self
+
+from ml_collections import ConfigDict
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,9 @@ class Settings:
         if min(self.ct, self.mr) < 0 or self.ct + self.mr > 1:
             raise ValueError(f"ct is {self.ct}, mr {self.mr}; expected probabilities of a sum up to 1")
 
-    @classmethod
-    def of_config(cls, section: Mapping, *, spacing: Sequence[float]) -> Self:
-        """The settings of a section of a config that has every field but `spacing`, which is in mm."""
-        values = {field.name: section[field.name] for field in fields(cls) if field.name != "spacing"}
-        return cls(spacing=tuple(float(s) for s in spacing), **values)
+
+def of_config(section: ConfigDict, *, spacing: Sequence[float]) -> Settings:
+    """The settings of a section of a config that has every field but `spacing`, which is in mm."""
+    scalars = [field for field in fields(Settings) if field.name != "spacing"]
+    values = {field.name: type(field.default)(section[field.name]) for field in scalars}
+    return Settings(spacing=tuple(float(s) for s in spacing), **values)
