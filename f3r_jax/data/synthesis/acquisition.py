@@ -33,18 +33,18 @@ def acquire(key: Array, image: Image, *, settings: Settings, strength: Scalar | 
       strength: a factor of all effects.
       is_ct: otherwise there is a bias field, gamma, and noise as in the magnitude of a complex signal.
     """
-    keys = jax.random.split(key, 6)
+    keys = jax.random.split(key, 3)
+    sharpness, slices, bias, gamma, noise = jnp.split(jax.random.uniform(keys[0], (7,)), [1, 4, 5, 6])
     magnitude = ~is_ct
-    image = blurred(image[..., None], _sigmas(keys[0], settings, strength))[..., 0]
-    bias = strength * magnitude * settings.bias * jax.random.uniform(keys[1])
-    image = image * jnp.exp(bias * smooth_noise(keys[2], image.shape, intervals=BIAS_INTERVALS)[..., 0])
+    image = blurred(image[..., None], strength * _sigmas(sharpness, slices, settings))[..., 0]
+    bias = strength * magnitude * settings.bias * bias
+    image = image * jnp.exp(bias * smooth_noise(keys[1], image.shape, intervals=BIAS_INTERVALS)[..., 0])
     sample = jnp.sort(image[::STRIDE, ::STRIDE, ::STRIDE].ravel())
     full = jnp.maximum(sample[int(PERCENTILE * sample.size)], 1e-3)
     image = jnp.clip(jnp.where(magnitude, image / full, image), 0, 1)
-    image = image ** jnp.exp(strength * magnitude * settings.gamma * jax.random.normal(keys[3]))
-    noise = computed_once(jax.random.normal(keys[5], image.shape))
-    noise *= strength * settings.noise * jax.random.uniform(keys[4])
-    # The imaginary part is the noise of the opposite voxel: drawing it would take as long as all the rest.
+    image = image ** jnp.exp(strength * magnitude * settings.gamma * (2 * gamma - 1))
+    noise = strength * settings.noise * noise * computed_once(jax.random.normal(keys[2], image.shape))
+    # The imaginary part is the noise of the opposite voxel: drawing it would take as long as the rest.
     noisy = jnp.hypot(image + noise, noise[::-1, ::-1, ::-1])
     return jnp.clip(jnp.where(magnitude, noisy, image + noise * (image > 0)), 0, 1)
 
@@ -75,22 +75,20 @@ def draw_crops(
 
     Planes are lost at either end along z, and sometimes along x and y.
     """
-    keys = jax.random.split(key, 4)
-    lost = jax.random.uniform(keys[0], (3, 2)) * jnp.array([[CROP_XY], [CROP_XY], [CROP_Z]])
-    lost = lost.at[:2].multiply(jax.random.bernoulli(keys[1], CROPS_XY))
+    lost, chances = jnp.split(jax.random.uniform(key, (9,)), [6])
+    most = jnp.array([CROP_XY, CROP_XY, 0]) * (chances[0] < CROPS_XY) + jnp.array([0, 0, CROP_Z])
+    lost = lost.reshape(3, 2) * most[:, None]
     shown = jnp.ones(shape, bool)
     for axis, n in enumerate(shape):
         plane = (jnp.arange(n) + 0.5) / n
         inside = (plane >= lost[axis, 0]) & (plane <= 1 - lost[axis, 1])
         shown &= inside.reshape([-1 if a == axis else 1 for a in range(3)])
-    cropped, of_moving = jax.random.bernoulli(keys[2], probability), jax.random.bernoulli(keys[3])
+    cropped, of_moving = chances[1] < probability, chances[2] < 0.5
     return shown | ~(cropped & of_moving), shown | ~(cropped & ~of_moving)
 
 
-def _sigmas(key: Array, settings: Settings, strength: Scalar | float) -> Float[Array, "3"]:
-    """Of a blur along all axes, and in half of the images of thick slices along one."""
-    keys = jax.random.split(key, 4)
-    every = settings.blur * jax.random.uniform(keys[0])
-    thick = settings.thick_slices * jax.random.uniform(keys[1]) * jax.random.bernoulli(keys[2])
-    across = jnp.arange(3) == jax.random.randint(keys[3], (), 0, 3)
-    return strength * jnp.hypot(every, thick * across)
+def _sigmas(sharpness: Float[Array, "1"], slices: Float[Array, "3"], settings: Settings) -> Float[Array, "3"]:
+    """Of a blur along all axes, and in half of the images of thick slices along one, from uniform numbers."""
+    thickness, chance, place = slices
+    across = jnp.arange(3) == jnp.floor(3 * place)
+    return jnp.hypot(settings.blur * sharpness, settings.thick_slices * thickness * (chance < 0.5) * across)

@@ -16,6 +16,7 @@ Contrast = Float[Array, " t"]
 CT, MR, ANY = range(3)
 CT_WINDOW = (-160.0, 240.0)  # HU
 CT_OFFSET = 12.0  # HU, standard deviation by tissue
+MOST_AGENT = 1.3  # of the contrast agent; 1 is that of the portal venous phase
 MR_SPREAD = 0.35  # standard deviation of the logarithm of a tissue's signal
 MR_FULL = 1000.0  # the signal that is 1
 # Factors of the fat in an MR signal: in phase, with fat suppression, in opposed phase
@@ -27,9 +28,10 @@ NOT_AIR = (np.arange(len(TISSUES)) > 0).astype(np.float32)
 
 def contrast(key: Array, kind: Integer[Array, ""] | int) -> Contrast:
     """A random contrast of one kind: `CT`, `MR` or `ANY`."""
-    keys = jax.random.split(key, 3)
-    any_intensity = jax.random.uniform(keys[ANY], (len(TISSUES),))
-    return NOT_AIR * jnp.stack([_ct(keys[CT]), _mr(keys[MR]), any_intensity])[kind]
+    keys = jax.random.split(key)
+    protocol, intensities = jnp.split(jax.random.uniform(keys[0], (3 + len(TISSUES),)), [3])
+    spread = jax.random.normal(keys[1], (len(TISSUES),))
+    return NOT_AIR * jnp.stack([_ct(protocol, spread), _mr(protocol, spread), intensities])[kind]
 
 
 def standard_contrast(kind: int) -> Contrast:
@@ -42,12 +44,10 @@ def clean_contrast(key: Array, channels: int) -> Float[Array, "t {channels}"]:
     return NOT_AIR[:, None] * jax.random.uniform(key, (len(TISSUES), channels))
 
 
-def _ct(key: Array) -> Contrast:
+def _ct(protocol: Float[Array, "3"], spread: Contrast) -> Contrast:
     """Any amount of contrast agent, each tissue off by some HU."""
-    keys = jax.random.split(key)
-    enhancement = jax.random.uniform(keys[0], maxval=1.3)
-    offset = CT_OFFSET * jax.random.normal(keys[1], (len(TISSUES),))
-    return _windowed(PLAIN + enhancement * (VENOUS - PLAIN) + offset)
+    enhancement = MOST_AGENT * protocol[0]
+    return _windowed(PLAIN + enhancement * (VENOUS - PLAIN) + CT_OFFSET * spread)
 
 
 def _windowed(hounsfield: Array | np.ndarray) -> Contrast:
@@ -55,11 +55,9 @@ def _windowed(hounsfield: Array | np.ndarray) -> Contrast:
     return jnp.clip((hounsfield - low) / (high - low), 0, 1)
 
 
-def _mr(key: Array) -> Contrast:
+def _mr(protocol: Float[Array, "3"], spread: Contrast) -> Contrast:
     """T1- or T2-weighted, with or without the signal of fat, each tissue off by a factor."""
-    keys = jax.random.split(key, 3)
-    weighting = jax.random.bernoulli(keys[0])
-    fat_factor = jax.random.choice(keys[1], jnp.array(FAT_FACTORS))
-    factors = jnp.exp(MR_SPREAD * jax.random.normal(keys[2], (len(TISSUES),)))
-    signal = jnp.where(weighting, T1, T2) * factors * jnp.abs(1 - FAT + fat_factor * FAT)
+    weighted = jnp.where(protocol[1] < 0.5, T1, T2)
+    fat_factor = jnp.array(FAT_FACTORS)[jnp.floor(len(FAT_FACTORS) * protocol[2]).astype(jnp.int32)]
+    signal = weighted * jnp.exp(MR_SPREAD * spread) * jnp.abs(1 - FAT + fat_factor * FAT)
     return jnp.minimum(signal / MR_FULL, 1)

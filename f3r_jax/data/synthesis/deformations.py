@@ -8,6 +8,7 @@ All is integrated on a grid of every other voxel, which reaches beyond the volum
 Letters: x y z voxels.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -52,9 +53,8 @@ def draw_motion(
       strength: a factor of all of them.
       breathes: whether there is an abdomen, whose liver moves with the diaphragm.
     """
-    first, second = (
-        strength / STEP * _velocity(k, shape, settings=settings, breathes=breathes) for k in jax.random.split(key)
-    )
+    draw = jax.vmap(lambda k: _velocity(k, shape, settings=settings, breathes=breathes))
+    first, second = strength / STEP * draw(jax.random.split(key))
     first, back, second = jnp.split(exponential(jnp.stack([first, -first, second]), squarings=SQUARINGS), 3)
     coarse = jnp.concatenate([first, second, compose(back, second)], axis=-1)[0]
     return Motion(*jnp.split(STEP * _to_voxels(coarse, shape)[None], 3, axis=-1))
@@ -64,25 +64,21 @@ def _velocity(
     key: Array, shape: tuple[int, int, int], *, settings: Settings, breathes: Bool[Array, ""] | bool
 ) -> Float[Array, "_x _y _z 3"]:
     """A random stationary velocity on the coarse grid, in voxels."""
-    keys = jax.random.split(key, 6)
+    keys = jax.random.split(key, 1 + len(SCALES))
+    amplitude, shift, turn, size, breath = jnp.split(jax.random.uniform(keys[0], (11,)), [1, 4, 7, 10])
+    shift, turn, size, breath = (2 * part - 1 for part in (shift, turn, size, breath))  # either sign
     points = _coarse_points(shape, settings.spacing)
     extent = max(np.ptp(points, axis=(0, 1, 2)))
     smooth = sum(
         weight * smooth_noise(k, points.shape[:3], intervals=max(1, round(extent / size)), channels=3)
-        for k, (size, weight) in zip(jax.random.split(keys[0], len(SCALES)), SCALES, strict=True)
+        for k, (size, weight) in zip(keys[1:], SCALES, strict=True)
     )
     smooth /= np.sqrt(sum(weight**2 for _, weight in SCALES))
-    shift = settings.shift * _signed(keys[2], 3)
-    turn = jnp.radians(settings.rotation) * _signed(keys[3], 3)
-    linear = jnp.diag(settings.scaling * _signed(keys[4], 3)) + jnp.cross(jnp.eye(3), turn)
+    linear = settings.scaling * jnp.diag(size) + math.radians(settings.rotation) * jnp.cross(jnp.eye(3), turn)
     affine = jnp.asarray(points) @ linear / jnp.asarray(settings.spacing)
-    breath = jnp.where(breathes, settings.breathing * _signed(keys[5], 1), 0)
-    breathing = breath * jnp.asarray(_breathing(points))[..., None] * jnp.array([0.0, 0.0, 1.0])
-    return settings.amplitude * jax.random.uniform(keys[1]) * smooth + shift + affine + breathing
-
-
-def _signed(key: Array, count: int) -> Float[Array, " {count}"]:
-    return jax.random.uniform(key, (count,), minval=-1)
+    breathing = jnp.asarray(_breathing(points))[..., None] * jnp.array([0.0, 0.0, 1.0])
+    breath = jnp.where(breathes, settings.breathing * breath, 0)
+    return settings.amplitude * amplitude * smooth + settings.shift * shift + affine + breath * breathing
 
 
 def _coarse_points(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> np.ndarray:

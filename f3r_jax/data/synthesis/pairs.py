@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import UInt8
+from jaxtyping import Float, Integer, UInt8
 
 from f3r_jax.data.synthesis.acquisition import acquire, blurred, computed_once, draw_crops
 from f3r_jax.data.synthesis.contrasts import ANY, CT, MR, clean_contrast, contrast, standard_contrast
@@ -21,6 +21,7 @@ from f3r_jax.data.synthesis.settings import Settings
 from f3r_jax.ops.warp import warp
 from f3r_jax.shapes import Displacement, Features, Scalar, Volume
 
+STANDARD = (CT, MR)  # kinds of the moving and the fixed image of a standard pair
 STANDARD_STRENGTH = 0.3  # of what the scanner adds to the standard contrasts
 
 
@@ -54,32 +55,34 @@ def make_pairs(
 
 def _make_pair(key: Array, labels: UInt8[Array, "x y z"], *, settings: Settings, progress: Scalar) -> SyntheticPair:
     """One pair, without the batch axis."""
-    keys = jax.random.split(key, 8)
-    shape = labels.shape
-    any_pair = jax.random.bernoulli(keys[0], progress)
-    has_shapes = any_pair & jax.random.bernoulli(keys[1], settings.shapes)
-    draw_shapes = partial(shape_map, keys[2], shape=shape, spacing=settings.spacing)
+    keys = jax.random.split(key, 6)
+    chances = jax.random.uniform(keys[0], (4,))
+    any_pair = chances[0] < progress
+    has_shapes = any_pair & (chances[1] < settings.shapes)
+    draw_shapes = partial(shape_map, keys[1], shape=labels.shape, spacing=settings.spacing)
     labels = lax.cond(has_shapes, draw_shapes, lambda: labels)
     start = settings.start_amplitude / settings.amplitude
     strength = start + (1 - start) * progress
-    motion = draw_motion(keys[3], shape, settings=settings, strength=strength, breathes=~has_shapes)
-    clean = clean_contrast(keys[4], settings.clean_channels)[labels]
+    motion = draw_motion(keys[2], labels.shape, settings=settings, strength=strength, breathes=~has_shapes)
+    clean = clean_contrast(keys[3], settings.clean_channels)[labels]
     clean = computed_once(blurred(clean, jnp.full(3, settings.clean_blur)))
-    shown = draw_crops(keys[5], shape, probability=settings.crop * any_pair)
-    sides = []
-    for k, standard, displacement, mask in zip(keys[6:], (CT, MR), motion[:2], shown, strict=True):
-        contrast_key, kind_key, scan_key = jax.random.split(k, 3)
-        kind = jnp.where(any_pair, _draw_kind(kind_key, settings), standard)
-        table = jnp.where(any_pair, contrast(contrast_key, kind), standard_contrast(standard))
-        tissues = computed_once(table[labels])
-        moved = computed_once(warp(tissues[None, ..., None], displacement)[0, ..., 0])
-        strength = jnp.where(any_pair, 1.0, STANDARD_STRENGTH)
-        image = acquire(scan_key, moved, settings=settings, strength=strength, is_ct=kind == CT)
-        sides.append(((image * mask)[..., None], warp(clean[None], displacement)[0]))
-    (moving, clean_moving), (fixed, clean_fixed) = sides
+    kinds = jnp.where(any_pair, _kinds(chances[2:], settings), jnp.array(STANDARD))
+    tables = jax.vmap(contrast)(jax.random.split(keys[4]), kinds)
+    tables = jnp.where(any_pair, tables, jnp.stack([standard_contrast(kind) for kind in STANDARD]))
+    images = jnp.stack([_moved(table[labels], u) for table, u in zip(tables, motion[:2], strict=True)])
+    keys = jax.random.split(keys[5], 3)
+    strength = jnp.where(any_pair, 1.0, STANDARD_STRENGTH)
+    images = jax.vmap(partial(acquire, settings=settings, strength=strength))(keys[:2], images, is_ct=kinds == CT)
+    shown = draw_crops(keys[2], labels.shape, probability=settings.crop * any_pair)
+    moving, fixed = ((image * mask)[..., None] for image, mask in zip(images, shown, strict=True))
+    clean_moving, clean_fixed = (warp(clean[None], u)[0] for u in motion[:2])
     return SyntheticPair(moving, fixed, motion.between[0], clean_moving, clean_fixed)
 
 
-def _draw_kind(key: Array, settings: Settings) -> Array:
-    place = jax.random.uniform(key)
-    return jnp.where(place < settings.ct, CT, jnp.where(place < settings.ct + settings.mr, MR, ANY))
+def _moved(image: Float[Array, "x y z"], displacement: Displacement) -> Float[Array, "x y z"]:
+    return computed_once(warp(computed_once(image)[None, ..., None], displacement)[0, ..., 0])
+
+
+def _kinds(chances: Float[Array, "2"], settings: Settings) -> Integer[Array, "2"]:
+    """Of the moving and the fixed image, independently."""
+    return jnp.where(chances < settings.ct, CT, jnp.where(chances < settings.ct + settings.mr, MR, ANY))

@@ -30,7 +30,7 @@ class Settings:
     blur: float = 0.8  # voxels, maximum standard deviation
     thick_slices: float = 1.5  # voxels, maximum standard deviation along one axis, in half of the images
     bias: float = 0.4  # maximum standard deviation of the logarithm of a smooth factor, but for CT
-    gamma: float = 0.3  # standard deviation of the logarithm of the exponent, but for CT
+    gamma: float = 0.5  # maximum of either sign of the logarithm of the exponent, but for CT
     noise: float = 0.06  # maximum standard deviation
     crop: float = 0.4  # probability that one of the two images has a smaller field of view
     # For the loss
