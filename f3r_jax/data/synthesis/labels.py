@@ -15,7 +15,7 @@ from numpy.random import default_rng
 
 from f3r_jax.data import phantom
 from f3r_jax.data.phantom_anatomy import draw_anatomy
-from f3r_jax.data.synthesis.tissues import TISSUES
+from f3r_jax.data.phantom_appearance import TISSUES
 from f3r_jax.ops.random_fields import knots_for, spline_matrix
 
 EDGE_MM = 1e-5  # of the painted edges: between two tissues a blend of their indices would be a third one
