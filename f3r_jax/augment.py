@@ -1,5 +1,7 @@
-"""Random changes of a batch on the device: the moving volume is deformed, and the intensities of both are changed.
+"""Random changes of a batch on the device: the moving volume is deformed, and the network sees changed intensities.
 
+The loss compares the intensities as they were. Otherwise a network lowers it by fractions of a voxel everywhere: the
+interpolation of the warp then removes the added noise.
 Every change is a pure function of a key, so that a resumed run sees the same ones. Strengths are those of
 `config.augment`; 0 turns a change off. Letters: b batch, x y z voxels.
 """
@@ -15,9 +17,9 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from f3r_jax.errors import UserError
+from f3r_jax.losses import Batch
 from f3r_jax.ops.random_fields import smooth_noise
 from f3r_jax.ops.warp import warp
-from f3r_jax.shapes import Volume
 
 DEFORMATION_INTERVALS = ((4, 1.0), (8, 0.5))  # between the knots along the longest axis, and the weight of the field
 BIAS_INTERVALS = 2
@@ -58,18 +60,21 @@ def of_config(section: ConfigDict) -> Augmentation:
 
 
 def augment(
-    key: Array, moving: Volume, fixed: Volume, settings: Augmentation, *, spacing: tuple[float, float, float]
-) -> tuple[Volume, Volume]:
-    """The two volumes, changed; `spacing` in mm. Each example of the batch has a key of its own, by its position."""
-    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(moving)))
+    key: Array, batch: Batch, settings: Augmentation, *, spacing: tuple[float, float, float]
+) -> tuple[Batch, Batch]:
+    """What the network is given and what the loss compares; `spacing` in mm.
+
+    Each example of the batch has a key of its own, by its position.
+    """
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(batch.moving)))
     keys = jax.vmap(partial(jax.random.split, num=3))(keys)  # b 3
     if settings.moves:
-        draw = partial(random_displacement, shape=moving.shape[1:4], settings=settings, spacing=spacing)
-        moving = warp(moving, jax.vmap(draw)(keys[:, 0]))
-    if settings.repaints:
-        repaint = jax.vmap(partial(repainted, settings=settings))
-        moving, fixed = repaint(keys[:, 1], moving), repaint(keys[:, 2], fixed)
-    return moving, fixed
+        draw = partial(random_displacement, shape=batch.moving.shape[1:4], settings=settings, spacing=spacing)
+        batch = batch._replace(moving=warp(batch.moving, jax.vmap(draw)(keys[:, 0])))
+    if not settings.repaints:
+        return batch, batch
+    repaint = jax.vmap(partial(repainted, settings=settings))
+    return Batch(repaint(keys[:, 1], batch.moving), repaint(keys[:, 2], batch.fixed)), batch
 
 
 def random_displacement(

@@ -19,10 +19,14 @@ from ml_collections import ConfigDict
 from f3r_jax import devices
 from f3r_jax.augment import augment, of_config
 from f3r_jax.data.datasets import Dataset
-from f3r_jax.losses import Batch, GroundTruth
+from f3r_jax.data.synthesis.pairs import make_pairs
+from f3r_jax.data.synthesis.settings import Settings
+from f3r_jax.data.synthesis.settings import of_config as settings_of_config
+from f3r_jax.errors import UserError
+from f3r_jax.losses import Batch, GroundTruth, Prepared
 
 Loaded = Any  # arrays of a batch as they are sent to the devices: a Batch, or label maps
-Prepare = Callable[[Loaded, Array], tuple[Batch, GroundTruth | None]]
+Prepare = Callable[[Loaded, Array], Prepared]
 
 
 class Source(NamedTuple):
@@ -30,11 +34,15 @@ class Source(NamedTuple):
 
     load: Callable[[Dataset, str], Loaded]  # one example, NumPy arrays
     example: Loaded  # its shapes and types
-    prepare: Prepare  # within the step: from loaded examples and the step's number to what the network is given
+    prepare: Prepare  # within the step: from loaded examples and the step's number to what it works on
 
 
 def source_of(config: ConfigDict) -> Source:
-    """The source that a config describes."""
+    """The source that a config describes; UserError for settings of synthetic pairs that make no sense."""
+    if config.data.source == "synthetic":
+        settings = synthesis_settings(config)
+        labels = jax.ShapeDtypeStruct(tuple(config.data.shape), jnp.uint8)
+        return Source(Dataset.tissue_map, labels, partial(_synthetic, config, settings))
     volume = jax.ShapeDtypeStruct((*config.data.shape, 1), jnp.float32)
     return Source(load_pair, Batch(volume, volume), partial(_augmented, config))
 
@@ -45,10 +53,24 @@ def load_pair(dataset: Dataset, name: str) -> Batch:
     return Batch(case.moving[..., None], case.fixed[..., None])
 
 
-def _augmented(config: ConfigDict, batch: Batch, step: Array) -> tuple[Batch, None]:
-    key = step_key(config.seed, step)
-    spacing = tuple(config.data.spacing)
-    return Batch(*augment(key, *batch, of_config(config.augment), spacing=spacing)), None
+def _augmented(config: ConfigDict, batch: Batch, step: Array) -> Prepared:
+    key, spacing = step_key(config.seed, step), tuple(config.data.spacing)
+    return Prepared(*augment(key, batch, of_config(config.augment), spacing=spacing), truth=None)
+
+
+def synthesis_settings(config: ConfigDict) -> Settings:
+    """How the synthetic pairs of a config are drawn."""
+    try:
+        return settings_of_config(config.synthesis, spacing=config.data.spacing)
+    except ValueError as error:
+        raise UserError(f"synthesis: {error}") from error
+
+
+def _synthetic(config: ConfigDict, settings: Settings, labels: Array, step: Array) -> Prepared:
+    progress = jnp.minimum(1, step / max(config.synthesis.curriculum_steps, 1)).astype(jnp.float32)
+    pair = make_pairs(step_key(config.seed, step), labels, settings=settings, progress=progress)
+    batch = Batch(pair.moving, pair.fixed)
+    return Prepared(batch, batch, GroundTruth(pair.displacement, pair.clean_moving, pair.clean_fixed))
 
 
 def step_key(seed: int, step: Array) -> Array:

@@ -5,7 +5,6 @@ A config states what is its own, the system and its lambda; whatever is in neith
 
 from ml_collections import ConfigDict, config_dict
 
-from f3r_jax.data.phantom_appearance import CT_PHASES, MR_SEQUENCES
 from f3r_jax.errors import UserError
 
 OPTIONS = ("", "paper")
@@ -13,7 +12,30 @@ SYN = "syn"
 CT_WINDOW = (-160.0, 240.0)  # HU: soft tissue
 MR_PERCENTILES = (1.0, 99.0)
 ORGANS = {"liver": (1,), "spleen": (2,), "right_kidney": (3,), "left_kidney": (4,)}  # label values, as in Learn2Reg
+# The phantom's, `data/phantom_appearance.py`
+CT_PHASES = ("venous", "plain")
+MR_SEQUENCES = ("t2", "t2_fat_suppressed", "t1_fat_suppressed", "in_phase", "out_of_phase")
 # What a config from before a key meant by leaving it out.
+# How synthetic pairs are drawn (`data/synthesis/settings.py` has the units)
+SYNTHESIS = {
+    "amplitude": 2.0,
+    "start_amplitude": 0.5,
+    "shift": 1.5,
+    "breathing": 3.0,
+    "rotation": 4.0,
+    "scaling": 0.04,
+    "shapes": 0.5,
+    "ct": 0.3,
+    "mr": 0.3,
+    "blur": 0.8,
+    "thick_slices": 1.5,
+    "bias": 0.4,
+    "gamma": 0.5,
+    "noise": 0.06,
+    "crop": 0.4,
+    "clean_channels": 3,
+    "clean_blur": 0.8,
+}
 AUGMENTATIONS = ("deformation", "rotation", "scaling", "shift", "gamma", "bias", "noise", "blur")
 EARLIER = {
     "model.diffeomorphic": False,
@@ -21,8 +43,8 @@ EARLIER = {
     "train.dtype": "float32",
     "loss.similarity": "mind",
     "loss.epe": 0.0,
-    "data.ct_phases": ("venous", "plain"),
-    "data.mr_sequences": ("t2", "t2_fat_suppressed", "t1_fat_suppressed", "in_phase", "out_of_phase"),
+    "data.ct_phases": CT_PHASES,
+    "data.mr_sequences": MR_SEQUENCES,
     **{f"augment.{name}": 0.0 for name in AUGMENTATIONS},
 }
 
@@ -48,7 +70,7 @@ def network_config(*, option: str, lam: float, paper_lam: float, **model: str) -
     config.loss = ConfigDict()
     config.loss.lam = paper_lam if paper else lam  # weight of the gradient penalty
     config.loss.similarity = "mind"  # or "clean", for synthetic pairs: contrasts that both sides share
-    config.loss.mind = "mind_ssc" if paper else "mind_ssc_near"  # or "mind2012", "mind_fixed"
+    config.loss.mind = "mind_ssc" if paper else "mind_ssc_robust"  # a preset of `ops/mind.py`
     config.loss.epe = 0.0  # weight of the squared end-point error in voxels, for synthetic pairs
 
     config.augment = ConfigDict()  # random changes of each training pair, on the device; 0 turns one off
@@ -77,6 +99,24 @@ def network_config(*, option: str, lam: float, paper_lam: float, **model: str) -
     return config
 
 
+def synthetic_config(*, option: str, lam: float, **model: str) -> ConfigDict:
+    """The config of a network that is trained on synthetic pairs, and tested on the phantom."""
+    if option:
+        raise UserError(f"unknown option {option!r} of the config, expected none")
+    config = network_config(option="", lam=lam, paper_lam=lam, **model)
+    config.data.source = "synthetic"
+    config.data.cases = 300  # anatomies; each step draws motions and contrasts for one
+    config.synthesis = ConfigDict(SYNTHESIS)
+    config.synthesis.curriculum_steps = 5000  # in which pairs grow from standard ones to all that is drawn
+    config.loss.similarity = "clean"
+    config.loss.epe = 0.002
+    config.augment.update(dict.fromkeys(AUGMENTATIONS, 0.0))  # the pairs are random themselves
+    config.train.steps = 40_000
+    config.train.validate_every = 1000
+    config.train.checkpoint_every = 250
+    return config
+
+
 def syn_config(*, option: str) -> ConfigDict:
     """The config of SyN, which is only evaluated: iterations and smoothing that use the full resolution."""
     config = _shared(option)
@@ -97,8 +137,12 @@ def completed(config: ConfigDict) -> ConfigDict:
     known = network_config(option="", lam=0.0, paper_lam=0.0, name=config.model.name) if trains(config) else config
     for key, value in EARLIER.items():
         section, name = key.split(".")
-        if section in known and name in known[section] and name not in config.get(section, ()):
-            config.setdefault(section, ConfigDict())[name] = value
+        if section not in known or name not in known[section]:
+            continue
+        if section not in config:
+            config[section] = ConfigDict()
+        if name not in config[section]:
+            config[section][name] = value
     return config
 
 
@@ -125,8 +169,8 @@ def _shared(option: str) -> ConfigDict:
     config.data.validation_cases = 0 if paper else 8
     config.data.test_cases = 10 if paper else 16
     # Of the phantom: CT phases and MR sequences that its cases are drawn from.
-    config.data.ct_phases = tuple(CT_PHASES)
-    config.data.mr_sequences = tuple(MR_SEQUENCES)
+    config.data.ct_phases = CT_PHASES
+    config.data.mr_sequences = MR_SEQUENCES
     config.data.initialisation = "header"  # or "body_centre", "rigid", "affine"; the last two fit each pair by MIND
     config.data.ct_window = CT_WINDOW
     config.data.mr_percentiles = MR_PERCENTILES

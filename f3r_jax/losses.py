@@ -33,6 +33,14 @@ class GroundTruth(NamedTuple):
     clean_fixed: Float[jax.Array, "b x y z k"]
 
 
+class Prepared(NamedTuple):
+    """What a step works on: what the network is given, what the loss compares, and what is known of the pairs."""
+
+    given: Batch
+    compared: Batch
+    truth: GroundTruth | None
+
+
 class Objective(NamedTuple):
     """The terms of the loss by name, as `config.loss` has them; lambda is an argument of the step."""
 

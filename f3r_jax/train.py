@@ -19,7 +19,7 @@ from f3r_jax import augment, devices
 from f3r_jax.batches import Prepare, batches, source_of
 from f3r_jax.data.datasets import Dataset
 from f3r_jax.errors import UserError
-from f3r_jax.losses import SIMILARITIES, Batch, Objective, terms
+from f3r_jax.losses import SIMILARITIES, Batch, Objective, Prepared, terms
 from f3r_jax.models import initialise
 from f3r_jax.ops.fields import folding_percent
 from f3r_jax.ops.mind import PRESETS
@@ -71,6 +71,12 @@ def check_settings(config: ConfigDict) -> None:
         if value not in known:
             raise UserError(f"{name} is {value!r}, expected one of {', '.join(known)}")
     augment.of_config(config.augment)
+    synthetic = config.data.source == "synthetic"
+    if synthetic and not config.synthesis.curriculum_steps >= 0:
+        raise UserError(f"synthesis.curriculum_steps is {config.synthesis.curriculum_steps}, expected 0 or more")
+    if objective_of(config.loss).needs_truth and not synthetic:
+        raise UserError('loss.similarity "clean" and loss.epe need the ground truth, expected data.source "synthetic"')
+    source_of(config)
 
 
 def make_optimiser(optim: ConfigDict, steps: int) -> optax.GradientTransformation:
@@ -101,15 +107,14 @@ def make_train_step(
     """A jitted function (state, batch, lam) -> (state, metrics). The given state is donated; lam is traced.
 
     Metrics are scalars: those of `losses.terms`, gradient_norm and folding (percent of voxels). `prepare` makes from a
-    loaded batch and the number of the step what the network is given (`batches`); without it the loaded batch is that.
+    loaded batch and the number of the step what it works on (`batches`); without it that is the loaded batch.
     With `together`, states, lambdas and metrics have a leading axis, a run each; all see the same batch. With a mesh of
     several devices the batch is divided among them (`devices.divided`) and the state is on each (`devices.on_each`).
     """
 
-    def loss_function(params: dict, prepared: tuple, lam: Scalar) -> tuple[Scalar, dict[str, Scalar]]:
-        batch, truth = prepared
-        u = network.apply({"params": params}, *batch)
-        values = terms(objective, batch, truth, u, lam)
+    def loss_function(params: dict, prepared: Prepared, lam: Scalar) -> tuple[Scalar, dict[str, Scalar]]:
+        u = network.apply({"params": params}, *prepared.given)
+        values = terms(objective, prepared.compared, prepared.truth, u, lam)
         return values["loss"], values | {"folding": folding_percent(jax.lax.stop_gradient(u)).mean()}
 
     differentiate = jax.grad(loss_function, has_aux=True)
@@ -117,7 +122,7 @@ def make_train_step(
         differentiate = devices.mean_over(mesh, differentiate)
 
     def step(state: State, batch: Batch | jax.Array, lam: Scalar) -> tuple[State, dict[str, Scalar]]:
-        prepared = (batch, None) if prepare is None else prepare(batch, state.step)
+        prepared = Prepared(batch, batch, None) if prepare is None else prepare(batch, state.step)
         gradients, metrics = differentiate(state.params, prepared, lam)
         updates, optimiser_state = optimiser.update(gradients, state.optimiser, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import runpy
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +24,13 @@ VOLUMES = tuple(jnp.asarray(np.stack([blob(c), blob(-c)]))[..., None].clip(0) + 
 
 
 def changed(settings, seed=0):
-    return jax.jit(lambda key, *volumes: augment(key, *volumes, settings, spacing=SPACING))(
-        jax.random.key(seed), *VOLUMES
-    )
+    """What the network is given."""
+    return both(settings, seed)[0]
+
+
+def both(settings, seed=0):
+    draw = jax.jit(partial(augment, settings=settings, spacing=SPACING))
+    return draw(jax.random.key(seed), Batch(*VOLUMES))
 
 
 def fields(settings, count=100, shape=(24, 20, 16)):
@@ -48,9 +53,9 @@ def test_a_key_decides_everything():
 
 def test_examples_of_a_batch_are_changed_differently_and_by_their_position():
     twice = [jnp.concatenate([volume[:1]] * 2) for volume in VOLUMES]
-    moving, _ = augment(jax.random.key(0), *twice, ALL, spacing=SPACING)
+    (moving, _), _ = augment(jax.random.key(0), Batch(*twice), ALL, spacing=SPACING)
     assert np.abs(moving[0] - moving[1]).max() > 0.05
-    alone, _ = augment(jax.random.key(0), *(volume[:1] for volume in VOLUMES), ALL, spacing=SPACING)
+    (alone, _), _ = augment(jax.random.key(0), Batch(*(volume[:1] for volume in VOLUMES)), ALL, spacing=SPACING)
     np.testing.assert_allclose(moving[:1], alone, atol=1e-5)
 
 
@@ -73,6 +78,14 @@ def test_intensities_of_both_change_and_nothing_moves(name):
     for before, after in zip(VOLUMES, changed(settings), strict=True):
         assert 0.001 < np.abs(before - after).max() < 0.5
         assert np.corrcoef(np.ravel(before), np.ravel(after))[0, 1] > 0.85
+
+
+def test_the_loss_compares_intensities_as_they_were():
+    moves = dataclasses.replace(ALL, gamma=0.0, bias=0.0, noise=0.0, blur=0.0)
+    given, compared = both(ALL)
+    assert np.abs(given.moving - compared.moving).max() > 0.01
+    np.testing.assert_array_equal(compared.fixed, VOLUMES[1])
+    np.testing.assert_allclose(compared.moving, changed(moves)[0], atol=1e-6)
 
 
 def test_strengths_are_in_millimetres():
@@ -105,20 +118,16 @@ def test_default_deformations_do_not_fold(config):
 def test_the_step_sees_the_augmented_pair(config):
     config.augment.deformation = 20.0
     source, batch = source_of(config), Batch(*VOLUMES)
-    (moving, _), truth = source.prepare(batch, jnp.int32(3))
-    again, _ = source.prepare(batch, jnp.int32(3))
-    other, _ = source.prepare(batch, jnp.int32(4))
-    assert truth is None
-    np.testing.assert_array_equal(moving, again.moving)
-    assert np.abs(moving - other.moving).max() > 0.01
+    found, again, other = (source.prepare(batch, jnp.int32(step)) for step in (3, 3, 4))
+    assert found.truth is None
+    np.testing.assert_array_equal(found.given.moving, again.given.moving)
+    assert np.abs(found.given.moving - other.given.moving).max() > 0.01
     keys = jax.vmap(lambda n: jax.random.fold_in(step_key(config.seed, jnp.int32(3)), n))(jnp.arange(2))
     key = jax.random.split(keys[0], 3)[0]
     u = random_displacement(
-        key, shape=moving.shape[1:4], settings=of_config(config.augment), spacing=tuple(config.data.spacing)
+        key, shape=batch.moving.shape[1:4], settings=of_config(config.augment), spacing=tuple(config.data.spacing)
     )
-    config.augment.update(dict.fromkeys(("gamma", "bias", "noise", "blur"), 0.0))
-    (moving, _), _ = source_of(config).prepare(batch, jnp.int32(3))
-    np.testing.assert_allclose(moving[:1], warp(batch.moving[:1], u[None]), atol=1e-5)
+    np.testing.assert_allclose(found.compared.moving[:1], warp(batch.moving[:1], u[None]), atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "value"), [("noise", -0.1), ("blur", 1.5), ("shift", float("nan"))])

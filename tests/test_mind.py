@@ -60,14 +60,14 @@ def naive_mind2012(image):
     return pairs, descriptor / descriptor.max(0)
 
 
-def naive_mind_ssc(image, reach=2):
+def naive_mind_ssc(image, reach=2, least=0.001):
     pairs = [(a, b) for a, b in itertools.combinations(six(reach), 2) if np.sum(np.subtract(a, b) ** 2) == 2 * reach**2]
     assert len(pairs) == 12
     box = np.full(2 * reach + 1, 1 / (2 * reach + 1))
     distance = np.stack([naive_patch_distance(image, a, b, box, "edge") for a, b in pairs])
     distance -= distance.min(0)
     variance = distance.mean(0)
-    variance = np.clip(variance, 0.001 * variance.mean(), 1000 * variance.mean())
+    variance = np.clip(variance, least * variance.mean(), 1000 * variance.mean())
     return pairs, np.exp(-distance / variance)
 
 
@@ -81,10 +81,15 @@ def naive_mind_ssc_near(image):
     return naive_mind_ssc(image, reach=1)
 
 
+def naive_mind_ssc_robust(image):
+    return naive_mind_ssc(image, reach=1, least=0.1)
+
+
 NAIVE = {
     "mind2012": naive_mind2012,
     "mind_ssc": naive_mind_ssc,
     "mind_ssc_near": naive_mind_ssc_near,
+    "mind_ssc_robust": naive_mind_ssc_robust,
     "mind_fixed": naive_mind_fixed,
 }
 
@@ -153,5 +158,22 @@ def test_constant_images_and_regions_have_finite_gradients(preset):
 
 
 def test_an_unknown_preset_is_named():
-    with pytest.raises(UserError, match="'mind3'; expected one of mind2012, mind_ssc, mind_ssc_near, mind_fixed"):
+    with pytest.raises(
+        UserError, match="'mind3'; expected one of mind2012, mind_ssc, mind_ssc_near, mind_ssc_robust, mind_fixed"
+    ):
         mind(jnp.asarray(random_image()), preset="mind3")
+
+
+def test_noise_in_air_weighs_less_with_a_greater_least_variance():
+    rng = np.random.default_rng(0)
+    image = np.zeros((20, 20, 20), np.float32)
+    image[10:] = rng.random((10, 20, 20), dtype=np.float32)
+    noisy = image.copy()
+    noisy[:10] += 0.02 * rng.random((10, 20, 20), dtype=np.float32)
+    near, robust = (
+        np.abs(
+            mind(jnp.asarray(image)[None, ..., None], preset=p) - mind(jnp.asarray(noisy)[None, ..., None], preset=p)
+        )
+        for p in ("mind_ssc_near", "mind_ssc_robust")
+    )
+    assert near[0, 2:7].mean() > 0.3 and robust[0, 2:7].mean() < 0.05

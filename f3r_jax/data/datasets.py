@@ -7,6 +7,9 @@ The phantom's cases are generated on first use into `data.root`, one file each, 
 the generator's source, so that neither another setting nor a change of the generator reads stale cases. NIfTI pairs are
 described in `pairs`. A split that the data do not name is drawn by the seed.
 
+A training on synthetic pairs reads tissue maps of anatomies instead of pairs (`synthesis`); they are painted on first
+use and kept in the same way. Its validation and test cases are the phantom's.
+
 Letters: x y z voxels of the working grid, n landmarks.
 """
 
@@ -19,6 +22,7 @@ import zipfile
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +31,13 @@ from ml_collections import ConfigDict
 
 from f3r_jax.data import affine, nifti, pairs, phantom, preprocess
 from f3r_jax.data.phantom_appearance import CT_PHASES, MR_SEQUENCES
+from f3r_jax.data.synthesis.labels import tissue_map
 from f3r_jax.errors import UserError
 
 CACHE_BYTES = 2 << 30  # holds the paper's 50 pairs (27 MB each) and leaves room for a train step on an 8 GB machine
 MIN_TRAINING_CASES = 2  # with one there is nothing to generalise from, and a batch order to speak of
 DIRECTIONS = ("ct_to_mr", "mr_to_ct")
-SOURCES = ("phantom", "nifti")
+SOURCES = ("phantom", "nifti", "synthetic")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,11 +114,16 @@ class Dataset:
 
     split: dict[str, tuple[str, ...]]
     makers: dict[str, Callable[[], Case]]
+    painters: dict[str, Callable[[], np.ndarray]] = dataclasses.field(default_factory=dict)  # of tissue maps
     _cache: _Cache = dataclasses.field(default_factory=_Cache, repr=False, compare=False)
 
     def load(self, name: str) -> Case:
         """The preprocessed case; UserError where its voxels are not fit for use."""
         return self._cache.get(name, self.makers[name])
+
+    def tissue_map(self, name: str) -> Integer[np.ndarray, "x y z"]:
+        """The tissue map of an anatomy that synthetic pairs are made from."""
+        return self.painters[name]()
 
     def check(self, done: Callable[[], object] = lambda: None) -> None:
         """Loads every case once, so that a bad voxel shows before a run writes anything; the cache keeps the work.
@@ -123,9 +133,10 @@ class Dataset:
         """
         with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="cases") as pool:
             loading = [pool.submit(self.load, name) for name in self.makers]
+            loading += [pool.submit(paint) for paint in self.painters.values()]
             try:
-                for case in loading:
-                    case.result()
+                for each in loading:
+                    each.result()
                     done()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -137,6 +148,8 @@ def open_dataset(data_config: ConfigDict, *, seed: int) -> Dataset:
     _check_config(data_config)
     if data_config.source == "phantom":
         return _open_phantom(data_config, seed=seed)
+    if data_config.source == "synthetic":
+        return _open_synthetic(data_config, seed=seed)
     found = pairs.read_pairs(Path(data_config.root))
     if data_config.cases > len(found):
         raise UserError(f"{data_config.root}: data.cases is {data_config.cases}, but there are {len(found)} pairs")
@@ -256,6 +269,31 @@ def _open_phantom(config: ConfigDict, *, seed: int) -> Dataset:
     return Dataset(split, makers)
 
 
+def _open_synthetic(config: ConfigDict, *, seed: int) -> Dataset:
+    """`data.cases` anatomies to train on, and phantom cases for validation and test."""
+    if config.cases < MIN_TRAINING_CASES:
+        raise UserError(
+            f"data.cases is {config.cases}, expected the number of anatomies to train on, {MIN_TRAINING_CASES} or more"
+        )
+    held_out = config.copy_and_resolve_references()
+    held_out.cases = config.validation_cases + config.test_cases + MIN_TRAINING_CASES
+    phantoms = _open_phantom(held_out, seed=seed)
+    folder = _phantom_folder(config, seed=seed)
+    anatomies = {f"anatomy_{index:04d}": index for index in range(config.cases)}
+    return Dataset(
+        split=phantoms.split | {"train": tuple(anatomies)},
+        makers={name: phantoms.makers[name] for split in ("validation", "test") for name in phantoms.split[split]},
+        painters={name: cache(partial(_tissue_map, index, folder, config, seed)) for name, index in anatomies.items()},
+    )
+
+
+def _tissue_map(index: int, folder: Path, config: ConfigDict, seed: int) -> np.ndarray:
+    def paint() -> dict[str, np.ndarray]:
+        return {"tissues": tissue_map(seed, index, shape=tuple(config.shape), spacing=tuple(config.spacing))}
+
+    return _kept(folder / f"anatomy_{index:04d}.npz", paint)["tissues"]
+
+
 def _phantom_folder(config: ConfigDict, *, seed: int) -> Path:
     """The cache's folder: shape, spacing and seed to read, and a hash of the generator's source and the protocols."""
     source = b"".join(path.read_bytes() for path in sorted(Path(phantom.__file__).parent.glob("phantom*.py")))
@@ -267,13 +305,7 @@ def _phantom_folder(config: ConfigDict, *, seed: int) -> Path:
 
 def _phantom_case(name: str, index: int, folder: Path, config: ConfigDict, *, seed: int) -> Case:
     path = folder / f"case_{index:04d}.npz"
-    if not path.exists():
-        _generate(path, index, config, seed=seed)
-    try:
-        with np.load(path) as stored:
-            volumes = dict(stored)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not a readable phantom case ({error}); delete it and it is generated anew") from error
+    volumes = _kept(path, lambda: _generated(index, config, seed=seed))
     affine = np.diag([*map(float, config.spacing), 1.0])
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(config.shape) - 1) / 2)
     scans = [
@@ -295,15 +327,28 @@ def _phantom_case(name: str, index: int, folder: Path, config: ConfigDict, *, se
     )
 
 
-def _generate(path: Path, index: int, config: ConfigDict, *, seed: int) -> None:
-    """Makes a phantom case and writes it beside its place and renames, so that a killed run leaves no half file."""
+def _generated(index: int, config: ConfigDict, *, seed: int) -> dict[str, np.ndarray]:
     protocols = {"ct_phases": tuple(config.ct_phases), "mr_sequences": tuple(config.mr_sequences)}
     case = phantom.make_case(seed, index, shape=tuple(config.shape), spacing=tuple(config.spacing), **protocols)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
-        beside = Path(folder) / path.name
-        np.savez_compressed(beside, **dataclasses.asdict(case))
-        os.replace(beside, path)
+    return dataclasses.asdict(case)
+
+
+def _kept(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays of a file that is made on first use: under another name first, so that a kill leaves no half file."""
+    if not path.exists():
+        arrays = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
+            temporary = Path(folder) / path.name
+            np.savez_compressed(temporary, **arrays)
+            os.replace(temporary, path)
+    try:
+        with np.load(path) as stored:
+            return dict(stored)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path}: not a readable phantom case ({error}); delete it and it is generated again"
+        ) from error
 
 
 def _random_split(names: list[str], config: ConfigDict, *, seed: int, where: str) -> dict[str, tuple[str, ...]]:
@@ -339,7 +384,7 @@ def _check_config(config: ConfigDict) -> None:
     ):
         if config[key] not in allowed:
             raise UserError(f"data.{key} is {config[key]!r}; expected one of {', '.join(allowed)}")
-    if config.source == "phantom":
+    if config.source != "nifti":
         _check_protocols(config)
     shape, spacing = tuple(config.shape), tuple(config.spacing)
     if len(shape) != 3 or any(not isinstance(size, int) or size < 1 for size in shape):

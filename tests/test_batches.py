@@ -1,0 +1,140 @@
+"""Synthetic pairs as a source of batches, and the terms of the loss that need their ground truth."""
+
+import runpy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import REPOSITORY, TINY_CONFIG
+
+from f3r_jax.batches import load_batch, source_of
+from f3r_jax.data.datasets import open_dataset
+from f3r_jax.devices import mesh_for
+from f3r_jax.errors import UserError
+from f3r_jax.losses import Batch, GroundTruth, Objective, terms
+from f3r_jax.metrics import end_point_error_mm
+from f3r_jax.record import read_rows
+from f3r_jax.train import check_settings
+
+TINY_SYNTHETIC = TINY_CONFIG | {
+    "data.cases": 3,
+    "loss.lam": 0.1,
+    "synthesis.amplitude": 0.5,
+    "synthesis.start_amplitude": 0.2,
+    "synthesis.breathing": 0.5,
+    "synthesis.shift": 0.5,
+    "synthesis.curriculum_steps": 4,
+}
+
+
+@pytest.fixture
+def synthetic(phantoms):
+    made = runpy.run_path(str(REPOSITORY / "configs" / "synthetic.py"))["get_config"]()
+    made.update_from_flattened_dict(TINY_SYNTHETIC | {"data.root": str(phantoms)})
+    return made
+
+
+def loaded(config, names=("anatomy_0000", "anatomy_0001")):
+    return load_batch(open_dataset(config.data, seed=config.seed), source_of(config), list(names), mesh_for(1))
+
+
+def test_trains_on_anatomies_and_is_tested_on_phantoms(synthetic):
+    dataset = open_dataset(synthetic.data, seed=0)
+    assert dataset.split["train"] == ("anatomy_0000", "anatomy_0001", "anatomy_0002")
+    held_out = [*dataset.split["validation"], *dataset.split["test"]]
+    assert len(held_out) == 3 and all(name.startswith("phantom_") for name in held_out)
+    assert set(dataset.makers) == set(held_out)
+
+
+def test_anatomies_are_painted_once_and_kept(synthetic, tmp_path):
+    synthetic.data.root = str(tmp_path)
+    first = open_dataset(synthetic.data, seed=0).tissue_map("anatomy_0001")
+    (path,) = tmp_path.glob("*/anatomy_0001.npz")
+    before = path.stat().st_mtime_ns
+    again = open_dataset(synthetic.data, seed=0).tissue_map("anatomy_0001")
+    np.testing.assert_array_equal(first, again)
+    assert path.stat().st_mtime_ns == before
+    assert first.dtype == np.uint8 and len(np.unique(first)) > 8
+
+
+def test_the_step_decides_the_pair(synthetic):
+    source, labels = source_of(synthetic), loaded(synthetic)
+    prepare = jax.jit(source.prepare)
+    found, same, other = (prepare(labels, jnp.int32(step)) for step in (2, 2, 3))
+    batch, truth = found.given, found.truth
+    assert isinstance(batch, Batch) and isinstance(truth, GroundTruth)
+    assert batch.moving.shape == batch.fixed.shape == (2, 16, 16, 16, 1)
+    assert truth.displacement.shape == truth.clean_moving.shape == (2, 16, 16, 16, 3)
+    np.testing.assert_array_equal(batch.fixed, same.given.fixed)
+    assert np.abs(batch.fixed - other.given.fixed).max() > 0.05
+    sizes = [float(jnp.abs(prepare(labels, jnp.int32(step)).truth.displacement).mean()) for step in (0, 4, 400)]
+    assert sizes[0] < 0.7 * max(sizes[1:])
+
+
+def test_the_ground_truth_has_the_least_loss(synthetic):
+    batch, _, truth = jax.jit(source_of(synthetic).prepare)(loaded(synthetic), jnp.int32(8))
+    objective = Objective(mind="mind_ssc_near", similarity="clean", epe=0.1)
+    found = [terms(objective, batch, truth, s * truth.displacement, jnp.float32(0)) for s in (0.0, 0.5, 1.0, 1.5)]
+    losses = [float(values["loss"]) for values in found]
+    assert np.argmin(losses) == 2
+    assert float(found[2]["epe"]) == 0
+
+
+def test_terms_add_up(synthetic):
+    batch, _, truth = jax.jit(source_of(synthetic).prepare)(loaded(synthetic), jnp.int32(8))
+    u = 0.3 * truth.displacement
+    values = terms(Objective(mind="mind_ssc", epe=0.2), batch, truth, u, jnp.float32(0.5))
+    expected = values["similarity"] + 0.5 * values["smoothness"] + 0.2 * values["epe"]
+    np.testing.assert_allclose(values["loss"], expected, rtol=1e-6)
+    errors = [end_point_error_mm(*map(np.asarray, pair), [1, 1, 1]) for pair in zip(u, truth.displacement, strict=True)]
+    assert values["epe"] >= np.mean(errors) ** 2
+    assert set(terms(Objective(mind="mind_ssc"), batch, None, u, jnp.float32(0.5))) == {
+        "loss",
+        "similarity",
+        "smoothness",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"synthesis.ct": 0.8, "synthesis.mr": 0.4}, "synthesis: ct is 0.8"),
+        ({"synthesis.curriculum_steps": -1}, "synthesis.curriculum_steps is -1"),
+        ({"loss.similarity": "clear"}, "loss.similarity is 'clear', expected one of mind, clean"),
+        ({"loss.epe": -0.1}, "loss.epe is -0.1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(synthetic, changes, message):
+    synthetic.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=message):
+        check_settings(synthetic)
+
+
+def test_pairs_without_ground_truth_have_no_loss_that_needs_it(config):
+    config.loss.epe = 0.1
+    with pytest.raises(UserError, match="ground truth"):
+        check_settings(config)
+
+
+def test_a_training_needs_anatomies(synthetic):
+    synthetic.data.cases = 1
+    with pytest.raises(UserError, match=r"data.cases is 1, expected the number of anatomies"):
+        open_dataset(synthetic.data, seed=0)
+
+
+@pytest.mark.slow
+def test_a_killed_run_on_synthetic_pairs_resumes_to_the_same_end(commands, phantoms, tmp_path):
+    values = TINY_SYNTHETIC | {"data.root": phantoms}
+    changes = [f"--config.{key}={value}" for key, value in values.items()]
+
+    def run(folder, **options):
+        return commands.run("main", "--config=configs/synthetic.py", f"--workdir={folder}", *changes, **options)
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run(whole).status == 0
+    assert run(killed, kill_when=(killed / "checkpoints" / "2").exists).status < 0
+    assert run(killed).status == 0
+    rows = [read_rows(folder / "metrics.jsonl") for folder in (whole, killed)]
+    assert rows[0] == rows[1]
+    assert {"similarity", "epe", "folding"} <= set(rows[0][-2])
