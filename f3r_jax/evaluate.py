@@ -2,35 +2,39 @@
 
   python -m f3r_jax.evaluate --workdir=runs/mrb [--step=120] [--learn2reg]
 
-Writes <workdir>/evaluation/: cases.csv (a row a case and organ), summary.json, table.md, and for the first cases
-pictures and an .npz with displacement, warped volume and warped labels. Everything comes from the checkpoint, which
-holds its config, and from the data; SyN has no checkpoint and registers anew. A case scored before a kill is not scored
-again. With --learn2reg also <workdir>/evaluation/learn2reg/: the challenge's submission files and scores.
+Writes <workdir>/evaluation/: cases.csv (one row per case and organ), summary.json, table.md, and for the first cases
+figures and an .npz with displacement, warped volume and warped labels. Everything comes from the checkpoint, which
+holds its config, and from the data; SyN has no checkpoint and registers again. With --learn2reg also
+<workdir>/evaluation/learn2reg/: the challenge's submission files and scores.
+
+First every case is registered, as the controls of a network (see `controls`) need the predictions for all other cases,
+then each is scored. Until the end the predictions are in a hidden folder. A case registered or scored before a kill is
+not registered or scored again.
 """
 
 import json
 import os
+import shutil
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict
 
-from f3r_jax import cli, learn2reg, models, pictures, results, submissions, syn
+from f3r_jax import cli, controls, learn2reg, pictures, results, results_table, submissions
 from f3r_jax.data.datasets import Case, Dataset, open_dataset, organs_of
 from f3r_jax.data.pairs import Pair
-from f3r_jax.defaults import trains
 from f3r_jax.errors import UserError
-from f3r_jax.predict import Registration, load_network, make_predictor, register
+from f3r_jax.method import Method, open_method
+from f3r_jax.predict import Registration, apply_displacement
+from f3r_jax.predictions import ControlFields, Predictions
 from f3r_jax.programs import keep_compiled_programs
 from f3r_jax.progress import Progress
 from f3r_jax.record import AGAINST_FOLDING, FOLDING_LIMIT, read_rows
-from f3r_jax.workdir import CONFIG_FILE, read_config, read_origin, versions, write_text
+from f3r_jax.scored import ScoredCases
+from f3r_jax.workdir import read_origin, versions, write_text
 
 FOLDER = "evaluation"
 CHALLENGE = "learn2reg"  # folder in it
@@ -66,71 +70,62 @@ def evaluate(
     folder = workdir / FOLDER
     folder.mkdir(exist_ok=True)
 
-    scored = _Scored(folder / "scored.jsonl", method.step)
-    if method.compiles:  # so that the time of a case holds no compilation
-        method.register(dataset.load(names[0]))
-    organs = organs_of(config.data)
-    with Progress("evaluating", len(names)) as progress:
-        for n, name in enumerate(names):
-            if name not in scored.rows:
-                case = dataset.load(name)
-                start = time.perf_counter()
-                result = method.register(case)
-                seconds = time.perf_counter() - start
-                if n < drawn:
-                    keep(folder / f"{name}.npz", result)
-                    draw(folder, case, result, organs, method.label)
-                scored.add(name, {"seconds": seconds, **results.score(case, result, organs)})
-            progress.advance()
+    scored = ScoredCases(folder / "scored.jsonl", method.step)
+    predictions = _open_predictions(folder, method.step)
+    if left := [name for name in names if name not in scored.rows]:
+        references = controls.choose_references(names, dataset.split["train"]) if method.trained else ()
+        register_cases(method, dataset, list(dict.fromkeys([*references, *left])), predictions)
+        fields = ControlFields(predictions, dataset, references) if references else None
+        score_cases(method, dataset, left, scored, predictions, fields, folder=folder, figures=names[:drawn])
 
-    summary = summarise(method, [scored.rows[name] for name in names])
-    summary |= {"versions": versions(), "origin": read_origin(workdir)}
-    rows = read_rows(workdir / "metrics.jsonl")
-    kinds = {kind: [_numbers(row) for row in rows if row["kind"] == kind] for kind in ("train", "validation")}
-    if rows:
-        pictures.training_curves(folder / "training.png", kinds["train"], kinds["validation"])
-    write_text(folder / "cases.csv", results.cases_csv(names, [scored.rows[name] for name in names]))
-    write_text(folder / "table.md", results.table(summary))
-    write_text(folder / "summary.json", json.dumps(results.finite(summary), indent=2) + "\n")
+    rows = [scored.rows[name] for name in names]
+    summary = summarise(method, rows) | {"versions": versions(), "origin": read_origin(workdir)}
+    write_files(folder, summary, names, rows)
     if challenge:
         submit(folder / CHALLENGE, method, dataset, files)
     scored.forget()
+    predictions.remove()
     return summary
 
 
-class Method(NamedTuple):
-    """What is evaluated: a network from a checkpoint, or a classical method."""
+def register_cases(method: Method, dataset: Dataset, names: Sequence[str], predictions: Predictions) -> None:
+    """Registers those of the cases that are not registered yet, and keeps their displacements."""
+    left = [name for name in names if name not in predictions]
+    if left and method.compiles:  # so that the time of a case holds no compilation
+        method.register(dataset.load(left[0]))
+    with Progress("registering", len(names), done=len(names) - len(left)) as progress:
+        for name in left:
+            case = dataset.load(name)
+            start = time.perf_counter()
+            result = method.register(case)
+            predictions.add(name, result.displacement, time.perf_counter() - start)
+            progress.advance()
 
-    label: str
-    config: ConfigDict
-    register: Callable[[Case], Registration]
-    parameters: int  # that were trained
-    step: int | None  # of the checkpoint
-    compiles: bool
 
-
-def open_method(workdir: Path, step: int | None = None) -> Method:
-    """The method of a run: from its checkpoint of `step`, or the newest; SyN from its config.
-
-    Raises:
-      UserError: no such run or checkpoint, it doesn't fit its config, or a package is missing.
-    """
-    # The config beside a run tells a method without checkpoints; those of a network hold their own.
-    if (workdir / CONFIG_FILE).is_file() and not trains(config := read_config(workdir)):
-        if step is not None:
-            raise UserError(f"{workdir}: SyN is not trained, expected no --step")
-        syn.check()
-        register_with_syn = partial(syn.register, settings=config.syn, seed=config.seed)
-        return Method(syn.LABEL, config, register_with_syn, parameters=0, step=None, compiles=False)
-    network, params, config, step = load_network(workdir, step)
-    return Method(
-        models.label(config.model),
-        config,
-        partial(register, make_predictor(network), params),
-        parameters=models.count_parameters(network),
-        step=step,
-        compiles=True,
-    )
+def score_cases(
+    method: Method,
+    dataset: Dataset,
+    names: Sequence[str],
+    scored: ScoredCases,
+    predictions: Predictions,
+    fields: ControlFields | None,
+    *,
+    folder: Path,
+    figures: Sequence[str],
+) -> None:
+    """Scores registered cases and their controls, and writes the figures of some."""
+    organs = organs_of(method.config.data)
+    with Progress("scoring", len(names)) as progress:
+        for name in names:
+            case = dataset.load(name)
+            result = apply_displacement(case, predictions.read(name))
+            if name in figures:
+                keep(folder / f"{name}.npz", result)
+                draw(folder, case, result, organs, method.label)
+            scores = {"seconds": predictions.seconds(name), **results.score(case, result, organs)}
+            scores["controls"] = results.score_controls(case, result.displacement, fields, organs) if fields else None
+            scored.add(name, scores)
+            progress.advance()
 
 
 def summarise(method: Method, rows: Sequence[dict]) -> dict:
@@ -146,8 +141,20 @@ def summarise(method: Method, rows: Sequence[dict]) -> dict:
         "folding_percent": results.spread([row["folding_percent"] for row in rows]),
         "sd_log_jacobian": results.spread([row["sd_log_jacobian"] for row in rows]),
         **results.summarise_scores(rows),
-        "moving": results.summarise_scores([row["moving"] for row in rows]),
+        "before": results.summarise_scores([row["before"] for row in rows]),
+        "controls": results.summarise_controls(rows),
     }
+
+
+def write_files(folder: Path, summary: dict, names: Sequence[str], rows: Sequence[dict]) -> None:
+    """Writes the curves of the training, and the scores as CSV, Markdown and JSON."""
+    logged = read_rows(folder.parent / "metrics.jsonl")
+    kinds = {kind: [_numbers(row) for row in logged if row["kind"] == kind] for kind in ("train", "validation")}
+    if logged:
+        pictures.training_curves(folder / "training.png", kinds["train"], kinds["validation"])
+    write_text(folder / "cases.csv", results.cases_csv(names, rows))
+    write_text(folder / "table.md", results_table.table(summary))
+    write_text(folder / "summary.json", json.dumps(results.finite(summary), indent=2) + "\n")
 
 
 def submit(folder: Path, method: Method, dataset: Dataset, files: dict[str, Pair]) -> dict:
@@ -192,24 +199,13 @@ def draw(folder: Path, case: Case, result: Registration, organs: dict, method: s
     pictures.deformation(folder / f"{case.name}_deformation.png", **shared, displacement=result.displacement)
 
 
-class _Scored:
-    """The scores of the cases done so far, on disk, so that a killed evaluation goes on where it was."""
-
-    def __init__(self, path: Path, step: int | None) -> None:
-        self._path, self._step = path, step
-        self.rows = {row["name"]: row["scores"] for row in read_rows(path) if row["step"] == step}
-        write_text(path, "".join(self._line(name) for name in self.rows))
-
-    def add(self, name: str, scores: dict) -> None:
-        self.rows[name] = scores
-        with self._path.open("a") as file:
-            file.write(self._line(name))
-
-    def forget(self) -> None:
-        self._path.unlink()
-
-    def _line(self, name: str) -> str:
-        return json.dumps({"step": self._step, "name": name, "scores": self.rows[name]}) + "\n"
+def _open_predictions(folder: Path, step: int | None) -> Predictions:
+    """The predictions of a checkpoint; those that a killed evaluation of another one left are deleted."""
+    own = folder / f".predictions_{step}"
+    for other in folder.glob(".predictions_*"):
+        if other != own:
+            shutil.rmtree(other)
+    return Predictions(own)
 
 
 def _numbers(row: dict) -> dict:
@@ -218,7 +214,7 @@ def _numbers(row: dict) -> dict:
 
 def report(summary: dict, workdir: Path) -> None:
     """Prints the table and where the files are."""
-    print(f"\n{results.table(summary)}\nevaluation: {workdir / FOLDER}")
+    print(f"\n{results_table.table(summary)}\nevaluation: {workdir / FOLDER}")
     if summary["folding_percent"]["mean"] > FOLDING_LIMIT:
         print(f"WARNING: over {FOLDING_LIMIT} % of voxels fold; {AGAINST_FOLDING}")
 

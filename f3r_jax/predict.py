@@ -52,7 +52,8 @@ def make_predictor(network: nn.Module) -> Predictor:
     return predict
 
 
-_warp_labels = jax.jit(warp_nearest)
+_warp = jax.jit(warp)
+_warp_nearest = jax.jit(warp_nearest)
 
 
 def volume(array: Float[np.ndarray, "x y z"]) -> Volume:
@@ -63,7 +64,22 @@ def volume(array: Float[np.ndarray, "x y z"]) -> Volume:
 def register(predict: Predictor, params: dict, case: Case) -> Registration:
     """Registers one case."""
     displacement, warped = predict(params, volume(case.moving), volume(case.fixed))
-    labels = case.moving_labels
-    if labels is not None:
-        labels = np.asarray(_warp_labels(jnp.asarray(labels)[None, ..., None], displacement))[0, ..., 0]
+    labels = _warp_labels(case.moving_labels, displacement)
     return Registration(np.asarray(displacement)[0], np.asarray(warped)[0, ..., 0], labels)
+
+
+def apply_displacement(case: Case, displacement: Float[np.ndarray, "x y z 3"]) -> Registration:
+    """What a known displacement makes of a case."""
+    warped = _warp(volume(case.moving), jnp.asarray(displacement)[None])
+    return Registration(displacement, np.asarray(warped)[0, ..., 0], warp_labels(case.moving_labels, displacement))
+
+
+def warp_labels(labels: np.ndarray | None, displacement: Float[np.ndarray, "x y z 3"]) -> np.ndarray | None:
+    """Labels (x y z) moved by a displacement; None stays None."""
+    return _warp_labels(labels, jnp.asarray(displacement)[None])
+
+
+def _warp_labels(labels: np.ndarray | None, displacement: Displacement) -> np.ndarray | None:
+    if labels is None:
+        return None
+    return np.asarray(_warp_nearest(jnp.asarray(labels)[None, ..., None], displacement))[0, ..., 0]

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
@@ -16,10 +15,9 @@ from tensorboardX import SummaryWriter
 from f3r_jax.checkpoints import Checkpoints
 from f3r_jax.data.datasets import Dataset, organs_of
 from f3r_jax.devices import is_main
-from f3r_jax.metrics import organ_scores
-from f3r_jax.ops.fields import folding_percent
-from f3r_jax.predict import Predictor, register
+from f3r_jax.predict import Predictor
 from f3r_jax.progress import Progress
+from f3r_jax.validation import validate
 
 FOLDING_LIMIT = 0.5  # percent of voxels; a field that folds more is no deformation of a body
 AGAINST_FOLDING = "raise loss.lam or lower optim.learning_rate"
@@ -86,7 +84,8 @@ class Record:
         self._checkpoints.close()
 
     def _look(self, step: int, params: dict) -> None:
-        values = validate(self._predict, params, self._dataset, self._organs)
+        scratch = self._workdir / ".validation"
+        values = validate(self._predict, params, self._dataset, self._organs, scratch=scratch)
         if values:
             self._log.write({"step": step, "kind": "validation", **values})
             self._progress.note(self._label + _validation_line(step, values))
@@ -165,28 +164,12 @@ def read_rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
-def validate(
-    predict: Predictor, params: dict, dataset: Dataset, organs: dict[str, tuple[int, ...]]
-) -> dict[str, float]:
-    """Mean Dice over organs, each organ's Dice and folding, in percent, over the validation cases that have labels."""
-    scores = {}
-    for name in dataset.split["validation"]:
-        case = dataset.load(name)
-        result = register(predict, params, case)
-        scores.setdefault("folding", []).append(float(folding_percent(jnp.asarray(result.displacement)[None])[0]))
-        if case.fixed_labels is None or result.warped_labels is None:
-            continue
-        of_organs = organ_scores(case.fixed_labels, result.warped_labels, organs=organs, spacing=case.spacing)
-        dices = {organ: score["dice"] for organ, score in of_organs.items() if np.isfinite(score["dice"])}
-        if dices:  # an organ that neither volume holds has no Dice
-            scores.setdefault("dice", []).append(float(np.mean(list(dices.values()))))
-        for organ, dice in dices.items():
-            scores.setdefault(f"dice_{organ}", []).append(dice)
-    return {name: float(np.mean(values)) for name, values in scores.items()}
-
-
 def _validation_line(step: int, values: dict[str, float]) -> str:
     shown = ", ".join(f"{name} {values[name]:.2f} %" for name in ("dice", "folding") if name in values)
+    if "dice_gain" in values:
+        shown += f", Dice gain over the mean field {values['dice_gain']:+.2f} points"
+    if "correlation" in values:
+        shown += f", correlation {values['correlation']:.2f}"
     line = f"step {step}: validation {shown}"
     if values["folding"] > FOLDING_LIMIT:
         line += f"  WARNING: over {FOLDING_LIMIT} % of voxels fold; {AGAINST_FOLDING}"

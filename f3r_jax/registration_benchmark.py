@@ -142,7 +142,7 @@ def scores(case: Case, field: np.ndarray, organs: dict) -> dict[str, float]:
 def before(case: Case, organs: dict) -> dict[str, float]:
     """Accuracy before registration."""
     still = predict.Registration(np.zeros((*case.fixed.shape, 3), np.float32), case.moving, case.moving_labels)
-    found = results.score(case, still, organs)["moving"]
+    found = results.score(case, still, organs)["before"]
     return overlap(found) | {"epe_mm": found["epe_mm"]}
 
 

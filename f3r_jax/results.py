@@ -1,4 +1,4 @@
-"""The scores of a case before and after registration, and what they become over cases: summary, CSV, Markdown table."""
+"""The scores of a case before and after registration and of its controls, and their summary and CSV over cases."""
 
 import csv
 import io
@@ -7,23 +7,36 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from f3r_jax import metrics
+from f3r_jax import controls, metrics
+from f3r_jax.controls import Deviations
 from f3r_jax.data.datasets import Case
-from f3r_jax.predict import Registration
+from f3r_jax.predict import Registration, warp_labels
+from f3r_jax.predictions import ControlFields
 
 SCORES = ("dice", "asd_mm", "hd95_mm")
 
 
 def score(case: Case, result: Registration, organs: dict[str, tuple[int, ...]]) -> dict:
-    """Scores of one case after registration and, under "moving", before. What the case has no truth for is None."""
+    """Scores of one case after registration and, under "before", before. What the case has no truth for is None."""
     still = np.zeros_like(result.displacement)
     after = _scores(case, result.displacement, result.warped_labels, organs)
     return {
         "folding_percent": metrics.folding_percent(result.displacement),
         "sd_log_jacobian": metrics.sd_log_jacobian(result.displacement),
         **after,
-        "moving": _scores(case, still, case.moving_labels, organs),
+        "before": _scores(case, still, case.moving_labels, organs),
     }
+
+
+def score_controls(case: Case, prediction: np.ndarray, fields: ControlFields, organs: dict) -> dict:
+    """Scores of one case under the fields of its controls, and what its prediction adds to its mean field."""
+    mean_field = fields.mean_field(case.name)
+    mask = controls.inside_organs(case.fixed_labels, organs)
+    scores = {
+        kind: _scores(case, field, warp_labels(case.moving_labels, field), organs)
+        for kind, field in (("mean_field", mean_field), ("other_pair", fields.other_pair(case.name)))
+    }
+    return scores | {"deviations": fields.deviations(case, prediction, mean_field, mask).to_json()}
 
 
 def _scores(case: Case, displacement: np.ndarray, labels: np.ndarray | None, organs: dict) -> dict:
@@ -32,7 +45,7 @@ def _scores(case: Case, displacement: np.ndarray, labels: np.ndarray | None, org
     if known and labels is not None:
         scores["organs"] = metrics.organ_scores(case.fixed_labels, labels, organs=organs, spacing=case.spacing)
     if case.displacement is not None:
-        inside = np.isin(case.fixed_labels, [v for values in organs.values() for v in values]) if known else None
+        inside = controls.inside_organs(case.fixed_labels, organs)
         scores["epe_mm"] = metrics.end_point_error_mm(displacement, case.displacement, case.spacing, inside)
     if case.fixed_landmarks is not None and case.moving_landmarks is not None:
         points = (points * case.spacing for points in (case.fixed_landmarks, case.moving_landmarks))
@@ -56,63 +69,51 @@ def summarise_scores(rows: Sequence[dict]) -> dict:
     return summary
 
 
+def summarise_controls(rows: Sequence[dict]) -> dict | None:
+    """The controls of all cases; None where they have none."""
+    if any(row["controls"] is None for row in rows):
+        return None
+    gains = [gain for row in rows if (gain := _gain(row)) is not None]
+    deviations = [Deviations(**row["controls"]["deviations"]) for row in rows]
+    summary = {kind: summarise_scores([row["controls"][kind] for row in rows]) for kind in controls.KINDS}
+    return summary | {"pair_specific": controls.judge(gains, deviations).to_json()}
+
+
+def _gain(row: dict) -> float | None:
+    """Mean Dice of a case less that of its mean field."""
+    sides = [side["organs"] for side in (row, row["controls"]["mean_field"])]
+    if None in sides:
+        return None
+    return controls.dice_gain(*({organ: scores["dice"] for organ, scores in side.items()} for side in sides))
+
+
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Mean and standard deviation."""
     return {key: value for key, value in metrics.summarise(list(values)).items() if key != "count"}
 
 
 def cases_csv(names: Sequence[str], rows: Sequence[dict]) -> str:
-    """A row a case and organ; what is unknown stays empty."""
-    wide = [*SCORES, *(f"{score}_before" for score in SCORES)]
-    columns = ["case", "organ", *wide, "epe_mm", "epe_mm_before", "folding_percent", "sd_log_jacobian", "seconds"]
+    """One row per case and organ; what is unknown stays empty."""
+    suffixes = ["before", *controls.KINDS]
+    wide = [*SCORES, *(f"{score}_{suffix}" for suffix in suffixes for score in SCORES)]
+    errors = ["epe_mm", *(f"epe_mm_{suffix}" for suffix in suffixes)]
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer = csv.DictWriter(
+        text, ["case", "organ", *wide, *errors, "folding_percent", "sd_log_jacobian", "seconds"], lineterminator="\n"
+    )
     writer.writeheader()
     for name, row in zip(names, rows, strict=True):
+        sides = {"before": row["before"]} | {kind: (row["controls"] or {}).get(kind) for kind in controls.KINDS}
+        sides = {suffix: side for suffix, side in sides.items() if side is not None}
         shared = {key: row[key] for key in ("epe_mm", "folding_percent", "sd_log_jacobian", "seconds")}
-        shared |= {"case": name, "epe_mm_before": row["moving"]["epe_mm"]}
+        shared |= {"case": name} | {f"epe_mm_{suffix}": side["epe_mm"] for suffix, side in sides.items()}
         if row["organs"] is None:
             writer.writerow(shared)
             continue
         for organ, after in row["organs"].items():
-            before = {f"{key}_before": value for key, value in row["moving"]["organs"][organ].items()}
-            writer.writerow(shared | {"organ": organ} | after | before)
+            others = {f"{key}_{x}": value for x, side in sides.items() for key, value in side["organs"][organ].items()}
+            writer.writerow(shared | {"organ": organ} | after | others)
     return text.getvalue()
-
-
-def table(summary: dict) -> str:
-    """The paper's columns as Markdown: before and after, mean ± standard deviation over cases."""
-    lines = [
-        f"{summary['method']}, {summary['direction']}, {summary['cases']} test cases"
-        + (f", step {summary['step']}" if summary["step"] is not None else ""),
-        "",
-        "| organ | Dice before, % | Dice, % | ASD before, mm | ASD, mm | HD95 before, mm | HD95, mm |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    before = summary["moving"]["organs"]
-    for organ in before:
-        cells = [_cell(side[organ][name]) for name in SCORES for side in (before, summary["organs"])]
-        lines.append(f"| {organ.replace('_', ' ')} | {' | '.join(cells)} |")
-    if before:
-        means = [
-            np.mean([side[organ][name]["mean"] for organ in side])
-            for name in SCORES
-            for side in (before, summary["organs"])
-        ]
-        lines.append(f"| mean | {' | '.join(f'{mean:.2f}' for mean in means)} |")
-    folding, roughness = (_cell(summary[name], 3) for name in ("folding_percent", "sd_log_jacobian"))
-    lines += ["", f"folding {folding} % of voxels, SD of log Jacobian {roughness}"]
-    for key, words in (("epe_mm", "end-point error"), ("tre_mm", "landmark error")):
-        if summary[key] is not None:
-            lines.append(f"{words} {_cell(summary['moving'][key])} mm before, {_cell(summary[key])} mm after")
-    lines.append(
-        f"{summary['seconds_per_pair']:.2f} s a pair on {summary['device']}, {summary['parameters']:,} parameters"
-    )
-    return "\n".join(lines) + "\n"
-
-
-def _cell(value: dict[str, float], digits: int = 2) -> str:
-    return f"{value['mean']:.{digits}f} ± {value['std']:.{digits}f}"
 
 
 def finite(value: object) -> object:

@@ -37,7 +37,7 @@ def _without_seconds(workdir):
     summary = _summary(workdir)
     del summary["seconds_per_pair"], summary["origin"]  # the run's origin lies beside its checkpoints
     rows = [{key: value for key, value in row.items() if key != "seconds"} for row in _rows(workdir)]
-    return summary, rows, re.sub(r"[\d.]+ s a pair", "", (workdir / "evaluation" / "table.md").read_text())
+    return summary, rows, re.sub(r"[\d.]+ s per pair", "", (workdir / "evaluation" / "table.md").read_text())
 
 
 def _pictures(workdir):
@@ -57,11 +57,11 @@ def test_files_and_keys(finished):
     assert summary["versions"]["jax"] == jax.__version__ == summary["origin"]["versions"]["jax"]
     assert set(summary) >= {
         *("method", "direction", "cases", "parameters", "step", "seconds_per_pair", "device"),
-        *("folding_percent", "sd_log_jacobian", "epe_mm", "organs", "moving"),
+        *("folding_percent", "sd_log_jacobian", "epe_mm", "organs", "before", "controls"),
     }
     assert (summary["direction"], summary["cases"], summary["step"], summary["device"]) == ("ct_to_mr", 2, 6, "cpu")
-    assert set(summary["organs"]) == set(summary["moving"]["organs"]) == ORGANS
-    for side in (summary, summary["moving"]):
+    assert set(summary["organs"]) == set(summary["before"]["organs"]) == ORGANS
+    for side in (summary, summary["before"]):
         assert set(side["epe_mm"]) == {"mean", "std"}
         assert all(set(scores) == set(SCORES) for scores in side["organs"].values())
     assert summary["seconds_per_pair"] > 0
@@ -82,7 +82,7 @@ def test_the_summary_follows_from_the_rows(finished):
         of_organ = [row for row in rows if row["organ"] == organ]
         assert len(of_organ) == 2
         for score in SCORES:
-            for side, column in ((summary, score), (summary["moving"], f"{score}_before")):
+            for side, column in ((summary, score), (summary["before"], f"{score}_before")):
                 values = np.array([float(row[column]) for row in of_organ])
                 found = side["organs"][organ][score]
                 np.testing.assert_allclose(found["mean"], values.mean(), rtol=1e-9)
@@ -91,7 +91,7 @@ def test_the_summary_follows_from_the_rows(finished):
     for key in ("folding_percent", "sd_log_jacobian", "epe_mm"):
         np.testing.assert_allclose(summary[key]["mean"], np.mean([float(row[key]) for row in cases]), rtol=1e-9)
     before = np.mean([float(row["epe_mm_before"]) for row in cases])
-    np.testing.assert_allclose(summary["moving"]["epe_mm"]["mean"], before, rtol=1e-9)
+    np.testing.assert_allclose(summary["before"]["epe_mm"]["mean"], before, rtol=1e-9)
 
 
 def test_the_table_shows_the_summary(finished):
@@ -181,10 +181,10 @@ def test_scores_of_a_known_shift():
     scores = results.score(case, registered, {"ball": (1,), "none": (7,)})
     assert scores["organs"]["ball"]["dice"] == 100 and scores["organs"]["ball"]["asd_mm"] == 0
     assert scores["epe_mm"] == 0 and scores["folding_percent"] == 0
-    np.testing.assert_allclose(scores["moving"]["epe_mm"], np.linalg.norm([4.0, 4.0, 6.0]), rtol=1e-6)
-    assert scores["moving"]["organs"]["ball"]["dice"] < 80
+    np.testing.assert_allclose(scores["before"]["epe_mm"], np.linalg.norm([4.0, 4.0, 6.0]), rtol=1e-6)
+    assert scores["before"]["organs"]["ball"]["dice"] < 80
     assert scores["tre_mm"] is None
-    table = results.cases_csv(["ball"], [scores | {"seconds": 1.0}])
+    table = results.cases_csv(["ball"], [scores | {"seconds": 1.0, "controls": None}])
     assert table.splitlines()[2].startswith("ball,none,")
 
 

@@ -181,8 +181,8 @@ def test_pairs_with_landmarks_and_no_labels(commands, arguments, pairs_folder, t
     result = commands.run("main", *arguments(changes))
     assert result.status == 0 and result.err == ""
     summary = json.loads((tmp_path / "run" / "evaluation" / "summary.json").read_text())
-    assert summary["organs"] == {} and summary["moving"]["organs"] == {} and summary["epe_mm"] is None
-    assert math.isclose(summary["moving"]["tre_mm"]["mean"], 5.0, rel_tol=1e-4)
+    assert summary["organs"] == {} and summary["before"]["organs"] == {} and summary["epe_mm"] is None
+    assert math.isclose(summary["before"]["tre_mm"]["mean"], 5.0, rel_tol=1e-4)
     assert summary["tre_mm"]["mean"] > 0
     table = (tmp_path / "run" / "evaluation" / "table.md").read_text()
     assert "folding" in table and "landmark error 5.00" in table
@@ -217,7 +217,7 @@ def test_the_real_pair(commands, arguments, tmp_path):
     assert evaluated.status == 0 and evaluated.err == ""
     summary = json.loads((tmp_path / "run" / "evaluation" / "summary.json").read_text())
     assert summary["cases"] == 1 and summary["parameters"] == 297289
-    assert 20 < summary["moving"]["organs"]["liver"]["dice"]["mean"] < 100
+    assert 20 < summary["before"]["organs"]["liver"]["dice"]["mean"] < 100
 
 
 # Mistakes

@@ -19,7 +19,7 @@ from f3r_jax.losses import Batch, Objective, gradient_l2, mind_l1
 from f3r_jax.models import build
 from f3r_jax.ops.fields import folding_percent
 from f3r_jax.ops.warp import warp
-from f3r_jax.record import Log, TrainingError, read_rows, validate
+from f3r_jax.record import Log, TrainingError, read_rows
 from f3r_jax.train import (
     State,
     check_settings,
@@ -29,6 +29,7 @@ from f3r_jax.train import (
     train,
     train_together,
 )
+from f3r_jax.validation import validate
 
 NAMES = ("a", "b", "c", "d", "e")
 LAM = jnp.float32(0.7)
@@ -336,7 +337,7 @@ def test_rows_of_a_run(balls, config, network, tmp_path):
     assert list((tmp_path / "tensorboard").iterdir())
 
 
-def test_validation_is_a_mean_over_the_organs_and_cases_that_have_a_dice(balls):
+def test_validation_is_a_mean_over_the_organs_and_cases_that_have_a_dice(balls, tmp_path):
     """The first case has no labels; the last has an organ, 2, that the others lack."""
     first, middle, last = (make_case(name, 0.0) for name in balls.split["train"])
     with_a_corner = [labels.copy() for labels in (last.fixed_labels, last.moving_labels)]
@@ -350,8 +351,11 @@ def test_validation_is_a_mean_over_the_organs_and_cases_that_have_a_dice(balls):
     def stay(params, moving, fixed):
         return jnp.zeros((*moving.shape[:-1], 3)), moving
 
-    values = validate(stay, {}, dataset, {"ball": (1,), "corner": (2,), "nowhere": (3,)})
-    assert values == {"folding": 0.0, "dice": 100.0, "dice_ball": 100.0, "dice_corner": 100.0}
+    organs = {"ball": (1,), "corner": (2,), "nowhere": (3,)}
+    values = validate(stay, {}, dataset, organs, scratch=tmp_path / "scratch")
+    dices = dict.fromkeys(("dice", "dice_ball", "dice_corner", "dice_mean_field", "dice_other_pair"), 100.0)
+    assert values == dices | {"folding": 0.0, "epe_mm": 0.0, "dice_gain": 0.0}  # no correlation: nothing deviates
+    assert not (tmp_path / "scratch").exists()
 
 
 def test_a_loss_that_is_not_finite_names_step_and_case(balls, config, network, tmp_path):
