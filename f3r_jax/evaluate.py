@@ -67,6 +67,8 @@ def evaluate(
         )
     submitted = [name for split in SUBMITTED for name in dataset.split[split]] if challenge else []
     files = submissions.open_pairs(config.data, submitted) if challenge else {}
+    if any(pair.ct.labels and pair.mr.labels for pair in files.values()):
+        learn2reg.check()  # at the start rather than after hours
     folder = workdir / FOLDER
     folder.mkdir(exist_ok=True)
 
