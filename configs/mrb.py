@@ -17,4 +17,4 @@ from f3r_jax.defaults import network_config
 
 def get_config(option: str = "") -> ConfigDict:
     """The default trains on the phantom in minutes on two cores; "paper" is the paper's setting (Sec. 3.1)."""
-    return network_config(option=option, name="f3rnet", variant="mrb", lam=0.5, paper_lam=1.5)
+    return network_config(option=option, name="f3rnet", variant="mrb", lam=0.4, paper_lam=1.5)

@@ -74,14 +74,14 @@ def network_config(*, option: str, lam: float, paper_lam: float, **model: str) -
     config.loss.epe = 0.0  # weight of the squared end-point error in voxels, for synthetic pairs
 
     config.augment = ConfigDict()  # random changes of each training pair, on the device; 0 turns one off
-    config.augment.deformation = 0.0 if paper else 3.0  # mm, of a smooth displacement of the moving volume
-    config.augment.rotation = 0.0 if paper else 2.0  # degrees, about each axis
-    config.augment.scaling = 0.0 if paper else 0.02
-    config.augment.shift = 0.0 if paper else 2.0  # mm
-    config.augment.gamma = 0.0 if paper else 0.1  # intensities of either volume, from here on
-    config.augment.bias = 0.0 if paper else 0.1
-    config.augment.noise = 0.0 if paper else 0.02
-    config.augment.blur = 0.0 if paper else 0.3
+    config.augment.deformation = 0.0 if paper else 2.0  # mm, of a smooth displacement of the moving volume
+    config.augment.rotation = 0.0  # degrees about each axis
+    config.augment.scaling = 0.0  # of the logarithm of the size
+    config.augment.shift = 0.0  # mm
+    config.augment.gamma = 0.0  # intensities that the network sees, from here on
+    config.augment.bias = 0.0
+    config.augment.noise = 0.0
+    config.augment.blur = 0.0
 
     config.optim = ConfigDict()
     config.optim.learning_rate = 1e-5 if paper else 1e-3
@@ -90,7 +90,7 @@ def network_config(*, option: str, lam: float, paper_lam: float, **model: str) -
     config.optim.clip_norm = 1.0  # of the whole gradient
 
     config.train = ConfigDict()
-    config.train.steps = 40_000 if paper else 2500
+    config.train.steps = 40_000 if paper else 2000
     config.train.batch_size = 1  # divided among the devices
     config.train.dtype = "float32"  # of the features, or "bfloat16", half the memory and faster on a GPU
     config.train.validate_every = 1000 if paper else 250
@@ -105,6 +105,7 @@ def synthetic_config(*, option: str, lam: float, **model: str) -> ConfigDict:
         raise UserError(f"unknown option {option!r} of the config, expected none")
     config = network_config(option="", lam=lam, paper_lam=lam, **model)
     config.data.source = "synthetic"
+    config.data.ct_phases, config.data.mr_sequences = CT_PHASES, MR_SEQUENCES
     config.data.cases = 300  # anatomies; each step draws motions and contrasts for one
     config.synthesis = ConfigDict(SYNTHESIS)
     config.synthesis.curriculum_steps = 5000  # in which pairs grow from standard ones to all that is drawn
@@ -168,9 +169,9 @@ def _shared(option: str) -> ConfigDict:
     config.data.cases = 0 if paper else 184  # of the phantom; of NIfTI pairs 0 means all
     config.data.validation_cases = 0 if paper else 8
     config.data.test_cases = 10 if paper else 16
-    # Of the phantom: CT phases and MR sequences that its cases are drawn from.
-    config.data.ct_phases = CT_PHASES
-    config.data.mr_sequences = MR_SEQUENCES
+    # Of the phantom: the protocols that its cases are drawn from. One of each, as in the study of a single hospital.
+    config.data.ct_phases = CT_PHASES[:1]
+    config.data.mr_sequences = MR_SEQUENCES[:1]
     config.data.initialisation = "header"  # or "body_centre", "rigid", "affine"; the last two fit each pair by MIND
     config.data.ct_window = CT_WINDOW
     config.data.mr_percentiles = MR_PERCENTILES
