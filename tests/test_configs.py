@@ -1,10 +1,13 @@
 """Every config loads, names its own system and the paper's lambda, and shares the rest with the others."""
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
 import pytest
 
+from f3r_jax.data.synthesis.settings import Settings, of_config
+from f3r_jax.defaults import completed
 from f3r_jax.errors import UserError
 from f3r_jax.models import build, label
 
@@ -31,7 +34,7 @@ def load(name, option=""):
 
 
 def test_there_is_a_config_for_each_system():
-    assert {path.stem for path in CONFIGS.glob("*.py")} == {*SYSTEMS, "syn"}
+    assert {path.stem for path in CONFIGS.glob("*.py")} == {*SYSTEMS, "syn", "synthetic"}
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -56,8 +59,8 @@ def test_systems_differ_in_model_and_lambda_alone(option):
     first = load("mrb", option).to_dict()
     for name in SYSTEMS:
         other = load(name, option).to_dict()
-        assert {key: other[key] for key in ("data", "optim", "train", "seed")} == {
-            key: first[key] for key in ("data", "optim", "train", "seed")
+        assert {key: other[key] for key in ("data", "augment", "optim", "train", "seed")} == {
+            key: first[key] for key in ("data", "augment", "optim", "train", "seed")
         }
         assert other["loss"]["mind"] == first["loss"]["mind"]
     assert load("syn", option).data == load("mrb", option).data
@@ -69,7 +72,29 @@ def test_syn_runs_at_full_resolution():
     assert set(config) == {"seed", "data", "model", "syn"}
 
 
-@pytest.mark.parametrize("name", [*SYSTEMS, "syn"])
+def test_synthetic_pairs_differ_from_the_phantom_in_data_loss_and_length():
+    config, first = load("synthetic"), load("mrb")
+    assert config.model == first.model and config.data.source == "synthetic"
+    assert {field.name for field in dataclasses.fields(Settings)} - {"spacing"} < set(config.synthesis)
+    settings = of_config(config.synthesis, spacing=config.data.spacing)
+    assert settings == Settings()  # the config shows what holds by default
+    assert not any(config.augment.values())
+    with pytest.raises(UserError, match="'paper'"):
+        load("synthetic", "paper")
+
+
+def test_a_config_from_before_a_key_is_completed():
+    config = load("mrb")
+    old = config.copy_and_resolve_references()
+    del old["augment"], old.loss["similarity"], old.loss["epe"], old.data["mr_sequences"], old.model["remat"]
+    found = completed(old)
+    assert not any(found.augment.values())
+    assert (found.loss.similarity, found.loss.epe, found.model.remat) == ("mind", 0.0, False)
+    assert "augment" not in old and len(found.data.mr_sequences) == 5
+    assert found.to_dict().keys() == config.to_dict().keys()
+
+
+@pytest.mark.parametrize("name", [*SYSTEMS, "syn", "synthetic"])
 def test_unknown_option(name):
     with pytest.raises(UserError, match="'half'"):
         load(name, "half")
