@@ -33,6 +33,7 @@ NO_LOSS = (
     "gradient_norm",
 )  # numbers of a training row that are no loss
 MEAN_DICE = ("dice", "mean_dice", "dice_mean")
+LEARNED = {"dice_gain": "Dice gain, points", "correlation": "correlation"}
 SMOOTHED = 25  # rows that the smooth curve averages
 MARGIN, GAP, RAIL = 0.06, 0.04, 0.2  # inches: around the page, between panels, the row names' column
 
@@ -163,12 +164,14 @@ def training_curves(path: str | os.PathLike, train_rows: Sequence[Mapping], vali
     """Each loss term of the training rows and the Dice of the validation rows, in percent, over the steps.
 
     A row is a mapping with "step". Of a training row every other number but those named in `NO_LOSS` is a loss term,
-    with a panel to itself; of a validation row every number with "dice" in its name. Values that are not finite are
-    left out.
+    with a panel to itself; of a validation row those named in `LEARNED` have a panel each, and every other number with
+    "dice" in its name shares one. Values that are not finite are left out.
     """
     losses = {key: curve for key, curve in _curves(train_rows).items() if key not in NO_LOSS}
-    dices = {key: curve for key, curve in _curves(validation_rows).items() if "dice" in key}
-    count = len(losses) + 1
+    validated = _curves(validation_rows)
+    learned = {key: validated[key] for key in LEARNED if key in validated}
+    dices = {key: curve for key, curve in validated.items() if "dice" in key and key not in LEARNED}
+    count = len(losses) + len(learned) + 1
     columns = count if count < 4 else (count + 1) // 2
     rows = -(-count // columns)
     figure = Figure(figsize=(WIDTH, 0.15 + 2.15 * rows), dpi=DPI, facecolor="white", layout="constrained")
@@ -187,6 +190,10 @@ def training_curves(path: str | os.PathLike, train_rows: Sequence[Mapping], vali
         )
         if not few:
             ax.plot(steps, uniform_filter1d(values, SMOOTHED, mode="nearest"), color=COLOURS[6], linewidth=1.4)
+    for position, (name, (steps, values)) in enumerate(learned.items(), len(losses) + 1):
+        ax = _plot(figure, (rows, columns, position), LEARNED[name])
+        ax.axhline(0.0, color=MUTED, linewidth=0.8)  # a network that knows nothing of the pair
+        ax.plot(steps, values, color=INK, linewidth=1.4, marker="o", markersize=2.2)
     ax = _plot(figure, (rows, columns, count), "validation Dice, %")
     colours = itertools.cycle(COLOURS)
     for name, (steps, values) in dices.items():

@@ -184,9 +184,10 @@ VALIDATION = [{"step": step, "dice": 70.0 + step / 10, "dice_liver": 80.0, "fold
         ([], VALIDATION),
         ([], []),
         ([*TRAIN, {"step": 61, "loss": float("nan")}, {"step": 62, "case": "a"}], [{"step": 1, "dice": float("nan")}]),
+        (TRAIN, [row | {"dice_gain": 1.0, "dice_mean_field": 79.0, "correlation": 0.2} for row in VALIDATION]),
         ([{"step": 1, **{f"term_{number}": 1.0 for number in range(6)}}], VALIDATION),
     ],
-    ids=["whole", "one row", "no training", "nothing", "gaps", "many terms"],
+    ids=["whole", "one row", "no training", "nothing", "gaps", "controls", "many terms"],
 )
 def test_training_curves_are_drawn_from_any_rows(tmp_path, train_rows, validation_rows):
     path = tmp_path / "curves.png"

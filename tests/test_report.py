@@ -168,7 +168,7 @@ def test_markdown_says_the_same(made):
         assert (made / figure).is_file()
     lines = text.splitlines()
     tables = [n for n, line in enumerate(lines) if line.startswith("|---")]
-    assert len(tables) == 4  # two tables, an order (one method alone has none) and Table 1
+    assert len(tables) == 6  # two tables with controls, an order (one method alone has none) and Table 1
     for n in tables:
         assert lines[n - 1].startswith("| ") and lines[n + 1].startswith("| ")
         assert lines[n - 1].rstrip().count("|") == lines[n].count("|") == lines[n + 1].rstrip().count("|")

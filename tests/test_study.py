@@ -267,6 +267,7 @@ def test_findings_of_the_papers_order(tmp_path):
         "In liver ASD the best F3RNet, F3RNet-MRB, is 1.00 mm ahead of the best rival, FAIM (p = 0.50, which may be "
         "chance).",
         "No field folds anywhere.",
+        "Unknown whether the pair was learned: FAIM and F3RNet-MRB (no controls).",
         "Our order of the methods is the paper's.",
     ]
 

@@ -19,7 +19,6 @@ from f3r_jax.reporting.study import Run, Setting
 
 HIGHER_IS_BETTER = ("dice",)
 CHOSEN_BY, HARDEST = "dice/mean", "asd_mm/liver"
-SIGNIFICANT = 0.05
 
 
 class Cell(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from f3r_jax.models.f3rnet import VARIANTS
-from f3r_jax.reporting import comparison, findings, paper, study_figures, words
+from f3r_jax.reporting import comparison, control_tables, findings, paper, study_figures, words
 from f3r_jax.reporting.charts import Drawing
 from f3r_jax.reporting.comparison import CHOSEN_BY, Table
 from f3r_jax.reporting.findings import Finding
@@ -30,6 +30,8 @@ class Part:
     data: str
     grid: Grid
     notes: list[str]
+    controls: Grid
+    control_notes: list[str]
     order: Grid | None
     order_words: list[str]
     figures: list[Drawing]
@@ -105,6 +107,8 @@ def _part(table: Table, tables: Sequence[Table], folder: Path, problems: list[Pr
         words.data_of(table.setting),
         words.grid(table),
         words.notes(table) + [one for one in drawn if isinstance(one, str)],
+        control_tables.control_grid(table),
+        control_tables.control_notes(table),
         findings.order_grid(table),
         findings.order_words(table),
         [one for one in drawn if isinstance(one, Drawing)],
@@ -141,6 +145,7 @@ def _provenance(run: Run, tables: Sequence[Table]) -> dict:
     """What a run was, for the end of the page."""
     summary = run.summary
     origin = summary.get("origin") or {}
+    pair_specific = (summary.get("controls") or {"pair_specific": {}})["pair_specific"]
     used = any(run is one for table in tables for row in table.rows for one in row.runs)
     return {
         "method": summary["method"],
@@ -151,6 +156,9 @@ def _provenance(run: Run, tables: Sequence[Table]) -> dict:
         "device": summary["device"],
         "in the tables": "yes" if used else "no",
         "mean Dice": comparison.mean_of(run.cases, CHOSEN_BY)["mean"],
+        "Dice gain over the mean field": pair_specific.get("dice_gain"),
+        "correlation": pair_specific.get("correlation"),
+        "learned the pair": control_tables.verdict(run),
         "folder": os.path.relpath(run.path),
         "command": origin.get("command") or summary.get("command") or UNRECORDED,
         "commit": origin.get("commit") or UNRECORDED,

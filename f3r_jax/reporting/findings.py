@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import NamedTuple
 
+from f3r_jax.controls import SIGNIFICANT
 from f3r_jax.reporting import paper
-from f3r_jax.reporting.comparison import HARDEST, SIGNIFICANT, Row, Table, paired_p, sign
+from f3r_jax.reporting.comparison import HARDEST, Row, Table, paired_p, sign
+from f3r_jax.reporting.control_tables import not_learned, undecided
 from f3r_jax.reporting.words import MEASURES, Grid, Text, count, data_of, listed, number, p_value
 
 
@@ -90,7 +92,9 @@ def _finding(table: Table) -> Finding:
     ours = [row for row in table.rows if row.runs]
     cases = count(len(table.row(paper.MOVING).cases), "test case")
     where = f"{paper.DIRECTIONS[table.setting.direction]} ({data_of(table.setting)}; {cases})"
-    sentences = [_leaders(table, ours), _rivals(table, ours), _worse(table, ours), _folding(table, ours)]
+    # What a network that predicts the average motion scores is no finding, so that comes first.
+    sentences = [not_learned(table), _leaders(table, ours), _rivals(table, ours), _worse(table, ours)]
+    sentences += [_folding(table, ours), undecided(table)]
     differing = [
         f"{len(found.swapped)} of {found.pairs} pairs in {MEASURES[found.measure].name}" for found in _orders(table)
     ]

@@ -14,8 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from f3r_jax.controls import KINDS, PairSpecific
 from f3r_jax.evaluate import FOLDER
 from f3r_jax.results import SCORES
+from f3r_jax.results_table import before as before_registration
 
 Scores = dict[str, float]
 OF_THE_FIELD = ("folding_percent", "sd_log_jacobian", "epe_mm")
@@ -118,6 +120,11 @@ def _check_agreement(summary: dict, by_name: Mapping[str, Sequence[Mapping[str, 
             raise Unreadable(f"{again} ({summary['cases']} and {len(by_name)} cases)")
         summarised = {organ: scores["dice"]["mean"] for organ, scores in summary["organs"].items()}
         _ = [summary[key] for key in ("method", "parameters", "seconds_per_pair", "device", "step")]
+        sides = [before_registration(summary)]
+        if found := summary.get("controls"):
+            sides += [found[kind] for kind in KINDS]
+            _ = [found["pair_specific"][key] for key in PairSpecific._fields]
+        _ = [scores["dice"]["mean"] for side in sides for scores in side["organs"].values()]
     except (KeyError, TypeError) as error:
         raise Unreadable(
             f"{FOLDER}/summary.json: not as evaluate writes it ({type(error).__name__}: {error})"

@@ -52,10 +52,12 @@ def lambda_figure(table: Table, stem: str, folder: Path) -> Iterator[Drawing]:
 
 
 def training_figures(table: Table, stem: str, folder: Path) -> Iterator[Drawing]:
-    """The distance that was trained on and the Dice of the validation cases, over the steps."""
+    """The distance that was trained on, and Dice and controls of the validation cases, over the steps."""
     for key, kind, title, label in (
         ("similarity", "train", "Training distance", "MIND distance of the training pairs, running mean"),
         ("dice", "validation", "Validation", "mean Dice of the validation cases, %"),
+        ("dice_gain", "validation", "Validation against the mean field", "Dice gain over the mean field, points"),
+        ("correlation", "validation", "Validation against ground truth", "correlation beyond the mean field"),
     ):
         lines = {row.label: line for row in table.rows if (line := _training(row, key, kind))}
         if lines:

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from f3r_jax.controls import SIGNIFICANT
 from f3r_jax.reporting import paper
-from f3r_jax.reporting.comparison import CHOSEN_BY, HARDEST, SIGNIFICANT, Row, Table, differing
+from f3r_jax.reporting.comparison import CHOSEN_BY, HARDEST, Row, Table, differing
 from f3r_jax.reporting.study import Run, Setting
 
 SCORES = {"asd_mm": "ASD, mm", "dice": "Dice, %", "hd95_mm": "HD95, mm"}
