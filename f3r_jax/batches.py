@@ -55,7 +55,35 @@ def load_pair(dataset: Dataset, name: str) -> Batch:
 
 def _augmented(config: ConfigDict, batch: Batch, step: Array) -> Prepared:
     key, spacing = step_key(config.seed, step), tuple(config.data.spacing)
-    return Prepared(*augment(key, batch, of_config(config.augment), spacing=spacing), truth=None)
+    prepared = Prepared(*augment(key, batch, of_config(config.augment), spacing=spacing), truth=None)
+    return cropped(key, prepared, crop_of(config))
+
+
+def crop_of(config: ConfigDict) -> tuple[int, int, int]:
+    """The shape of what a step sees of each volume: `train.crop`, where 0 means the whole length.
+
+    Raises:
+      UserError: it is larger than the volumes, or no three sizes.
+    """
+    shape, crop = tuple(config.data.shape), tuple(config.train.crop)
+    if len(crop) != 3 or not all(isinstance(n, int) and 0 <= n <= size for n, size in zip(crop, shape, strict=False)):
+        raise UserError(f"train.crop is {crop}, expected three sizes from 0 (all) to data.shape, {shape}")
+    return tuple(n or size for n, size in zip(crop, shape, strict=True))
+
+
+def cropped(key: Array, prepared: Prepared, shape: tuple[int, int, int]) -> Prepared:
+    """A random part of `shape` voxels of each example, the same of all its volumes."""
+    volumes = prepared.given.moving.shape
+    if shape == volumes[1:4]:
+        return prepared
+    keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, 1)))(jnp.arange(volumes[0]))
+    most = jnp.array(volumes[1:4]) - jnp.array(shape) + 1
+    starts = jax.vmap(lambda k: jax.random.randint(k, (3,), 0, most))(keys)
+
+    def part(volume: Array, start: Array) -> Array:
+        return jax.lax.dynamic_slice(volume, (*start, 0), (*shape, volume.shape[-1]))
+
+    return jax.tree.map(lambda leaf: jax.vmap(part)(leaf, starts), prepared)
 
 
 def synthesis_settings(config: ConfigDict) -> Settings:
@@ -70,7 +98,8 @@ def _synthetic(config: ConfigDict, settings: Settings, labels: Array, step: Arra
     progress = jnp.minimum(1, step / max(config.synthesis.curriculum_steps, 1)).astype(jnp.float32)
     pair = make_pairs(step_key(config.seed, step), labels, settings=settings, progress=progress)
     batch = Batch(pair.moving, pair.fixed)
-    return Prepared(batch, batch, GroundTruth(pair.displacement, pair.clean_moving, pair.clean_fixed))
+    prepared = Prepared(batch, batch, GroundTruth(pair.displacement, pair.clean_moving, pair.clean_fixed))
+    return cropped(step_key(config.seed, step), prepared, crop_of(config))
 
 
 def step_key(seed: int, step: Array) -> Array:

@@ -41,6 +41,7 @@ EARLIER = {
     "model.diffeomorphic": False,
     "model.remat": False,
     "train.dtype": "float32",
+    "train.crop": (0, 0, 0),
     "loss.similarity": "mind",
     "loss.epe": 0.0,
     "data.ct_phases": CT_PHASES,
@@ -91,6 +92,7 @@ def network_config(*, option: str, lam: float, paper_lam: float, **model: str) -
 
     config.train = ConfigDict()
     config.train.steps = 40_000 if paper else 2000
+    config.train.crop = (0, 0, 0) if paper else (48, 32, 32)  # voxels of each volume that a step sees; 0: all
     config.train.batch_size = 1  # divided among the devices
     config.train.dtype = "float32"  # of the features, or "bfloat16", half the memory and faster on a GPU
     config.train.validate_every = 1000 if paper else 250

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from f3r_jax import augment, devices
-from f3r_jax.batches import Prepare, batches, source_of
+from f3r_jax.batches import Prepare, batches, crop_of, source_of
 from f3r_jax.data.datasets import Dataset
 from f3r_jax.errors import UserError
 from f3r_jax.losses import SIMILARITIES, Batch, Objective, Prepared, terms
@@ -76,6 +76,7 @@ def check_settings(config: ConfigDict) -> None:
         raise UserError(f"synthesis.curriculum_steps is {config.synthesis.curriculum_steps}, expected 0 or more")
     if objective_of(config.loss).needs_truth and not synthetic:
         raise UserError('loss.similarity "clean" and loss.epe need the ground truth, expected data.source "synthetic"')
+    crop_of(config)
     source_of(config)
 
 

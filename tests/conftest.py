@@ -34,6 +34,7 @@ TINY_CONFIG = {
     "data.validation_cases": 1,
     "data.test_cases": 2,
     "train.steps": 6,
+    "train.crop": (0, 0, 0),
     "train.validate_every": 3,
     "train.checkpoint_every": 2,
     "optim.learning_rate": 1e-2,

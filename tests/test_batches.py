@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, TINY_CONFIG
 
-from f3r_jax.batches import load_batch, source_of
+from f3r_jax.batches import crop_of, cropped, load_batch, source_of
 from f3r_jax.data.datasets import open_dataset
 from f3r_jax.devices import mesh_for
 from f3r_jax.errors import UserError
-from f3r_jax.losses import Batch, GroundTruth, Objective, terms
+from f3r_jax.losses import Batch, GroundTruth, Objective, Prepared, terms
 from f3r_jax.metrics import end_point_error_mm
 from f3r_jax.record import read_rows
 from f3r_jax.train import check_settings
@@ -138,3 +138,34 @@ def test_a_killed_run_on_synthetic_pairs_resumes_to_the_same_end(commands, phant
     rows = [read_rows(folder / "metrics.jsonl") for folder in (whole, killed)]
     assert rows[0] == rows[1]
     assert {"similarity", "epe", "folding"} <= set(rows[0][-2])
+
+
+def test_a_step_sees_a_random_part_and_the_same_of_all_volumes():
+    axes = np.meshgrid(*map(np.arange, (12, 10, 8)), indexing="ij")
+    place = jnp.asarray(np.stack(axes, axis=-1), jnp.float32)[None].repeat(2, axis=0)
+    batch = Batch(place[..., :1], place[..., 1:2])
+    prepared = Prepared(batch, batch, GroundTruth(place, place, place))
+    starts = set()
+    for seed in range(20):
+        found = cropped(jax.random.key(seed), prepared, (6, 10, 3))
+        assert {leaf.shape[1:4] for leaf in jax.tree.leaves(found)} == {(6, 10, 3)}
+        corner = found.truth.displacement[:, :1, :1, :1]
+        offsets = np.stack(np.meshgrid(*map(np.arange, (6, 10, 3)), indexing="ij"), axis=-1)
+        np.testing.assert_array_equal(found.truth.displacement, corner + offsets)
+        np.testing.assert_array_equal(found.given.moving, found.truth.displacement[..., :1])
+        np.testing.assert_array_equal(found.compared.fixed, found.truth.clean_fixed[..., 1:2])
+        starts |= {tuple(one) for one in np.asarray(corner).reshape(2, 3).astype(int).tolist()}
+    assert {x for x, _, _ in starts} == set(range(7)) and {z for _, _, z in starts} == set(range(6))
+    assert {y for _, y, _ in starts} == {0}
+    assert cropped(jax.random.key(0), prepared, (12, 10, 8)) is prepared
+
+
+def test_the_crop_of_a_config(config):
+    config.train.crop = (8, 0, 16)
+    assert crop_of(config) == (8, 16, 16)
+    batch = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape)), source_of(config).example)
+    assert source_of(config).prepare(batch, jnp.int32(0)).given.fixed.shape == (1, 8, 16, 16, 1)
+    for crop in ((17, 0, 0), (-1, 0, 0), (8, 8)):
+        config.train.crop = crop
+        with pytest.raises(UserError, match=r"train.crop is .*, expected three sizes from 0 \(all\) to data.shape"):
+            check_settings(config)

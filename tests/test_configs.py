@@ -86,10 +86,18 @@ def test_synthetic_pairs_differ_from_the_phantom_in_data_loss_and_length():
 def test_a_config_from_before_a_key_is_completed():
     config = load("mrb")
     old = config.copy_and_resolve_references()
-    del old["augment"], old.loss["similarity"], old.loss["epe"], old.data["mr_sequences"], old.model["remat"]
+    del (
+        old["augment"],
+        old.train["crop"],
+        old.loss["similarity"],
+        old.loss["epe"],
+        old.data["mr_sequences"],
+        old.model["remat"],
+    )
     found = completed(old)
     assert not any(found.augment.values())
     assert (found.loss.similarity, found.loss.epe, found.model.remat) == ("mind", 0.0, False)
+    assert tuple(found.train.crop) == (0, 0, 0)
     assert "augment" not in old and len(found.data.mr_sequences) == 5
     assert found.to_dict().keys() == config.to_dict().keys()
 
