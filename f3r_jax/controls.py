@@ -118,9 +118,10 @@ def correlate(cases: Sequence[Deviations]) -> float | None:
 
 
 def deviation_mm(cases: Sequence[Deviations]) -> float | None:
-    """Root mean square length over all voxels of the prediction less its mean field; None over no voxels."""
+    """Root mean square length over all voxels of the prediction less its mean field; None over no voxels, or if NaN."""
     count = sum(case.count for case in cases) / 3
-    return float(np.sqrt(sum(case.xx for case in cases) / count)) if count else None
+    found = float(np.sqrt(sum(case.xx for case in cases) / count)) if count else np.nan
+    return found if np.isfinite(found) else None
 
 
 def organ_dices(fixed_labels: Labels, labels: Labels, organs: Mapping[str, Sequence[int]]) -> dict[str, float]:

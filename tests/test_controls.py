@@ -141,7 +141,7 @@ def test_the_correlation_is_numpys():
 
 def test_a_field_that_is_not_finite_has_no_correlation():
     sums = [controls.Deviations(30, np.nan, np.nan, 1.0, 30.0, np.nan)]
-    assert controls.correlate(sums) is None
+    assert controls.correlate(sums) is None and controls.deviation_mm(sums) is None
 
 
 def test_the_references():

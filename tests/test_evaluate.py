@@ -139,6 +139,20 @@ def test_killed_half_way_it_goes_on(commands, finished, workdir):
     assert not scored.exists()
 
 
+def test_killed_after_one_prediction_it_resumes(commands, finished, workdir):
+    shutil.rmtree(workdir / "evaluation")
+    predictions = workdir / "evaluation" / ".predictions_6"
+
+    def one_done():
+        return any(predictions.glob("*.npz"))
+
+    assert commands.run("evaluate", f"--workdir={workdir}", "--pictures=0", kill_when=one_done).status == -9
+    assert not (workdir / "evaluation" / "summary.json").exists()
+    assert commands.run("evaluate", f"--workdir={workdir}", "--pictures=0").status == 0
+    assert _without_seconds(workdir) == _without_seconds(finished[0])
+    assert not predictions.exists()
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
