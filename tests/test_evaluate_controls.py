@@ -8,17 +8,14 @@ import jax.numpy as jnp
 import pytest
 
 from f3r_jax import checkpoints, evaluate, models, results_table
-from f3r_jax.data.datasets import open_dataset, organs_of
+from f3r_jax.data.datasets import open_dataset
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
 
 
 @pytest.fixture
-def constant(config, phantoms, tmp_path, monkeypatch):
+def constant(config, phantoms, tmp_path):
     """A function: the run of a network that moves every voxel of every case by one shift, with so many test cases."""
-    # A checkpoint's config has lists for tuples, which the type checks of the tests mind.
-    organs = {name: tuple(values) for name, values in organs_of(config.data).items()}
-    monkeypatch.setattr(evaluate, "organs_of", lambda _: organs)
 
     def make(test_cases):
         config.data.update(root=str(phantoms), cases=test_cases + 3, test_cases=test_cases)

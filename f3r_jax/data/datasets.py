@@ -169,7 +169,8 @@ def open_dataset(data_config: ConfigDict, *, seed: int) -> Dataset:
 
 def organs_of(data_config: ConfigDict) -> dict[str, tuple[int, ...]]:
     """Label values by organ, in the order of the values: a config doesn't keep the order it was written in."""
-    return dict(sorted(data_config.organs.to_dict().items(), key=lambda item: tuple(item[1])))
+    organs = {name: tuple(values) for name, values in data_config.organs.items()}  # lists after JSON
+    return dict(sorted(organs.items(), key=lambda item: item[1]))
 
 
 def load_pair(pair: pairs.Pair, data_config: ConfigDict, *, fitted: Matrices | None = None) -> Case:
