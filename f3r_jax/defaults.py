@@ -91,12 +91,12 @@ def network_config(*, option: str, lam: float, paper_lam: float, **model: str) -
     config.optim.clip_norm = 1.0  # of the whole gradient
 
     config.train = ConfigDict()
-    config.train.steps = 40_000 if paper else 2000
+    config.train.steps = 40_000 if paper else 4000
     config.train.crop = (0, 0, 0) if paper else (48, 32, 32)  # voxels of each volume that a step sees; 0: all
     config.train.batch_size = 1  # divided among the devices
     config.train.dtype = "float32"  # of the features, or "bfloat16", half the memory and faster on a GPU
-    config.train.validate_every = 1000 if paper else 250
-    config.train.checkpoint_every = 500 if paper else 100
+    config.train.validate_every = 1000 if paper else 500
+    config.train.checkpoint_every = 500 if paper else 200
     config.train.keep_checkpoints = 3
     return config
 
