@@ -24,6 +24,7 @@ from f3r_jax.data.synthesis.settings import Settings
 from f3r_jax.data.synthesis.settings import of_config as settings_of_config
 from f3r_jax.errors import UserError
 from f3r_jax.losses import Batch, GroundTruth, Prepared
+from f3r_jax.models import check_shape
 
 Loaded = Any  # arrays of a batch as they are sent to the devices: a Batch, or label maps
 Prepare = Callable[[Loaded, Array], Prepared]
@@ -47,6 +48,15 @@ def source_of(config: ConfigDict) -> Source:
     return Source(load_pair, Batch(volume, volume), partial(_augmented, config))
 
 
+def check_batches(config: ConfigDict) -> None:
+    """Raises a UserError for settings that no batch can be made with; those of the data have been checked."""
+    check_shape(crop_of(config), "train.crop")
+    if config.data.source == "synthetic":
+        synthesis_settings(config)
+        if not config.synthesis.curriculum_steps >= 0:
+            raise UserError(f"synthesis.curriculum_steps is {config.synthesis.curriculum_steps}, expected 0 or more")
+
+
 def load_pair(dataset: Dataset, name: str) -> Batch:
     """The volumes of a case, (x y z 1)."""
     case = dataset.load(name)
@@ -60,15 +70,15 @@ def _augmented(config: ConfigDict, batch: Batch, step: Array) -> Prepared:
 
 
 def crop_of(config: ConfigDict) -> tuple[int, int, int]:
-    """The shape of what a step sees of each volume: `train.crop`, where 0 means the whole length.
+    """The shape of what a step sees of each volume: `train.crop`, but no more than there is; 0 means the whole length.
 
     Raises:
-      UserError: it is larger than the volumes, or no three sizes.
+      UserError: it is no three sizes.
     """
-    shape, crop = tuple(config.data.shape), tuple(config.train.crop)
-    if len(crop) != 3 or not all(isinstance(n, int) and 0 <= n <= size for n, size in zip(crop, shape, strict=False)):
-        raise UserError(f"train.crop is {crop}, expected three sizes from 0 (all) to data.shape, {shape}")
-    return tuple(n or size for n, size in zip(crop, shape, strict=True))
+    crop = tuple(config.train.crop)
+    if len(crop) != 3 or not all(isinstance(n, int) and n >= 0 for n in crop):
+        raise UserError(f"train.crop is {crop}, expected three sizes in voxels, 0 for the whole length")
+    return tuple(min(n or size, size) for n, size in zip(crop, config.data.shape, strict=True))
 
 
 def cropped(key: Array, prepared: Prepared, shape: tuple[int, int, int]) -> Prepared:

@@ -27,6 +27,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from f3r_jax import cli, devices, models, syn
+from f3r_jax.batches import check_batches
 from f3r_jax.checkpoints import steps
 from f3r_jax.data.datasets import Dataset, open_dataset
 from f3r_jax.defaults import trains
@@ -145,6 +146,8 @@ def do(runs: dict[Path, ConfigDict]) -> int:
         syn.check()
     dataset = open_dataset(config.data, seed=config.seed)
     models.check_shape(config.data.shape, "data.shape")
+    if trains(config):
+        check_batches(config)
     for workdir, each in runs.items():
         check_same_run(each, workdir)
     if _WORKDIR.value is None:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from f3r_jax import augment, devices
-from f3r_jax.batches import Prepare, batches, crop_of, source_of
+from f3r_jax.batches import Prepare, batches, source_of
 from f3r_jax.data.datasets import Dataset
 from f3r_jax.errors import UserError
 from f3r_jax.losses import SIMILARITIES, Batch, Objective, Prepared, terms
@@ -71,13 +71,8 @@ def check_settings(config: ConfigDict) -> None:
         if value not in known:
             raise UserError(f"{name} is {value!r}, expected one of {', '.join(known)}")
     augment.of_config(config.augment)
-    synthetic = config.data.source == "synthetic"
-    if synthetic and not config.synthesis.curriculum_steps >= 0:
-        raise UserError(f"synthesis.curriculum_steps is {config.synthesis.curriculum_steps}, expected 0 or more")
-    if objective_of(config.loss).needs_truth and not synthetic:
+    if objective_of(config.loss).needs_truth and config.data.source != "synthetic":
         raise UserError('loss.similarity "clean" and loss.epe need the ground truth, expected data.source "synthetic"')
-    crop_of(config)
-    source_of(config)
 
 
 def make_optimiser(optim: ConfigDict, steps: int) -> optax.GradientTransformation:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, TINY_CONFIG
 
-from f3r_jax.batches import crop_of, cropped, load_batch, source_of
+from f3r_jax.batches import check_batches, crop_of, cropped, load_batch, source_of
 from f3r_jax.data.datasets import open_dataset
 from f3r_jax.devices import mesh_for
 from f3r_jax.errors import UserError
@@ -109,6 +109,7 @@ def test_settings_that_make_no_sense_are_refused(synthetic, changes, message):
     synthetic.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=message):
         check_settings(synthetic)
+        check_batches(synthetic)
 
 
 def test_pairs_without_ground_truth_have_no_loss_that_needs_it(config):
@@ -161,11 +162,12 @@ def test_a_step_sees_a_random_part_and_the_same_of_all_volumes():
 
 
 def test_the_crop_of_a_config(config):
-    config.train.crop = (8, 0, 16)
-    assert crop_of(config) == (8, 16, 16)
+    config.data.shape = (32, 16, 48)
+    config.train.crop = (16, 0, 100)
+    assert crop_of(config) == (16, 16, 48)
     batch = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape)), source_of(config).example)
-    assert source_of(config).prepare(batch, jnp.int32(0)).given.fixed.shape == (1, 8, 16, 16, 1)
-    for crop in ((17, 0, 0), (-1, 0, 0), (8, 8)):
+    assert source_of(config).prepare(batch, jnp.int32(0)).given.fixed.shape == (1, 16, 16, 48, 1)
+    for crop, message in (((-1, 0, 0), "expected three sizes"), ((8, 8), "expected three sizes"), ((8, 0, 0), "small")):
         config.train.crop = crop
-        with pytest.raises(UserError, match=r"train.crop is .*, expected three sizes from 0 \(all\) to data.shape"):
-            check_settings(config)
+        with pytest.raises(UserError, match=rf"train.crop.*{message}"):
+            check_batches(config)
