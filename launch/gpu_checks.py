@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ("conv", "warp", "fields", "mind", "losses", "layers", "models", "train")
 SECTIONS = "large,scaling,convolutions,sweep,small,memory"  # of the benchmark; what matters most comes first
-DATA = {"shape": (144, 144, 128), "spacing": (2.0, 2.0, 2.0), "cases": 24, "validation_cases": 2, "test_cases": 4}
+DATA = {"shape": (144, 144, 128), "spacing": (2.0, 2.0, 2.0), "cases": 48, "validation_cases": 2, "test_cases": 6}
 TRIAL_STEPS = 30
 SECONDS = 480  # of training steps in the long run
 MAX_STEPS = 10_000
@@ -106,7 +106,12 @@ def train_command(output: Path, workdir: Path, steps: int) -> list[str]:
     """The main job at full size."""
     often = max(1, steps // 10)
     settings = {f"data.{key}": value for key, value in DATA.items()} | {"data.root": output / "phantom"}
-    settings |= {"train.steps": steps, "train.validate_every": often, "train.checkpoint_every": often}
+    settings |= {
+        "train.crop": (0, 0, 0),
+        "train.steps": steps,
+        "train.validate_every": often,
+        "train.checkpoint_every": often,
+    }
     flags = [*(f"--config.{key}={value}" for key, value in settings.items()), f"--workdir={workdir}"]
     return [sys.executable, "-m", "f3r_jax.main", "--config=configs/mrb.py", *flags]
 
