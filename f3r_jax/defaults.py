@@ -137,7 +137,10 @@ def syn_config(*, option: str) -> ConfigDict:
 def completed(config: ConfigDict) -> ConfigDict:
     """A copy of the config of a run, with the keys that have come since the run was started."""
     config = config.copy_and_resolve_references()
-    known = network_config(option="", lam=0.0, paper_lam=0.0, name=config.model.name) if trains(config) else config
+    if trains(config):
+        known = network_config(option="", lam=0.0, paper_lam=0.0, name=config.model.name)
+    else:
+        known = syn_config(option="")
     for key, value in EARLIER.items():
         section, name = key.split(".")
         if section not in known or name not in known[section]:

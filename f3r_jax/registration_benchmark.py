@@ -32,7 +32,8 @@ from f3r_jax.peers import RIVALS
 from f3r_jax.registration_job import COST_FILE, FIELD_FILE, NETWORKS, OURS, PAIR_FILE
 from f3r_jax.shapes import Displacement, Volume
 
-SEED = 1000  # of the phantom; the configs and README use 0, 1 and 2
+# Of the phantom. Its first two pairs move: a mean Dice of 72 % before. Configs and README use 0, 1 and 2.
+SEED = 1008
 FIELD_OF_VIEW = (307.2, 230.4, 230.4)  # mm that have to fit in: those of the configs, the trunk with all organs
 COLUMNS = {  # score: (heading of its column, digits)
     "dice": ("Dice, %", 1),

@@ -47,7 +47,8 @@ def _stored(path, data, affine, *, order=(0, 1, 2), flip=()):
 def scans(tmp_path_factory):
     """A folder with an oblique MR whose axes are turned, a flipped int16 CT in the same frame, labels and points."""
     folder = tmp_path_factory.mktemp("scans")
-    case = phantom.make_case(3, 1, shape=SHAPE, spacing=(SPACING,) * 3)
+    protocol = {"ct_phases": ("venous",), "mr_sequences": ("t2",)}
+    case = phantom.make_case(3, 3, shape=SHAPE, spacing=(SPACING,) * 3, **protocol)
     angle = np.deg2rad(8)
     affine = np.eye(4)
     affine[:3, :3] = (

@@ -15,6 +15,7 @@ from report_runs import edit, write_run
 
 from f3r_jax import checkpoints, models, report
 from f3r_jax.data.datasets import open_dataset
+from f3r_jax.defaults import completed
 from f3r_jax.errors import UserError
 from f3r_jax.reporting.study import read_study
 from f3r_jax.workdir import write_config
@@ -256,7 +257,7 @@ def phantom_run(folder, phantoms, *, system="faim"):
     data |= {"data.ct_window": [-160.0, 240.0], "data.mr_percentiles": [1.0, 99.0], "data.root": str(phantoms)}
     data |= {"data.organs": {"liver": [1], "spleen": [2], "right_kidney": [3], "left_kidney": [4]}}
     write_run(folder, [80.0, 90.0], system=system, changes=data)
-    dataset = open_dataset(read_study([folder]).runs[0].config.data, seed=0)
+    dataset = open_dataset(completed(read_study([folder]).runs[0].config).data, seed=0)
     name = dataset.split["test"][0]
     edit(folder / "evaluation" / "cases.csv", "case_0", name)
     case = dataset.load(name)

@@ -8,6 +8,7 @@ import numpy as np
 
 from f3r_jax import checkpoints, metrics
 from f3r_jax.data.datasets import Case, open_dataset, organs_of
+from f3r_jax.defaults import completed
 from f3r_jax.errors import UserError
 from f3r_jax.evaluate import FOLDER
 from f3r_jax.predict import Registration
@@ -152,7 +153,7 @@ def _open(key: CaseKey, stored: dict[str, Run], problems: list[Problem]) -> Case
     """The case from the data set of one of the runs."""
     run = next(iter(stored.values()))
     try:
-        return open_dataset(run.config.data, seed=run.config.seed).load(key.name)
+        return open_dataset(completed(run.config).data, seed=run.config.seed).load(key.name)
     except (UserError, OSError, KeyError, AttributeError) as error:
         problems.append(Problem(f"{run.path}: test case {key.name}", f"its data set can't be opened: {error}"))
         return None
