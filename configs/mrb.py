@@ -2,8 +2,8 @@
 
 python -m f3r_jax.main --config=configs/mrb.py
     on the phantom: 160 training cases of 64 x 48 x 48 voxels of 4.8 mm, 4,000 steps on parts of 48 x 32 x 32. On two
-    cores 25 minutes and less than 3 GB, the making of the phantom and the evaluation included. Expect a mean Dice of 89 % (79
-    before, 78 with the network's mean field) and a correlation with the ground truth of 0.74.
+    cores 25 minutes and less than 3 GB, the making of the phantom and the evaluation included. Expect a mean Dice of
+    89 % (79 before, 78 with the network's mean field) and a correlation with the ground truth of 0.74.
 python -m f3r_jax.main --config=configs/mrb.py:paper --config.data.root=/data/pairs
     the paper's setting on own data: 144 x 144 x 128 voxels of 1 mm, Adam at 1e-5, batch 1, lambda 1.5. The paper names
     no number of steps: 40,000 are a thousand rounds through its 40 training cases, days on a CPU. On its private data
