@@ -60,13 +60,9 @@ def of_config(section: ConfigDict) -> Augmentation:
 
 
 def augment(
-    key: Array, batch: Batch, settings: Augmentation, *, spacing: tuple[float, float, float]
+    keys: Array, batch: Batch, settings: Augmentation, *, spacing: tuple[float, float, float]
 ) -> tuple[Batch, Batch]:
-    """What the network is given and what the loss compares; `spacing` in mm.
-
-    Each example of the batch has a key of its own, by its position.
-    """
-    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(batch.moving)))
+    """What the network is given and what the loss compares; a key for each example, `spacing` in mm."""
     keys = jax.vmap(partial(jax.random.split, num=3))(keys)  # b 3
     if settings.moves:
         draw = partial(random_displacement, shape=batch.moving.shape[1:4], settings=settings, spacing=spacing)

@@ -27,7 +27,7 @@ from f3r_jax.losses import Batch, GroundTruth, Prepared
 from f3r_jax.models import check_shape
 
 Loaded = Any  # arrays of a batch as they are sent to the devices: a Batch, or label maps
-Prepare = Callable[[Loaded, Array], Prepared]
+Prepare = Callable[[Loaded, Array, Array | int], Prepared]
 
 
 class Source(NamedTuple):
@@ -35,7 +35,7 @@ class Source(NamedTuple):
 
     load: Callable[[Dataset, str], Loaded]  # one example, NumPy arrays
     example: Loaded  # its shapes and types
-    prepare: Prepare  # within the step: from loaded examples and the step's number to what it works on
+    prepare: Prepare  # within the step: from loaded examples, step and the first one's place in the batch
 
 
 def source_of(config: ConfigDict) -> Source:
@@ -63,10 +63,11 @@ def load_pair(dataset: Dataset, name: str) -> Batch:
     return Batch(case.moving[..., None], case.fixed[..., None])
 
 
-def _augmented(config: ConfigDict, batch: Batch, step: Array) -> Prepared:
-    key, spacing = step_key(config.seed, step), tuple(config.data.spacing)
-    prepared = Prepared(*augment(key, batch, of_config(config.augment), spacing=spacing), truth=None)
-    return cropped(key, prepared, crop_of(config))
+def _augmented(config: ConfigDict, batch: Batch, step: Array, first: Array | int) -> Prepared:
+    keys = example_keys(config.seed, step, first, len(batch.moving))
+    settings, spacing = of_config(config.augment), tuple(config.data.spacing)
+    prepared = Prepared(*augment(keys, batch, settings, spacing=spacing), truth=None)
+    return cropped(keys, prepared, crop_of(config))
 
 
 def crop_of(config: ConfigDict) -> tuple[int, int, int]:
@@ -81,12 +82,12 @@ def crop_of(config: ConfigDict) -> tuple[int, int, int]:
     return tuple(min(n or size, size) for n, size in zip(crop, config.data.shape, strict=True))
 
 
-def cropped(key: Array, prepared: Prepared, shape: tuple[int, int, int]) -> Prepared:
-    """A random part of `shape` voxels of each example, the same of all its volumes."""
+def cropped(keys: Array, prepared: Prepared, shape: tuple[int, int, int]) -> Prepared:
+    """A random part of `shape` voxels of each example, the same of all its volumes; a key for each."""
     volumes = prepared.given.moving.shape
     if shape == volumes[1:4]:
         return prepared
-    keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, 1)))(jnp.arange(volumes[0]))
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)  # others than those of the augmentation
     most = jnp.array(volumes[1:4]) - jnp.array(shape) + 1
     starts = jax.vmap(lambda k: jax.random.randint(k, (3,), 0, most))(keys)
 
@@ -104,17 +105,22 @@ def synthesis_settings(config: ConfigDict) -> Settings:
         raise UserError(f"synthesis: {error}") from error
 
 
-def _synthetic(config: ConfigDict, settings: Settings, labels: Array, step: Array) -> Prepared:
+def _synthetic(config: ConfigDict, settings: Settings, labels: Array, step: Array, first: Array | int) -> Prepared:
     progress = jnp.minimum(1, step / max(config.synthesis.curriculum_steps, 1)).astype(jnp.float32)
-    pair = make_pairs(step_key(config.seed, step), labels, settings=settings, progress=progress)
+    keys = example_keys(config.seed, step, first, len(labels))
+    pair = make_pairs(keys, labels, settings=settings, progress=progress)
     batch = Batch(pair.moving, pair.fixed)
     prepared = Prepared(batch, batch, GroundTruth(pair.displacement, pair.clean_moving, pair.clean_fixed))
-    return cropped(step_key(config.seed, step), prepared, crop_of(config))
+    return cropped(keys, prepared, crop_of(config))
 
 
-def step_key(seed: int, step: Array) -> Array:
-    """The random key of a step; initialisation uses that of the seed itself."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), step)
+def example_keys(seed: int, step: Array | int, first: Array | int, count: int) -> Array:
+    """The random keys of `count` examples of a step, from the one at the place `first` of the batch on.
+
+    So an example has the same key on every number of devices. Initialisation uses the key of the seed itself.
+    """
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), step)
+    return jax.vmap(partial(jax.random.fold_in, key))(first + jnp.arange(count))
 
 
 def batch_names(names: tuple[str, ...], *, seed: int, step: int, size: int) -> list[str]:

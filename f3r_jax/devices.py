@@ -119,6 +119,11 @@ def mean_over(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:
     )
 
 
+def first_example(mesh: Mesh | None, count: int) -> jax.Array | int:
+    """The place in the batch of the first of a device's `count` examples, within a function of `mean_over`."""
+    return 0 if mesh is None or mesh.size == 1 else lax.axis_index(AXIS) * count
+
+
 def on_each_sharding(mesh: Mesh) -> NamedSharding | None:
     """How arrays lie that every device has whole; None where there is one device."""
     return None if mesh.size == 1 else NamedSharding(mesh, PartitionSpec())

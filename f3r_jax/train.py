@@ -113,13 +113,17 @@ def make_train_step(
         values = terms(objective, prepared.compared, prepared.truth, u, lam)
         return values["loss"], values | {"folding": folding_percent(jax.lax.stop_gradient(u)).mean()}
 
-    differentiate = jax.grad(loss_function, has_aux=True)
-    if mesh is not None:
-        differentiate = devices.mean_over(mesh, differentiate)
+    def differentiate(params: dict, batch: Batch | jax.Array, rest: tuple[Scalar, jax.Array]) -> tuple:
+        lam, step = rest
+        first = devices.first_example(mesh, len(jax.tree.leaves(batch)[0]))
+        prepared = Prepared(batch, batch, None) if prepare is None else prepare(batch, step, first)
+        return jax.grad(loss_function, has_aux=True)(params, prepared, lam)
+
+    # Each device prepares its own share: the partitioner would gather the batch on all of them.
+    differentiate_all = differentiate if mesh is None else devices.mean_over(mesh, differentiate)
 
     def step(state: State, batch: Batch | jax.Array, lam: Scalar) -> tuple[State, dict[str, Scalar]]:
-        prepared = Prepared(batch, batch, None) if prepare is None else prepare(batch, state.step)
-        gradients, metrics = differentiate(state.params, prepared, lam)
+        gradients, metrics = differentiate_all(state.params, batch, (lam, state.step))
         updates, optimiser_state = optimiser.update(gradients, state.optimiser, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics["gradient_norm"] = optax.tree.norm(gradients)

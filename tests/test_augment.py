@@ -11,7 +11,7 @@ import pytest
 from conftest import REPOSITORY, blob
 
 from f3r_jax.augment import Augmentation, augment, of_config, random_displacement
-from f3r_jax.batches import source_of, step_key
+from f3r_jax.batches import example_keys, source_of
 from f3r_jax.errors import UserError
 from f3r_jax.losses import Batch
 from f3r_jax.ops.fields import folding_percent
@@ -30,7 +30,7 @@ def changed(settings, seed=0):
 
 def both(settings, seed=0):
     draw = jax.jit(partial(augment, settings=settings, spacing=SPACING))
-    return draw(jax.random.key(seed), Batch(*VOLUMES))
+    return draw(jax.random.split(jax.random.key(seed)), Batch(*VOLUMES))
 
 
 def fields(settings, count=100, shape=(24, 20, 16)):
@@ -53,9 +53,11 @@ def test_a_key_decides_everything():
 
 def test_examples_of_a_batch_are_changed_differently_and_by_their_position():
     twice = [jnp.concatenate([volume[:1]] * 2) for volume in VOLUMES]
-    (moving, _), _ = augment(jax.random.key(0), Batch(*twice), ALL, spacing=SPACING)
+    (moving, _), _ = augment(jax.random.split(jax.random.key(0)), Batch(*twice), ALL, spacing=SPACING)
     assert np.abs(moving[0] - moving[1]).max() > 0.05
-    (alone, _), _ = augment(jax.random.key(0), Batch(*(volume[:1] for volume in VOLUMES)), ALL, spacing=SPACING)
+    (alone, _), _ = augment(
+        jax.random.split(jax.random.key(0))[:1], Batch(*(volume[:1] for volume in VOLUMES)), ALL, spacing=SPACING
+    )
     np.testing.assert_allclose(moving[:1], alone, atol=1e-5)
 
 
@@ -118,12 +120,11 @@ def test_default_deformations_do_not_fold(config):
 def test_the_step_sees_the_augmented_pair(config):
     config.augment.deformation = 20.0
     source, batch = source_of(config), Batch(*VOLUMES)
-    found, again, other = (source.prepare(batch, jnp.int32(step)) for step in (3, 3, 4))
+    found, again, other = (source.prepare(batch, jnp.int32(step), 0) for step in (3, 3, 4))
     assert found.truth is None
     np.testing.assert_array_equal(found.given.moving, again.given.moving)
     assert np.abs(found.given.moving - other.given.moving).max() > 0.01
-    keys = jax.vmap(lambda n: jax.random.fold_in(step_key(config.seed, jnp.int32(3)), n))(jnp.arange(2))
-    key = jax.random.split(keys[0], 3)[0]
+    key = jax.random.split(example_keys(config.seed, 3, 0, 2)[0], 3)[0]
     u = random_displacement(
         key, shape=batch.moving.shape[1:4], settings=of_config(config.augment), spacing=tuple(config.data.spacing)
     )

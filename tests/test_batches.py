@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, TINY_CONFIG
 
-from f3r_jax.batches import check_batches, crop_of, cropped, load_batch, source_of
+from f3r_jax.batches import check_batches, crop_of, cropped, example_keys, load_batch, source_of
 from f3r_jax.data.datasets import open_dataset
 from f3r_jax.devices import mesh_for
 from f3r_jax.errors import UserError
@@ -61,19 +61,19 @@ def test_anatomies_are_painted_once_and_kept(synthetic, tmp_path):
 def test_the_step_decides_the_pair(synthetic):
     source, labels = source_of(synthetic), loaded(synthetic)
     prepare = jax.jit(source.prepare)
-    found, same, other = (prepare(labels, jnp.int32(step)) for step in (2, 2, 3))
+    found, same, other = (prepare(labels, jnp.int32(step), 0) for step in (2, 2, 3))
     batch, truth = found.given, found.truth
     assert isinstance(batch, Batch) and isinstance(truth, GroundTruth)
     assert batch.moving.shape == batch.fixed.shape == (2, 16, 16, 16, 1)
     assert truth.displacement.shape == truth.clean_moving.shape == (2, 16, 16, 16, 3)
     np.testing.assert_array_equal(batch.fixed, same.given.fixed)
     assert np.abs(batch.fixed - other.given.fixed).max() > 0.05
-    sizes = [float(jnp.abs(prepare(labels, jnp.int32(step)).truth.displacement).mean()) for step in (0, 4, 400)]
+    sizes = [float(jnp.abs(prepare(labels, jnp.int32(step), 0).truth.displacement).mean()) for step in (0, 4, 400)]
     assert sizes[0] < 0.7 * max(sizes[1:])
 
 
 def test_the_ground_truth_has_the_least_loss(synthetic):
-    batch, _, truth = jax.jit(source_of(synthetic).prepare)(loaded(synthetic), jnp.int32(8))
+    batch, _, truth = jax.jit(source_of(synthetic).prepare)(loaded(synthetic), jnp.int32(8), 0)
     objective = Objective(mind="mind_ssc_near", similarity="clean", epe=0.1)
     found = [terms(objective, batch, truth, s * truth.displacement, jnp.float32(0)) for s in (0.0, 0.5, 1.0, 1.5)]
     losses = [float(values["loss"]) for values in found]
@@ -82,7 +82,7 @@ def test_the_ground_truth_has_the_least_loss(synthetic):
 
 
 def test_terms_add_up(synthetic):
-    batch, _, truth = jax.jit(source_of(synthetic).prepare)(loaded(synthetic), jnp.int32(8))
+    batch, _, truth = jax.jit(source_of(synthetic).prepare)(loaded(synthetic), jnp.int32(8), 0)
     u = 0.3 * truth.displacement
     values = terms(Objective(mind="mind_ssc", epe=0.2), batch, truth, u, jnp.float32(0.5))
     expected = values["similarity"] + 0.5 * values["smoothness"] + 0.2 * values["epe"]
@@ -148,7 +148,7 @@ def test_a_step_sees_a_random_part_and_the_same_of_all_volumes():
     prepared = Prepared(batch, batch, GroundTruth(place, place, place))
     starts = set()
     for seed in range(20):
-        found = cropped(jax.random.key(seed), prepared, (6, 10, 3))
+        found = cropped(jax.random.split(jax.random.key(seed)), prepared, (6, 10, 3))
         assert {leaf.shape[1:4] for leaf in jax.tree.leaves(found)} == {(6, 10, 3)}
         corner = found.truth.displacement[:, :1, :1, :1]
         offsets = np.stack(np.meshgrid(*map(np.arange, (6, 10, 3)), indexing="ij"), axis=-1)
@@ -158,7 +158,7 @@ def test_a_step_sees_a_random_part_and_the_same_of_all_volumes():
         starts |= {tuple(one) for one in np.asarray(corner).reshape(2, 3).astype(int).tolist()}
     assert {x for x, _, _ in starts} == set(range(7)) and {z for _, _, z in starts} == set(range(6))
     assert {y for _, y, _ in starts} == {0}
-    assert cropped(jax.random.key(0), prepared, (12, 10, 8)) is prepared
+    assert cropped(jax.random.split(jax.random.key(0)), prepared, (12, 10, 8)) is prepared
 
 
 def test_the_crop_of_a_config(config):
@@ -166,8 +166,22 @@ def test_the_crop_of_a_config(config):
     config.train.crop = (16, 0, 100)
     assert crop_of(config) == (16, 16, 48)
     batch = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape)), source_of(config).example)
-    assert source_of(config).prepare(batch, jnp.int32(0)).given.fixed.shape == (1, 16, 16, 48, 1)
+    assert source_of(config).prepare(batch, jnp.int32(0), 0).given.fixed.shape == (1, 16, 16, 48, 1)
     for crop, message in (((-1, 0, 0), "expected three sizes"), ((8, 8), "expected three sizes"), ((8, 0, 0), "small")):
         config.train.crop = crop
         with pytest.raises(UserError, match=rf"train.crop.*{message}"):
             check_batches(config)
+
+
+def test_a_share_of_a_batch_has_the_keys_of_its_places():
+    keys = [jax.random.key_data(example_keys(3, 5, first, count)) for first, count in ((0, 4), (2, 2))]
+    np.testing.assert_array_equal(keys[0][2:], keys[1])
+    assert len({tuple(key) for key in np.asarray(keys[0]).tolist()}) == 4
+
+
+def test_a_share_of_a_batch_of_synthetic_pairs_is_what_the_whole_holds(synthetic):
+    source, labels = source_of(synthetic), loaded(synthetic)
+    prepare = jax.jit(source.prepare)
+    whole, second = prepare(labels, jnp.int32(2), 0), prepare(labels[1:], jnp.int32(2), 1)
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(second), strict=True):
+        np.testing.assert_allclose(one[1:], other, atol=1e-5)

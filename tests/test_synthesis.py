@@ -204,7 +204,7 @@ def test_crops_leave_everything_in_one_image():
 def test_pair_is_complete_and_its_ground_truth_exact(labels, settings):
     before = after = 0.0
     for seed in range(4):
-        pair = make_pairs(jax.random.key(seed), labels, settings=settings, progress=1.0)
+        pair = make_pairs(jax.random.split(jax.random.key(seed), len(labels)), labels, settings=settings, progress=1.0)
         assert pair.moving.shape == pair.fixed.shape == (2, *SHAPE, 1)
         assert pair.displacement.shape == (2, *SHAPE, 3)
         assert pair.clean_moving.shape == pair.clean_fixed.shape == (2, *SHAPE, 3)
@@ -219,7 +219,7 @@ def test_pair_is_complete_and_its_ground_truth_exact(labels, settings):
 
 def test_pairs_are_a_function_of_key_and_labels(labels):
     def make(seed):
-        return make_pairs(jax.random.key(seed), labels, settings=ANATOMIES, progress=0.5)
+        return make_pairs(jax.random.split(jax.random.key(seed), len(labels)), labels, settings=ANATOMIES, progress=0.5)
 
     first, again, other = make(0), make(0), make(1)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
@@ -228,7 +228,7 @@ def test_pairs_are_a_function_of_key_and_labels(labels):
 
 
 def test_progress_0_is_an_anatomy_in_standard_contrasts_at_rest(labels):
-    pair = make_pairs(jax.random.key(7), labels, settings=SHAPES, progress=0.0)
+    pair = make_pairs(jax.random.split(jax.random.key(7), len(labels)), labels, settings=SHAPES, progress=0.0)
     assert np.abs(pair.displacement).max() < 1e-5
     for image, kind, least in ((pair.moving, contrasts.CT, 0.95), (pair.fixed, contrasts.MR, 0.9)):
         expected = np.asarray(contrasts.standard_contrast(kind))[labels]
@@ -236,7 +236,7 @@ def test_progress_0_is_an_anatomy_in_standard_contrasts_at_rest(labels):
 
 
 def test_motions_grow_with_progress(labels):
-    pair = partial(make_pairs, jax.random.key(8), labels, settings=ANATOMIES)
+    pair = partial(make_pairs, jax.random.split(jax.random.key(8), len(labels)), labels, settings=ANATOMIES)
     sizes = [float(jnp.abs(pair(progress=progress).displacement).mean()) for progress in (0.0, 0.5, 1.0)]
     assert 0.2 * sizes[2] < sizes[0] < 0.4 * sizes[2] < 0.5 * sizes[2] < sizes[1] < 0.8 * sizes[2]
 

@@ -1,4 +1,4 @@
-"""Synthetic pairs for training, as a pure function of a key: moving and fixed, and what is known about them.
+"""Synthetic pairs for training, as a pure function of keys: moving and fixed, and what is known about them.
 
 From one tissue map two images are made, with contrasts and motions of their own. In addition, both sides have clean
 images of the same contrast, for a loss that compares them: warp(clean_moving, displacement) is clean_fixed.
@@ -37,12 +37,12 @@ class SyntheticPair(NamedTuple):
 
 @partial(jax.jit, static_argnames="settings")
 def make_pairs(
-    key: Array, labels: UInt8[Array, "b x y z"], *, settings: Settings, progress: Scalar | float
+    keys: Array, labels: UInt8[Array, "b x y z"], *, settings: Settings, progress: Scalar | float
 ) -> SyntheticPair:
     """One pair for each tissue map.
 
     Args:
-      key: a JAX random key.
+      keys: a JAX random key for each of them, (b).
       labels: indices of `TISSUES`, as `tissue_map` paints them.
       settings: how the pairs are drawn.
       progress: from 0 to 1. The motions grow with it from `start_amplitude` to `amplitude`, and it is the probability
@@ -50,7 +50,7 @@ def make_pairs(
         T2-weighted MR (fixed).
     """
     make = partial(_make_pair, settings=settings, progress=jnp.asarray(progress, jnp.float32))
-    return lax.map(lambda example: make(*example), (jax.random.split(key, len(labels)), labels))
+    return lax.map(lambda example: make(*example), (keys, labels))
 
 
 def _make_pair(key: Array, labels: UInt8[Array, "x y z"], *, settings: Settings, progress: Scalar) -> SyntheticPair:
