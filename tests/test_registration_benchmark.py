@@ -124,16 +124,16 @@ def test_network_registers_through_the_spacing_it_was_trained_at(finished, tiny_
 @pytest.mark.slow
 @pytest.mark.extras("ants", "picsl_greedy", "convexAdam")
 def test_command_writes_table_and_json(commands, tmp_path):
-    """f3r_jax and all rivals for real, on a pair of few voxels."""
+    """f3r_jax and all baselines for real. On a grid coarser than this MIND is a poor guide, and ours may lose."""
     page, numbers = tmp_path / "B.md", tmp_path / "b.json"
-    options = ["--what=registration", "--shape=32,24,24", "--cases=1"]
+    options = ["--what=registration", "--shape=48,36,36", "--cases=1"]
     result = commands.run("benchmark", *options, f"--markdown={page}", f"--json={numbers}")
     assert result.status == 0, result.out + result.err
     found = json.loads(numbers.read_text())["registration"]
-    assert found["spacing"] == 9.6
+    assert found["spacing"] == 6.4
     for name in ("ours", "ours, not diffeomorphic", *peers.RIVALS):
         (case,) = found["methods"][name]
         assert case["dice"] > found["before"][0]["dice"] or name in peers.RIVALS  # too coarse a grid for SyN
         assert ("compile_seconds" in case) == (name not in peers.RIVALS)
         assert case["peak_mib"] > case["imported_mib"] > 0 and case["seconds"] > 0
-    assert "## Registration, 32 x 24 x 24 on cpu\n" in page.read_text()
+    assert "## Registration, 48 x 36 x 36 on cpu\n" in page.read_text()
