@@ -12,4 +12,4 @@ from f3r_jax.defaults import network_config
 
 
 def get_config(option: str = "") -> ConfigDict:
-    return network_config(option=option, name="f3rnet", variant="enc", lam=0.4, paper_lam=2.0)
+    return network_config(option=option, name="f3rnet", variant="enc", lam=0.8, paper_lam=2.0)

@@ -14,4 +14,4 @@ from f3r_jax.defaults import network_config
 
 
 def get_config(option: str = "") -> ConfigDict:
-    return network_config(option=option, name="voxelmorph1", lam=0.4, paper_lam=1.5)
+    return network_config(option=option, name="voxelmorph1", lam=0.8, paper_lam=1.5)
