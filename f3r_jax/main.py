@@ -194,7 +194,7 @@ def train_runs(
 
 def read_all(dataset: Dataset) -> None:
     """Reads every case once, so that a voxel unfit for use shows before the run writes anything."""
-    with Progress("reading cases", len(dataset.makers)) as progress:
+    with Progress("reading cases", len(dataset.makers) + len(dataset.painters)) as progress:
         dataset.check(progress.advance)
 
 

@@ -107,9 +107,9 @@ class Motion:
 def draw_motion(rng: Generator, frame: Frame) -> Motion:
     """Breathing of either sign that moves the liver most, the belly wall, waves, and a small rigid motion.
 
-    A velocity and its negative are equally likely. So the mean of its flow is zero but for the second order, 1 mm at
-    most where the mean length is 12 mm. That rest can't be removed: it is half of what the mean displacement and that
-    of the inverse add up to.
+    A velocity and its negative are equally likely. So the mean of its flow is zero but for the second order, 1.5 mm
+    at most where the mean length is up to 18 mm. That rest can't be removed: it is half of what the mean displacement
+    and that of the inverse add up to.
     """
     breath = float(np.clip(rng.normal(0, 22), -45, 45))
     belly = float(np.clip(rng.normal(0, 6), -12, 12))
@@ -118,15 +118,24 @@ def draw_motion(rng: Generator, frame: Frame) -> Motion:
 
     def velocity(p: Points) -> list[np.ndarray]:
         x, y, z = frame.of_patient(p)
-        spine = np.exp(-((x / 42) ** 2)) / (1 + np.exp((y + 20) / 12))
-        wall = np.exp(-(((x / 140) ** 2 + (y / np.where(y < 0, 95, 110)) ** 2) ** 3))
-        free = (1 - spine) * wall
-        organs = np.exp(-(((x - 45) / 120) ** 2) - ((z - 45) / 105) ** 2)
+        free, wall = mobility(x, y)
         front = np.exp(-((x / 85) ** 2) - ((y - 80) / 50) ** 2 - ((z + 10) / 90) ** 2)
         u = [free * wall * wave for wave in sum_of_waves(p, waves)]
-        return [u[0], u[1] + belly * front, u[2] + breath * organs * free]
+        return [u[0], u[1] + belly * front, u[2] + breath * breathing(x, y, z)]
 
     return Motion(velocity, frame_of(*degrees), shift)
+
+
+def breathing(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """How much of the diaphragm's motion there is at points in mm: most in the liver, none in spine and wall."""
+    return np.exp(-(((x - 45) / 120) ** 2) - ((z - 45) / 105) ** 2) * mobility(x, y)[0]
+
+
+def mobility(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """From 0 to 1, how freely tissue moves: 0 in spine and wall; and the same without the spine."""
+    spine = np.exp(-((x / 42) ** 2)) / (1 + np.exp((y + 20) / 12))
+    wall = np.exp(-(((x / 140) ** 2 + (y / np.where(y < 0, 95, 110)) ** 2) ** 3))
+    return (1 - spine) * wall, wall
 
 
 def displacement_mm(motion: Motion, axes: list[np.ndarray], *, backward: bool) -> np.ndarray:

@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
 
+from f3r_jax.data.phantom import breathing
 from f3r_jax.data.synthesis.settings import Settings
 from f3r_jax.ops.fields import compose, exponential
 from f3r_jax.ops.random_fields import smooth_noise
@@ -76,9 +77,9 @@ def _velocity(
     smooth /= np.sqrt(sum(weight**2 for _, weight in SCALES))
     linear = settings.scaling * jnp.diag(size) + math.radians(settings.rotation) * jnp.cross(jnp.eye(3), turn)
     affine = jnp.asarray(points) @ linear / jnp.asarray(settings.spacing)
-    breathing = jnp.asarray(_breathing(points))[..., None] * jnp.array([0.0, 0.0, 1.0])
+    along_z = jnp.asarray(breathing(*np.moveaxis(points, -1, 0)))[..., None] * jnp.array([0.0, 0.0, 1.0])
     breath = jnp.where(breathes, settings.breathing * breath, 0)
-    return settings.amplitude * amplitude * smooth + settings.shift * shift + affine + breath * breathing
+    return settings.amplitude * amplitude * smooth + settings.shift * shift + affine + breath * along_z
 
 
 def _coarse_points(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> np.ndarray:
@@ -88,14 +89,6 @@ def _coarse_points(shape: tuple[int, int, int], spacing: tuple[float, float, flo
         for n, s in zip(shape, spacing, strict=True)
     ]
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).astype(np.float32)
-
-
-def _breathing(points: np.ndarray) -> np.ndarray:
-    """How much of the diaphragm's motion there is, from 0 to 1: most in the liver, none in the spine and the wall."""
-    x, y, z = np.moveaxis(points, -1, 0)
-    spine = np.exp(-((x / 42) ** 2)) / (1 + np.exp((y + 20) / 12))
-    wall = np.exp(-(((x / 140) ** 2 + (y / np.where(y < 0, 95, 110)) ** 2) ** 3))
-    return (1 - spine) * wall * np.exp(-(((x - 45) / 120) ** 2) - ((z - 45) / 105) ** 2)
 
 
 def _to_voxels(coarse: Float[Array, "_x _y _z c"], shape: tuple[int, int, int]) -> Float[Array, "x y z c"]:
