@@ -34,11 +34,16 @@ class GroundTruth(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What a step works on: what the network is given, what the loss compares, and what is known of the pairs."""
+    """What a step works on: what the network is given, what the loss compares, and what is known of the pairs.
+
+    The network may be given a part of the volumes. The loss then compares this part of the fixed volume, but with the
+    whole moving one, as the displacement points to places outside the part.
+    """
 
     given: Batch
     compared: Batch
     truth: GroundTruth | None
+    start: Float[jax.Array, "b 1 1 1 3"] | None = None  # voxel of the moving volume at which the part begins; None: 0
 
 
 class Objective(NamedTuple):
@@ -75,13 +80,13 @@ def gradient_l2(displacement: Displacement) -> Scalar:
     return sum(jnp.sum(d**2) / max(d.size, 1) for d in forward_differences(displacement)) / 3
 
 
-def _mind(objective: Objective, batch: Batch, truth: GroundTruth | None, u: Displacement) -> Scalar:
-    return mind_l1(batch.fixed, warp(batch.moving, u), preset=objective.mind)
+def _mind(objective: Objective, batch: Batch, truth: GroundTruth | None, places: Displacement) -> Scalar:
+    return mind_l1(batch.fixed, warp(batch.moving, places), preset=objective.mind)
 
 
-def _clean(objective: Objective, batch: Batch, truth: GroundTruth | None, u: Displacement) -> Scalar:
+def _clean(objective: Objective, batch: Batch, truth: GroundTruth | None, places: Displacement) -> Scalar:
     """Mean squared difference of the shared contrasts, of about the size of mind_l1."""
-    return 10 * jnp.mean((truth.clean_fixed - warp(truth.clean_moving, u)) ** 2)
+    return 10 * jnp.mean((truth.clean_fixed - warp(truth.clean_moving, places)) ** 2)
 
 
 SIMILARITIES: dict[str, Callable[[Objective, Batch, GroundTruth | None, Displacement], Scalar]] = {
@@ -90,15 +95,15 @@ SIMILARITIES: dict[str, Callable[[Objective, Batch, GroundTruth | None, Displace
 }
 
 
-def terms(
-    objective: Objective, batch: Batch, truth: GroundTruth | None, u: Displacement, lam: Scalar
-) -> dict[str, Scalar]:
+def terms(objective: Objective, prepared: Prepared, u: Displacement, lam: Scalar) -> dict[str, Scalar]:
     """The loss of a predicted displacement and its terms: "loss", "similarity", "smoothness" and perhaps "epe".
 
     "epe" is the mean squared end-point error in voxels.
     """
+    truth = prepared.truth
+    places = u if prepared.start is None else u + prepared.start
     values = {
-        "similarity": SIMILARITIES[objective.similarity](objective, batch, truth, u),
+        "similarity": SIMILARITIES[objective.similarity](objective, prepared.compared, truth, places),
         "smoothness": gradient_l2(u),
     }
     loss = values["similarity"] + lam * values["smoothness"]

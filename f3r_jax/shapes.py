@@ -9,5 +9,6 @@ from jaxtyping import Float
 
 Volume = Float[Array, "b x y z c"]
 Features = Float[Array, "_b _x _y _z _c"]  # a volume whose size or channels differ from another's in the same call
+WholeVolume = Float[Array, "b _X _Y _Z c"]  # that a displacement on a part of its grid reads
 Displacement = Float[Array, "b x y z 3"]  # voxels of the fixed grid, pull: phi(p) = p + u(p)
 Scalar = Float[Array, ""]

@@ -110,7 +110,7 @@ def make_train_step(
 
     def loss_function(params: dict, prepared: Prepared, lam: Scalar) -> tuple[Scalar, dict[str, Scalar]]:
         u = network.apply({"params": params}, *prepared.given)
-        values = terms(objective, prepared.compared, prepared.truth, u, lam)
+        values = terms(objective, prepared, u, lam)
         return values["loss"], values | {"folding": folding_percent(jax.lax.stop_gradient(u)).mean()}
 
     def differentiate(params: dict, batch: Batch | jax.Array, rest: tuple[Scalar, jax.Array]) -> tuple:

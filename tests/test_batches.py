@@ -14,6 +14,7 @@ from f3r_jax.devices import mesh_for
 from f3r_jax.errors import UserError
 from f3r_jax.losses import Batch, GroundTruth, Objective, Prepared, terms
 from f3r_jax.metrics import end_point_error_mm
+from f3r_jax.ops.warp import warp
 from f3r_jax.record import read_rows
 from f3r_jax.train import check_settings
 
@@ -73,23 +74,25 @@ def test_the_step_decides_the_pair(synthetic):
 
 
 def test_the_ground_truth_has_the_least_loss(synthetic):
-    batch, _, truth = jax.jit(source_of(synthetic).prepare)(loaded(synthetic), jnp.int32(8), 0)
+    prepared = jax.jit(source_of(synthetic).prepare)(loaded(synthetic), jnp.int32(8), 0)
+    u = prepared.truth.displacement
     objective = Objective(mind="mind_ssc_near", similarity="clean", epe=0.1)
-    found = [terms(objective, batch, truth, s * truth.displacement, jnp.float32(0)) for s in (0.0, 0.5, 1.0, 1.5)]
+    found = [terms(objective, prepared, s * u, jnp.float32(0)) for s in (0.0, 0.5, 1.0, 1.5)]
     losses = [float(values["loss"]) for values in found]
     assert np.argmin(losses) == 2
     assert float(found[2]["epe"]) == 0
 
 
 def test_terms_add_up(synthetic):
-    batch, _, truth = jax.jit(source_of(synthetic).prepare)(loaded(synthetic), jnp.int32(8), 0)
+    prepared = jax.jit(source_of(synthetic).prepare)(loaded(synthetic), jnp.int32(8), 0)
+    truth = prepared.truth
     u = 0.3 * truth.displacement
-    values = terms(Objective(mind="mind_ssc", epe=0.2), batch, truth, u, jnp.float32(0.5))
+    values = terms(Objective(mind="mind_ssc", epe=0.2), prepared, u, jnp.float32(0.5))
     expected = values["similarity"] + 0.5 * values["smoothness"] + 0.2 * values["epe"]
     np.testing.assert_allclose(values["loss"], expected, rtol=1e-6)
     errors = [end_point_error_mm(*map(np.asarray, pair), [1, 1, 1]) for pair in zip(u, truth.displacement, strict=True)]
     assert values["epe"] >= np.mean(errors) ** 2
-    assert set(terms(Objective(mind="mind_ssc"), batch, None, u, jnp.float32(0.5))) == {
+    assert set(terms(Objective(mind="mind_ssc"), prepared._replace(truth=None), u, jnp.float32(0.5))) == {
         "loss",
         "similarity",
         "smoothness",
@@ -149,16 +152,40 @@ def test_a_step_sees_a_random_part_and_the_same_of_all_volumes():
     starts = set()
     for seed in range(20):
         found = cropped(jax.random.split(jax.random.key(seed)), prepared, (6, 10, 3))
-        assert {leaf.shape[1:4] for leaf in jax.tree.leaves(found)} == {(6, 10, 3)}
+        whole = (found.compared.moving, found.truth.clean_moving)
+        assert {leaf.shape[1:4] for leaf in whole} == {(12, 10, 8)}
+        parts = (*found.given, found.compared.fixed, found.truth.displacement, found.truth.clean_fixed)
+        assert {leaf.shape[1:4] for leaf in parts} == {(6, 10, 3)}
         corner = found.truth.displacement[:, :1, :1, :1]
         offsets = np.stack(np.meshgrid(*map(np.arange, (6, 10, 3)), indexing="ij"), axis=-1)
         np.testing.assert_array_equal(found.truth.displacement, corner + offsets)
+        np.testing.assert_array_equal(found.start, corner)
         np.testing.assert_array_equal(found.given.moving, found.truth.displacement[..., :1])
         np.testing.assert_array_equal(found.compared.fixed, found.truth.clean_fixed[..., 1:2])
         starts |= {tuple(one) for one in np.asarray(corner).reshape(2, 3).astype(int).tolist()}
     assert {x for x, _, _ in starts} == set(range(7)) and {z for _, _, z in starts} == set(range(6))
     assert {y for _, y, _ in starts} == {0}
     assert cropped(jax.random.split(jax.random.key(0)), prepared, (12, 10, 8)) is prepared
+
+
+def test_the_loss_of_a_part_reads_the_moving_volume_outside_it():
+    """A displacement that points out of the part has the loss that its voxels have in the whole volume."""
+    random = np.random.default_rng(0)
+    moving = jnp.asarray(random.random((1, 20, 18, 16, 1)), jnp.float32)
+    u = jnp.broadcast_to(jnp.array([4.0, -3.0, 2.0]), (1, 20, 18, 16, 3))
+    batch = Batch(moving, warp(moving, u))
+    truth = GroundTruth(u, moving, batch.fixed)
+    keys, prepared = jax.random.split(jax.random.key(3), 1), Prepared(batch, batch, truth)
+    found = cropped(keys, prepared, (8, 8, 8))
+    assert {int(n) for n in found.start.ravel()} != {0}
+    for similarity in ("mind", "clean"):
+        objective = Objective(mind="mind_ssc_near", similarity=similarity, epe=1.0)
+        none, true = (terms(objective, found, s * found.truth.displacement, jnp.float32(0)) for s in (0.0, 1.0))
+        assert float(true["loss"]) < 1e-6 < 0.01 < float(none["similarity"])
+        # With the part alone of the moving volume the true displacement reads its border.
+        part = jax.lax.dynamic_slice(moving, (0, *map(int, found.start.ravel()), 0), (1, 8, 8, 8, 1))
+        alone = Prepared(found.given, Batch(part, found.compared.fixed), found.truth._replace(clean_moving=part))
+        assert float(terms(objective, alone, found.truth.displacement, jnp.float32(0))["similarity"]) > 0.01
 
 
 def test_the_crop_of_a_config(config):

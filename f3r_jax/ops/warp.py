@@ -16,13 +16,14 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Num
 
-from f3r_jax.shapes import Displacement, Volume
+from f3r_jax.shapes import Displacement, Volume, WholeVolume
 
 
 @partial(jax.jit, static_argnames="padding")
-def warp(moving: Volume, displacement: Displacement, *, padding: str = "edge") -> Volume:
-    """Samples `moving` at p + displacement(p), trilinearly.
+def warp(moving: WholeVolume, displacement: Displacement, *, padding: str = "edge") -> Volume:
+    """Samples `moving` at p + displacement(p), trilinearly; the result has the grid of the displacement.
 
+    Both grids begin at the same voxel, and `moving` may be larger or smaller.
     Outside lies the edge value (`padding="edge"`), or zero, reached linearly over one voxel (`padding="zero"`).
     """
     _check(padding)
