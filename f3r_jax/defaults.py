@@ -8,7 +8,8 @@ from ml_collections import ConfigDict, config_dict
 from f3r_jax.errors import UserError
 
 OPTIONS = ("", "paper")
-SYN = "syn"
+SYN, INSTANCE = "syn", "instance"
+UNTRAINED = (SYN, INSTANCE)
 CT_WINDOW = (-160.0, 240.0)  # HU: soft tissue
 MR_PERCENTILES = (1.0, 99.0)
 ORGANS = {"liver": (1,), "spleen": (2,), "right_kidney": (3,), "left_kidney": (4,)}  # label values, as in Learn2Reg
@@ -37,6 +38,11 @@ SYNTHESIS = {
     "clean_blur": 0.8,
 }
 AUGMENTATIONS = ("deformation", "rotation", "scaling", "shift", "gamma", "bias", "noise", "blur")
+# Instance optimisation (`refine.py`): at voxels of about 5 mm, as the phantom has, and at 1 to 2 mm
+COARSE_INSTANCE = {"mind": "mind_ssc_robust", "lam": 0.4, "spacings": (8, 4, 2), "steps": 80, "diffeomorphic": True}
+FINE_INSTANCE = {"mind": "mind_ssc", "lam": 0.2, "spacings": (16, 8, 4, 2), "steps": 80, "diffeomorphic": True}
+COARSE_VOXELS = 3.0  # mm, from which on the first is taken
+AFTER_NETWORK = (4, 2)  # a network has found the large motion
 EARLIER = {
     "model.diffeomorphic": False,
     "model.remat": False,
@@ -98,6 +104,9 @@ def network_config(*, option: str, lam: float, paper_lam: float, **model: str) -
     config.train.validate_every = 1000 if paper else 500
     config.train.checkpoint_every = 500 if paper else 200
     config.train.keep_checkpoints = 3
+
+    config.instance = ConfigDict(FINE_INSTANCE if paper else COARSE_INSTANCE)  # after the training: evaluate --refine
+    config.instance.spacings = AFTER_NETWORK
     return config
 
 
@@ -120,6 +129,14 @@ def synthetic_config(*, option: str, lam: float, **model: str) -> ConfigDict:
     return config
 
 
+def instance_config(*, option: str) -> ConfigDict:
+    """The config of instance optimisation alone, which is only evaluated."""
+    config = _shared(option)
+    config.model = ConfigDict({"name": INSTANCE})
+    config.instance = ConfigDict(FINE_INSTANCE if option == "paper" else COARSE_INSTANCE)
+    return config
+
+
 def syn_config(*, option: str) -> ConfigDict:
     """The config of SyN, which is only evaluated: iterations and smoothing that use the full resolution."""
     config = _shared(option)
@@ -139,8 +156,11 @@ def completed(config: ConfigDict) -> ConfigDict:
     config = config.copy_and_resolve_references()
     if trains(config):
         known = network_config(option="", lam=0.0, paper_lam=0.0, name=config.model.name)
+        if "instance" not in config:
+            fine = min(config.data.spacing) < COARSE_VOXELS
+            config.instance = ConfigDict((FINE_INSTANCE if fine else COARSE_INSTANCE) | {"spacings": AFTER_NETWORK})
     else:
-        known = syn_config(option="")
+        known = {SYN: syn_config, INSTANCE: instance_config}[config.model.name](option="")
     for key, value in EARLIER.items():
         section, name = key.split(".")
         if section not in known or name not in known[section]:
@@ -153,8 +173,8 @@ def completed(config: ConfigDict) -> ConfigDict:
 
 
 def trains(config: ConfigDict) -> bool:
-    """Whether the system has something to train: SyN has not."""
-    return config.model.name != SYN
+    """Whether the system has something to train: SyN and instance optimisation have not."""
+    return config.model.name not in UNTRAINED
 
 
 def _shared(option: str) -> ConfigDict:

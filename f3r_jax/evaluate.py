@@ -1,11 +1,12 @@
 """Evaluates a checkpoint on the test cases of its config: scores before and after, pictures, a table.
 
-  python -m f3r_jax.evaluate --workdir=runs/mrb [--step=120] [--learn2reg]
+  python -m f3r_jax.evaluate --workdir=runs/mrb [--step=120] [--refine] [--learn2reg]
 
 Writes <workdir>/evaluation/: cases.csv (one row per case and organ), summary.json, table.md, and for the first cases
 figures and an .npz with displacement, warped volume and warped labels. Everything comes from the checkpoint, which
 holds its config, and from the data; SyN has no checkpoint and registers again. With --learn2reg also
-<workdir>/evaluation/learn2reg/: the challenge's submission files and scores.
+<workdir>/evaluation/learn2reg/: the challenge's submission files and scores. With --refine each prediction is the start
+of an instance optimisation with the settings `config.instance`, and the folder is <workdir>/evaluation_refined/.
 
 First every case is registered, as the controls of a network (see `controls`) need the predictions for all other cases,
 then each is scored. Until the end the predictions are in a hidden folder. A case registered or scored before a kill is
@@ -36,19 +37,26 @@ from f3r_jax.record import AGAINST_FOLDING, FOLDING_LIMIT, read_rows
 from f3r_jax.scored import ScoredCases
 from f3r_jax.workdir import read_origin, versions, write_text
 
-FOLDER = "evaluation"
+FOLDER, REFINED_FOLDER = "evaluation", "evaluation_refined"
 CHALLENGE = "learn2reg"  # folder in it
 SUBMITTED = ("validation", "test")  # the challenge's registration_val and registration_test
 
 
 def evaluate(
-    workdir: Path, *, step: int | None = None, dataset: Dataset | None = None, drawn: int = 3, challenge: bool = False
+    workdir: Path,
+    *,
+    step: int | None = None,
+    refine: bool = False,
+    dataset: Dataset | None = None,
+    drawn: int = 3,
+    challenge: bool = False,
 ) -> dict:
     """Scores one checkpoint of a run on its test cases and writes the files; returns the summary.
 
     Args:
       workdir: the run's folder.
       step: which checkpoint; the newest if None.
+      refine: whether an instance optimisation follows each prediction.
       dataset: the run's data set, opened from its config if None.
       drawn: how many cases get pictures.
       challenge: whether to write Learn2Reg's submission files and scores too, of the validation cases as well.
@@ -56,7 +64,7 @@ def evaluate(
     Raises:
       UserError: no such checkpoint, it doesn't fit its config, or the data are not such as Learn2Reg scores.
     """
-    method = open_method(workdir, step)
+    method = open_method(workdir, step, refine=refine)
     config = method.config
     if dataset is None:
         dataset = open_dataset(config.data, seed=config.seed)
@@ -69,7 +77,7 @@ def evaluate(
     files = submissions.open_pairs(config.data, submitted) if challenge else {}
     if any(pair.ct.labels and pair.mr.labels for pair in files.values()):
         learn2reg.check()  # at the start rather than after hours
-    folder = workdir / FOLDER
+    folder = folder_of(workdir, refine=refine)
     folder.mkdir(exist_ok=True)
 
     scored = ScoredCases(folder / "scored.jsonl", method.step)
@@ -88,6 +96,11 @@ def evaluate(
     scored.forget()
     predictions.remove()
     return summary
+
+
+def folder_of(workdir: Path, *, refine: bool) -> Path:
+    """Where the evaluation of a run is written."""
+    return workdir / (REFINED_FOLDER if refine else FOLDER)
 
 
 def register_cases(method: Method, dataset: Dataset, names: Sequence[str], predictions: Predictions) -> None:
@@ -214,9 +227,9 @@ def _numbers(row: dict) -> dict:
     return {key: value for key, value in row.items() if key != "kind"}
 
 
-def report(summary: dict, workdir: Path) -> None:
+def report(summary: dict, folder: Path) -> None:
     """Prints the table and where the files are."""
-    print(f"\n{results_table.table(summary)}\nevaluation: {workdir / FOLDER}")
+    print(f"\n{results_table.table(summary)}\nevaluation: {folder}")
     if summary["folding_percent"]["mean"] > FOLDING_LIMIT:
         print(f"WARNING: over {FOLDING_LIMIT} % of voxels fold; {AGAINST_FOLDING}")
 
@@ -225,17 +238,21 @@ if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
     _STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.")
     _PICTURES = flags.DEFINE_integer("pictures", 3, "How many cases get pictures.", lower_bound=0)
+    _REFINE = flags.DEFINE_bool("refine", False, "Optimise each pair further, starting at the network's prediction.")
     _LEARN2REG = flags.DEFINE_bool("learn2reg", False, "Write Learn2Reg's submission files and scores too.")
 
     def main(argv: Sequence[str]) -> None:
         """Reads the flags, evaluates and prints."""
         if argv[1:] or _WORKDIR.value is None:
-            raise UserError("expected --workdir=FOLDER [--step=N] [--pictures=N] [--learn2reg]")
+            raise UserError("expected --workdir=FOLDER [--step=N] [--pictures=N] [--refine] [--learn2reg]")
         keep_compiled_programs()
         workdir = Path(_WORKDIR.value)
-        summary = evaluate(workdir, step=_STEP.value, drawn=_PICTURES.value, challenge=_LEARN2REG.value)
-        report(summary, workdir)
+        summary = evaluate(
+            workdir, step=_STEP.value, refine=_REFINE.value, drawn=_PICTURES.value, challenge=_LEARN2REG.value
+        )
+        folder = folder_of(workdir, refine=_REFINE.value)
+        report(summary, folder)
         if _LEARN2REG.value:
-            print(f"submission files and the challenge's scores: {workdir / FOLDER / CHALLENGE}")
+            print(f"submission files and the challenge's scores: {folder / CHALLENGE}")
 
     cli.run(main)

@@ -1,4 +1,4 @@
-"""Trains the network of a config, then evaluates it: the main job. SyN, which learns nothing, is evaluated only.
+"""Trains the network of a config, then evaluates it: the main job. SyN and instance optimisation are evaluated only.
 
   python -m f3r_jax.main --config=configs/mrb.py
 
@@ -26,13 +26,14 @@ import flax.linen as nn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from f3r_jax import cli, devices, models, syn
+from f3r_jax import cli, devices, instance, models
 from f3r_jax.batches import check_batches
 from f3r_jax.checkpoints import steps
 from f3r_jax.data.datasets import Dataset, open_dataset
 from f3r_jax.defaults import trains
 from f3r_jax.errors import UserError
-from f3r_jax.evaluate import evaluate, report
+from f3r_jax.evaluate import evaluate, folder_of, report
+from f3r_jax.method import check_untrained
 from f3r_jax.programs import keep_compiled_programs
 from f3r_jax.progress import Progress
 from f3r_jax.record import TrainingError
@@ -142,8 +143,9 @@ def do(runs: dict[Path, ConfigDict]) -> int:
         network = models.build(config.model, dtype=config.train.dtype)
         for each in configs:
             check_settings(each)
+        instance.settings_of(config.instance)
     else:
-        syn.check()
+        check_untrained(config)
     dataset = open_dataset(config.data, seed=config.seed)
     models.check_shape(config.data.shape, "data.shape")
     if trains(config):
@@ -164,7 +166,7 @@ def do(runs: dict[Path, ConfigDict]) -> int:
         print(f"error: {error}", file=sys.stderr)
     for workdir, error in zip(workdirs, errors, strict=True):
         if error is None and not _DISTRIBUTED.value:
-            report(evaluate(workdir, dataset=dataset), workdir)
+            report(evaluate(workdir, dataset=dataset), folder_of(workdir, refine=False))
     return 1 if any(errors) else 0
 
 

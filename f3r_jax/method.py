@@ -7,12 +7,15 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from f3r_jax import models, syn
+from f3r_jax import instance, models, syn
 from f3r_jax.data.datasets import Case
-from f3r_jax.defaults import trains
+from f3r_jax.defaults import INSTANCE, SYN, trains
 from f3r_jax.errors import UserError
 from f3r_jax.predict import Registration, load_network, make_predictor, register
+from f3r_jax.refine import Refinement
 from f3r_jax.workdir import CONFIG_FILE, read_config
+
+UNTRAINED = {SYN: syn.LABEL, INSTANCE: instance.LABEL}
 
 
 class Method(NamedTuple):
@@ -31,25 +34,44 @@ class Method(NamedTuple):
         return self.step is not None
 
 
-def open_method(workdir: Path, step: int | None = None) -> Method:
-    """The method of a run: from its checkpoint of `step`, or the newest; SyN from its config.
+def open_method(workdir: Path, step: int | None = None, *, refine: bool = False) -> Method:
+    """The method of a run: from its checkpoint of `step`, or the newest; one that isn't trained from its config.
+
+    With `refine` a network's prediction is the start of an instance optimisation, with the settings `config.instance`.
 
     Raises:
       UserError: no such run or checkpoint, it doesn't fit its config, or a package is missing.
     """
     # The config of a run is read for a method without checkpoints; those of a network hold their own.
     if (workdir / CONFIG_FILE).is_file() and not trains(config := read_config(workdir)):
+        label = UNTRAINED[config.model.name]
         if step is not None:
-            raise UserError(f"{workdir}: SyN is not trained, expected no --step")
-        syn.check()
-        register_with_syn = partial(syn.register, settings=config.syn, seed=config.seed)
-        return Method(syn.LABEL, config, register_with_syn, parameters=0, step=None, compiles=False)
+            raise UserError(f"{workdir}: {label} is not trained, expected no --step")
+        if refine:
+            raise UserError(f"{workdir}: {label} is not trained, expected no --refine")
+        return _untrained(config)
     network, params, config, step = load_network(workdir, step)
-    return Method(
-        models.label(config.model),
-        config,
-        partial(register, make_predictor(network), params),
-        parameters=models.count_parameters(network),
-        step=step,
-        compiles=True,
-    )
+    label, register_case = models.label(config.model), partial(register, make_predictor(network), params)
+    if refine:
+        label = f"{label} + {instance.LABEL}"
+        register_case = partial(_predict_and_optimise, register_case, instance.settings_of(config.instance))
+    return Method(label, config, register_case, models.count_parameters(network), step, compiles=True)
+
+
+def check_untrained(config: ConfigDict) -> None:
+    """Raises a UserError if a method that isn't trained can't run: a package is missing or a setting is wrong."""
+    _untrained(config)
+
+
+def _untrained(config: ConfigDict) -> Method:
+    name = config.model.name
+    if name == SYN:
+        syn.check()
+        register_case = partial(syn.register, settings=config.syn, seed=config.seed)
+    else:
+        register_case = partial(instance.register, settings=instance.settings_of(config.instance))
+    return Method(UNTRAINED[name], config, register_case, parameters=0, step=None, compiles=name == INSTANCE)
+
+
+def _predict_and_optimise(predict: Callable[[Case], Registration], settings: Refinement, case: Case) -> Registration:
+    return instance.register(case, settings, start=predict(case).displacement)

@@ -9,7 +9,9 @@ import pytest
 from f3r_jax.data.synthesis.settings import Settings, of_config
 from f3r_jax.defaults import completed
 from f3r_jax.errors import UserError
+from f3r_jax.instance import settings_of
 from f3r_jax.models import build, label
+from f3r_jax.refine import Refinement
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SYSTEMS = {  # label, the paper's lambda (Sec. 3.2)
@@ -34,7 +36,7 @@ def load(name, option=""):
 
 
 def test_there_is_a_config_for_each_system():
-    assert {path.stem for path in CONFIGS.glob("*.py")} == {*SYSTEMS, "syn", "synthetic"}
+    assert {path.stem for path in CONFIGS.glob("*.py")} == {*SYSTEMS, "syn", "instance", "synthetic"}
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -63,13 +65,27 @@ def test_systems_differ_in_model_and_lambda_alone(option):
             key: first[key] for key in ("data", "augment", "optim", "train", "seed")
         }
         assert other["loss"]["mind"] == first["loss"]["mind"]
-    assert load("syn", option).data == load("mrb", option).data
+        assert other["instance"] == first["instance"]
+    assert load("syn", option).data == load("instance", option).data == load("mrb", option).data
 
 
 def test_syn_runs_at_full_resolution():
     config = load("syn")
     assert config.syn.iterations == (100, 70, 50) and config.syn.iterations[-1] > 0
     assert set(config) == {"seed", "data", "model", "syn"}
+
+
+@pytest.mark.parametrize("option", ["", "paper"])
+def test_instance_optimisation_goes_from_coarse_to_fine(option):
+    config = load("instance", option)
+    assert set(config) == {"seed", "data", "model", "instance"}
+    settings = settings_of(config.instance)
+    spacings = [level.spacing for level in settings.levels]
+    assert spacings == sorted(spacings, reverse=True)
+    if option == "paper":
+        assert settings == Refinement()  # as `register` does
+    after = settings_of(load("mrb", option).instance)
+    assert {level.spacing for level in after.levels} < set(spacings) and after.mind == settings.mind
 
 
 def test_synthetic_pairs_differ_from_the_phantom_in_data_loss_and_length():
@@ -93,16 +109,18 @@ def test_a_config_from_before_a_key_is_completed():
         old.loss["epe"],
         old.data["mr_sequences"],
         old.model["remat"],
+        old["instance"],
     )
     found = completed(old)
     assert not any(found.augment.values())
     assert (found.loss.similarity, found.loss.epe, found.model.remat) == ("mind", 0.0, False)
     assert tuple(found.train.crop) == (0, 0, 0)
+    assert found.instance == config.instance
     assert "augment" not in old and len(found.data.mr_sequences) == 5
     assert found.to_dict().keys() == config.to_dict().keys()
 
 
-@pytest.mark.parametrize("name", [*SYSTEMS, "syn", "synthetic"])
+@pytest.mark.parametrize("name", [*SYSTEMS, "syn", "instance", "synthetic"])
 def test_unknown_option(name):
     with pytest.raises(UserError, match="'half'"):
         load(name, "half")

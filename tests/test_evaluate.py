@@ -121,6 +121,19 @@ def test_an_earlier_step(commands, finished, workdir):
     assert _summary(workdir)["epe_mm"] != _summary(finished[0])["epe_mm"]
 
 
+def test_refined_it_is_an_evaluation_of_its_own(commands, finished, workdir):
+    before = _without_seconds(workdir)
+    result = commands.run("evaluate", f"--workdir={workdir}", "--refine")
+    assert result.status == 0, result.err
+    assert str(workdir / "evaluation_refined") in result.out
+    summary = json.loads((workdir / "evaluation_refined" / "summary.json").read_text())
+    assert summary["method"].endswith(" + instance optimisation") and summary["controls"] is not None
+    name = next((workdir / "evaluation").glob("*.npz")).name
+    fields = [np.load(workdir / folder / name)["displacement"] for folder in ("evaluation", "evaluation_refined")]
+    assert np.abs(fields[0] - fields[1]).max() > 0.01
+    assert _without_seconds(workdir) == before
+
+
 def test_killed_half_way_it_goes_on(commands, finished, workdir):
     shutil.rmtree(workdir / "evaluation")
     scored = workdir / "evaluation" / "scored.jsonl"

@@ -22,6 +22,7 @@ LAYERS = (
     {"validation"},
     {"record"},
     {"results", "train", "refine", "syn", "submissions", "networks"},
+    {"instance"},
     {"method", "results_table", "scored"},
     {"evaluate", "jax_jobs", "registration", "timing", "torch_jobs"},
     {"measurements", "reporting", "registration_job"},
