@@ -41,8 +41,10 @@ AUGMENTATIONS = ("deformation", "rotation", "scaling", "shift", "gamma", "bias",
 # Instance optimisation (`refine.py`): at voxels of about 5 mm, as the phantom has, and at 1 to 2 mm
 COARSE_INSTANCE = {"mind": "mind_ssc_robust", "lam": 0.4, "spacings": (8, 4, 2), "steps": 80, "diffeomorphic": True}
 FINE_INSTANCE = {"mind": "mind_ssc", "lam": 0.2, "spacings": (16, 8, 4, 2), "steps": 80, "diffeomorphic": True}
+# A network has found the large motion
+COARSE_AFTER_NETWORK = COARSE_INSTANCE | {"spacings": (2,)}
+FINE_AFTER_NETWORK = FINE_INSTANCE | {"spacings": (4, 2)}
 COARSE_VOXELS = 3.0  # mm, from which on the first is taken
-AFTER_NETWORK = (4, 2)  # a network has found the large motion
 EARLIER = {
     "model.diffeomorphic": False,
     "model.remat": False,
@@ -76,7 +78,8 @@ def network_config(*, option: str, lam: float, paper_lam: float, **model: str) -
 
     config.loss = ConfigDict()
     config.loss.lam = paper_lam if paper else lam  # weight of the gradient penalty
-    config.loss.similarity = "mind"  # or "clean", for synthetic pairs: contrasts that both sides share
+    # "mind" (the paper's Eq. 4), "pooled_mind", or "clean" for synthetic pairs: contrasts that both sides share
+    config.loss.similarity = "mind"
     config.loss.mind = "mind_ssc" if paper else "mind_ssc_robust"  # a preset of `ops/mind.py`
     config.loss.epe = 0.0  # weight of the squared end-point error in voxels, for synthetic pairs
 
@@ -105,8 +108,8 @@ def network_config(*, option: str, lam: float, paper_lam: float, **model: str) -
     config.train.checkpoint_every = 500 if paper else 200
     config.train.keep_checkpoints = 3
 
-    config.instance = ConfigDict(FINE_INSTANCE if paper else COARSE_INSTANCE)  # after the training: evaluate --refine
-    config.instance.spacings = AFTER_NETWORK
+    # Of `evaluate --refine`, after the training
+    config.instance = ConfigDict(FINE_AFTER_NETWORK if paper else COARSE_AFTER_NETWORK)
     return config
 
 
@@ -158,7 +161,7 @@ def completed(config: ConfigDict) -> ConfigDict:
         known = network_config(option="", lam=0.0, paper_lam=0.0, name=config.model.name)
         if "instance" not in config:
             fine = min(config.data.spacing) < COARSE_VOXELS
-            config.instance = ConfigDict((FINE_INSTANCE if fine else COARSE_INSTANCE) | {"spacings": AFTER_NETWORK})
+            config.instance = ConfigDict(FINE_AFTER_NETWORK if fine else COARSE_AFTER_NETWORK)
     else:
         known = {SYN: syn_config, INSTANCE: instance_config}[config.model.name](option="")
     for key, value in EARLIER.items():

@@ -1,7 +1,7 @@
 """The training loss: similarity + lambda * gradient_l2 (paper Eq. 3), and further terms where the truth is known.
 
-On real pairs and the phantom the similarity is mind_l1 (Eq. 4). Synthetic pairs can also be compared in contrasts that
-both sides share, and with the displacement that made them.
+On real pairs and the phantom the similarity is mind_l1 (Eq. 4), or the difference of pooled descriptors. Synthetic
+pairs can also be compared in contrasts that both sides share, and with the displacement that made them.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,11 @@ from jaxtyping import Float
 
 from f3r_jax.ops.fields import forward_differences
 from f3r_jax.ops.mind import TINY, mind
+from f3r_jax.ops.pyramid import pool
 from f3r_jax.ops.warp import warp
 from f3r_jax.shapes import Displacement, Scalar, Volume
+
+POOLED = (2, 4)  # edges in voxels of the cubes of `pooled_mind`
 
 
 class Batch(NamedTuple):
@@ -84,6 +87,17 @@ def _mind(objective: Objective, batch: Batch, truth: GroundTruth | None, places:
     return mind_l1(batch.fixed, warp(batch.moving, places), preset=objective.mind)
 
 
+def _pooled_mind(objective: Objective, batch: Batch, truth: GroundTruth | None, places: Displacement) -> Scalar:
+    """Mean squared difference of pooled descriptors, those of the moving volume warped, as in `refine`.
+
+    Descriptors are averaged over cubes of 2 and of 4 voxels. The network can't lower it by what the interpolation of a
+    warped image does to the image's noise.
+    """
+    fixed, moving = (mind(volume, preset=objective.mind) for volume in (batch.fixed, batch.moving))
+    differences = [pool(fixed, size) - warp(pool(moving, size), pool(places, size) / size) for size in POOLED]
+    return sum(jnp.mean(difference**2) for difference in differences) / len(POOLED)
+
+
 def _clean(objective: Objective, batch: Batch, truth: GroundTruth | None, places: Displacement) -> Scalar:
     """Mean squared difference of the shared contrasts, of about the size of mind_l1."""
     return 10 * jnp.mean((truth.clean_fixed - warp(truth.clean_moving, places)) ** 2)
@@ -91,6 +105,7 @@ def _clean(objective: Objective, batch: Batch, truth: GroundTruth | None, places
 
 SIMILARITIES: dict[str, Callable[[Objective, Batch, GroundTruth | None, Displacement], Scalar]] = {
     "mind": _mind,
+    "pooled_mind": _pooled_mind,
     "clean": _clean,
 }
 

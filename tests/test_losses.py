@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from f3r_jax.losses import gradient_l2, mind_l1
+from f3r_jax.losses import POOLED, Batch, Objective, Prepared, gradient_l2, mind_l1, terms
 from f3r_jax.ops.mind import PRESETS, mind
 from f3r_jax.ops.warp import warp
 
@@ -45,6 +45,38 @@ def test_voxels_outside_the_mask_do_not_drive_the_loss():
         jax.grad(lambda u: mind_l1(fixed, warp(moving, u), preset="mind_fixed", mask=jnp.asarray(mask)))
     )(field)
     assert gradient[:, :3].any() and not gradient[:, 4:].any()  # the descriptor of plane 2 sees plane 3
+
+
+def pooled_similarity(fixed, moving, u):
+    batch = Batch(moving=moving, fixed=fixed)
+    objective = Objective(mind="mind_ssc_near", similarity="pooled_mind")
+    return terms(objective, Prepared(batch, batch, None), u, jnp.float32(0))["similarity"]
+
+
+def test_pooled_mind_without_motion_is_the_squared_difference_of_mean_descriptors():
+    fixed, moving = jnp.asarray(np.random.default_rng(0).random((2, 1, 8, 12, 4, 1)), jnp.float32)
+    expected = []
+    for size in POOLED:
+        difference = np.asarray(mind(fixed, preset="mind_ssc_near") - mind(moving, preset="mind_ssc_near"))[0]
+        cubes = [
+            difference[x : x + size, y : y + size, z : z + size].mean((0, 1, 2))
+            for x in range(0, 8, size)
+            for y in range(0, 12, size)
+            for z in range(0, 4, size)
+        ]
+        expected.append(np.mean(np.square(cubes)))
+    found = pooled_similarity(fixed, moving, jnp.zeros((1, 8, 12, 4, 3)))
+    np.testing.assert_allclose(found, np.mean(expected), rtol=1e-4)
+
+
+def test_pooled_mind_is_least_at_the_shift_between_the_volumes():
+    whole = jnp.asarray(np.random.default_rng(1).random((1, 28, 12, 12, 1)), jnp.float32)
+    fixed, moving = whole[:, 4:], whole[:, :-4]  # fixed(p) = moving(p + 4)
+    values = [
+        pooled_similarity(fixed, moving, jnp.full((1, 24, 12, 12, 3), s) * jnp.array([1.0, 0, 0]))
+        for s in (0.0, 2.0, 3.0, 4.0, 5.0, 6.0)
+    ]
+    assert np.argmin(values) == 3 and values[3] < 0.5 * values[0]
 
 
 def test_gradient_l2_of_a_linear_field():
