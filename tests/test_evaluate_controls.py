@@ -89,7 +89,7 @@ def test_predictions_of_a_killed_evaluation_are_used_and_those_of_another_step_a
 def test_a_method_that_is_not_trained_has_no_controls(constant, monkeypatch):
     workdir = constant(2)
     method = evaluate.open_method(workdir)._replace(step=None)
-    monkeypatch.setattr(evaluate, "open_method", lambda *_: method)
+    monkeypatch.setattr(evaluate, "open_method", lambda *_, **__: method)
     summary = evaluate.evaluate(workdir, drawn=0)
     assert summary["controls"] is None and "no controls: the method is not trained" in results_table.table(summary)
     with (workdir / "evaluation" / "cases.csv").open() as file:
