@@ -2,15 +2,12 @@
 
 import importlib.util
 
-import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from f3r_jax.data.datasets import Case
 from f3r_jax.errors import UserError
-from f3r_jax.ops.warp import warp, warp_nearest
 from f3r_jax.peers import Pair, syn
-from f3r_jax.predict import Registration, volume
+from f3r_jax.predict import Registration, apply_displacement
 
 LABEL = "SyN"
 
@@ -23,8 +20,4 @@ def check() -> None:
 
 def register(case: Case, settings: ConfigDict, *, seed: int) -> Registration:
     """Registers one case with the settings of `config.syn`."""
-    displacement = syn(Pair(case.fixed, case.moving, case.spacing), settings=settings, seed=seed)
-    field, labels = jnp.asarray(displacement)[None], case.moving_labels
-    if labels is not None:
-        labels = np.asarray(warp_nearest(jnp.asarray(labels)[None, ..., None], field))[0, ..., 0]
-    return Registration(displacement, np.asarray(warp(volume(case.moving), field))[0, ..., 0], labels)
+    return apply_displacement(case, syn(Pair(case.fixed, case.moving, case.spacing), settings=settings, seed=seed))

@@ -27,12 +27,14 @@ from f3r_jax.data.datasets import Case, Dataset
 pytest_plugins = ("extras",)
 REPOSITORY = Path(__file__).parent.parent
 SHAPE = (16, 16, 16)
-TINY_CONFIG = {
+TINY_DATA = {
     "data.shape": SHAPE,
     "data.spacing": (20.0, 20.0, 16.0),
     "data.cases": 6,
     "data.validation_cases": 1,
     "data.test_cases": 2,
+}
+TINY_CONFIG = TINY_DATA | {
     "train.steps": 6,
     "train.crop": (0, 0, 0),
     "train.validate_every": 3,

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import make_case
+from conftest import TINY_DATA, make_case
 
 from f3r_jax import metrics
 from f3r_jax.defaults import instance_config
@@ -51,15 +51,7 @@ def test_settings_that_make_no_sense_are_refused(section, changes, message):
 
 def test_main_evaluates_it_without_training(commands, phantoms, tmp_path):
     workdir = tmp_path / "instance"
-    changes = {
-        "data.root": phantoms,
-        "data.shape": (16, 16, 16),
-        "data.spacing": (20.0, 20.0, 16.0),
-        "data.cases": 6,
-        "data.validation_cases": 1,
-        "data.test_cases": 2,
-        "instance.steps": 5,
-    }
+    changes = TINY_DATA | {"data.root": phantoms, "instance.steps": 5}
     arguments = ["--config=configs/instance.py", f"--workdir={workdir}"]
     arguments += [f"--config.{key}={value}" for key, value in changes.items()]
     result = commands.run("main", *arguments)

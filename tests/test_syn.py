@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import make_case
+from conftest import TINY_DATA, make_case
 
 from f3r_jax import metrics, syn
 from f3r_jax.defaults import syn_config
@@ -52,15 +52,7 @@ def test_registers_and_repeats_itself(settings):
 @pytest.mark.slow
 def test_main_evaluates_it_without_training(commands, phantoms, tmp_path):
     workdir = tmp_path / "syn"
-    changes = {
-        "data.root": phantoms,
-        "data.shape": (16, 16, 16),
-        "data.spacing": (20.0, 20.0, 16.0),
-        "data.cases": 6,
-        "data.validation_cases": 1,
-        "data.test_cases": 2,
-        "syn.iterations": (5, 5, 5),
-    }
+    changes = TINY_DATA | {"data.root": phantoms, "syn.iterations": (5, 5, 5)}
     arguments = ["--config=configs/syn.py", f"--workdir={workdir}"]
     result = commands.run("main", *arguments, *(f"--config.{key}={value}" for key, value in changes.items()))
     assert result.status == 0, result.err
