@@ -104,7 +104,7 @@ def train(job: dict, *, lam: float | tuple[float, ...] = LAM) -> Prepared:
     optimiser = optax.adam(LEARNING_RATE)
     state, lam = State(jnp.zeros((), jnp.int32), params["params"], optimiser.init(params["params"])), jnp.float32(lam)
     if lam.ndim:
-        state = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(lam)), state)
+        state = State(state.step, *jax.tree.map(lambda leaf: jnp.stack([leaf] * len(lam)), tuple(state[1:])))
     batch = Batch(*random_arrays([(1, *job["shape"], 1)] * 2))
     step = make_train_step(network, optimiser, Objective(mind=MIND), together=lam.ndim > 0)
     prepared = prepare(step, (state, batch, lam), imported_mib=imported, feedback=True)

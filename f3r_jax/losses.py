@@ -19,6 +19,7 @@ from f3r_jax.ops.warp import warp
 from f3r_jax.shapes import Displacement, Scalar, Volume
 
 POOLED = (2, 4)  # edges in voxels of the cubes of `pooled_mind`
+POOLED_WEIGHT = 2.0  # so that the lambda of "mind" suits "pooled_mind" too
 
 
 class Batch(NamedTuple):
@@ -55,11 +56,13 @@ class Objective(NamedTuple):
     mind: str  # preset of `ops.mind`
     similarity: str = "mind"  # a key of SIMILARITIES
     epe: float = 0.0  # weight of the squared end-point error in voxels
+    second_similarity: str = ""  # a key of SIMILARITIES that takes over; "": none
+    second_from: int = 0  # the first step, counted from 0, that it is used in
 
     @property
     def needs_truth(self) -> bool:
         """Whether pairs of known displacement are needed."""
-        return self.similarity == "clean" or self.epe > 0
+        return "clean" in (self.similarity, self.second_similarity) or self.epe > 0
 
 
 @partial(jax.jit, static_argnames="preset")
@@ -95,7 +98,7 @@ def _pooled_mind(objective: Objective, batch: Batch, truth: GroundTruth | None, 
     """
     fixed, moving = (mind(volume, preset=objective.mind) for volume in (batch.fixed, batch.moving))
     differences = [pool(fixed, size) - warp(pool(moving, size), pool(places, size) / size) for size in POOLED]
-    return sum(jnp.mean(difference**2) for difference in differences) / len(POOLED)
+    return POOLED_WEIGHT * sum(jnp.mean(difference**2) for difference in differences) / len(POOLED)
 
 
 def _clean(objective: Objective, batch: Batch, truth: GroundTruth | None, places: Displacement) -> Scalar:
@@ -110,15 +113,27 @@ SIMILARITIES: dict[str, Callable[[Objective, Batch, GroundTruth | None, Displace
 }
 
 
-def terms(objective: Objective, prepared: Prepared, u: Displacement, lam: Scalar) -> dict[str, Scalar]:
+def _similarity(objective: Objective, prepared: Prepared, places: Displacement, step: jax.Array | int) -> Scalar:
+    """The similarity that the step uses. Only this one is computed, unless steps are vmapped."""
+    given = (prepared.compared, prepared.truth, places)
+    first = partial(SIMILARITIES[objective.similarity], objective)
+    if not objective.second_similarity:
+        return first(*given)
+    second = partial(SIMILARITIES[objective.second_similarity], objective)
+    return jax.lax.cond(step >= objective.second_from, second, first, *given)
+
+
+def terms(
+    objective: Objective, prepared: Prepared, u: Displacement, lam: Scalar, step: jax.Array | int = 0
+) -> dict[str, Scalar]:
     """The loss of a predicted displacement and its terms: "loss", "similarity", "smoothness" and perhaps "epe".
 
-    "epe" is the mean squared end-point error in voxels.
+    "epe" is the mean squared end-point error in voxels. `step` counts from 0; it chooses between two similarities.
     """
     truth = prepared.truth
     places = u if prepared.start is None else u + prepared.start
     values = {
-        "similarity": SIMILARITIES[objective.similarity](objective, prepared.compared, truth, places),
+        "similarity": _similarity(objective, prepared, places, step),
         "smoothness": gradient_l2(u),
     }
     loss = values["similarity"] + lam * values["smoothness"]

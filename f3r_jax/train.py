@@ -59,6 +59,7 @@ def check_settings(config: ConfigDict) -> None:
     for name, value in {
         "loss.lam": config.loss.lam,
         "loss.epe": config.loss.epe,
+        "loss.second_from": config.loss.second_from,
         "optim.warmup_steps": config.optim.warmup_steps,
     }.items():
         if not value >= 0:
@@ -66,6 +67,7 @@ def check_settings(config: ConfigDict) -> None:
     for name, value, known in (
         ("loss.mind", config.loss.mind, PRESETS),
         ("loss.similarity", config.loss.similarity, SIMILARITIES),
+        ("loss.second_similarity", config.loss.second_similarity, ("", *SIMILARITIES)),
         ("optim.decay", config.optim.decay, DECAYS),
     ):
         if value not in known:
@@ -104,20 +106,23 @@ def make_train_step(
 
     Metrics are scalars: those of `losses.terms`, gradient_norm and folding (percent of voxels). `prepare` makes from a
     loaded batch and the number of the step what it works on (`batches`); without it that is the loaded batch.
-    With `together`, states, lambdas and metrics have a leading axis, a run each; all see the same batch. With a mesh of
+    With `together`, parameters, optimiser states, lambdas and metrics have a leading axis, a run each; all have done the
+    same number of steps and see the same batch. With a mesh of
     several devices the batch is divided among them (`devices.divided`) and the state is on each (`devices.on_each`).
     """
 
-    def loss_function(params: dict, prepared: Prepared, lam: Scalar) -> tuple[Scalar, dict[str, Scalar]]:
+    def loss_function(
+        params: dict, prepared: Prepared, lam: Scalar, step: jax.Array
+    ) -> tuple[Scalar, dict[str, Scalar]]:
         u = network.apply({"params": params}, *prepared.given)
-        values = terms(objective, prepared, u, lam)
+        values = terms(objective, prepared, u, lam, step)
         return values["loss"], values | {"folding": folding_percent(jax.lax.stop_gradient(u)).mean()}
 
     def differentiate(params: dict, batch: Batch | jax.Array, rest: tuple[Scalar, jax.Array]) -> tuple:
         lam, step = rest
         first = devices.first_example(mesh, len(jax.tree.leaves(batch)[0]))
         prepared = Prepared(batch, batch, None) if prepare is None else prepare(batch, step, first)
-        return jax.grad(loss_function, has_aux=True)(params, prepared, lam)
+        return jax.grad(loss_function, has_aux=True)(params, prepared, lam, step)
 
     # Each device prepares its own share: the partitioner would gather the batch on all of them.
     differentiate_all = differentiate if mesh is None else devices.mean_over(mesh, differentiate)
@@ -129,12 +134,22 @@ def make_train_step(
         metrics["gradient_norm"] = optax.tree.norm(gradients)
         return State(state.step + 1, params, optimiser_state), metrics
 
-    return jax.jit(jax.vmap(step, in_axes=(0, None, 0)) if together else step, donate_argnums=0)
+    if together:
+        # The number of the step has no axis: the choice between two similarities stays a choice.
+        states = State(None, 0, 0)
+        step = jax.vmap(step, in_axes=(states, None, 0), out_axes=(states, 0))
+    return jax.jit(step, donate_argnums=0)
 
 
 def objective_of(loss: ConfigDict) -> Objective:
     """The objective that `config.loss` describes."""
-    return Objective(mind=loss.mind, similarity=loss.similarity, epe=loss.epe)
+    return Objective(
+        mind=loss.mind,
+        similarity=loss.similarity,
+        epe=loss.epe,
+        second_similarity=loss.second_similarity,
+        second_from=loss.second_from,
+    )
 
 
 def compiled_step(network: nn.Module, configs: Sequence[ConfigDict]) -> TrainStep:
@@ -150,9 +165,12 @@ def compiled_step(network: nn.Module, configs: Sequence[ConfigDict]) -> TrainSte
     )
     runs = (len(configs),) if together else ()
     everywhere, shared = devices.on_each_sharding(mesh), devices.divided_sharding(mesh)
-    state = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(runs + leaf.shape, leaf.dtype, sharding=everywhere),
-        jax.eval_shape(lambda: create_state(network, optimiser, config.seed)),
+    start = jax.eval_shape(lambda: create_state(network, optimiser, config.seed))
+    state = State(
+        jax.ShapeDtypeStruct((), start.step.dtype, sharding=everywhere),
+        *jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(runs + leaf.shape, leaf.dtype, sharding=everywhere), tuple(start[1:])
+        ),
     )
     batch = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((config.train.batch_size, *leaf.shape), leaf.dtype, sharding=shared),
@@ -227,7 +245,8 @@ def train_together(
         with _progress(config, first, mesh) as progress:
             for record, state, run in zip(records, states, runs, strict=True):
                 record.begin(first, state.params, progress, label=f"{run}: ")
-            together = devices.on_each(mesh, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(tuple(state[1:]) for state in states))
+            together = devices.on_each(mesh, State(states[0].step, *stacked))
             step_function = _step_function(network, configs, first, ahead)
             for names, batch in batches(dataset, source_of(config), config, first, mesh):
                 together, metrics = step_function(together, batch, lams)
@@ -262,7 +281,7 @@ def _add(
         return jax.tree.map(lambda leaf: leaf[n], _kept(together))
 
     try:
-        record.add(int(together.step[n]), names, metrics, state)
+        record.add(int(together.step), names, metrics, state)
     except TrainingError as error:
         return error
     return None
