@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from f3r_jax.losses import POOLED, Batch, Objective, Prepared, gradient_l2, mind_l1, terms
+from f3r_jax.losses import POOLED, POOLED_WEIGHT, Batch, Objective, Prepared, gradient_l2, mind_l1, terms
 from f3r_jax.ops.mind import PRESETS, mind
 from f3r_jax.ops.warp import warp
 
@@ -66,7 +66,7 @@ def test_pooled_mind_without_motion_is_the_squared_difference_of_mean_descriptor
         ]
         expected.append(np.mean(np.square(cubes)))
     found = pooled_similarity(fixed, moving, jnp.zeros((1, 8, 12, 4, 3)))
-    np.testing.assert_allclose(found, np.mean(expected), rtol=1e-4)
+    np.testing.assert_allclose(found, POOLED_WEIGHT * np.mean(expected), rtol=1e-4)
 
 
 def test_pooled_mind_is_least_at_the_shift_between_the_volumes():
@@ -77,6 +77,22 @@ def test_pooled_mind_is_least_at_the_shift_between_the_volumes():
         for s in (0.0, 2.0, 3.0, 4.0, 5.0, 6.0)
     ]
     assert np.argmin(values) == 3 and values[3] < 0.5 * values[0]
+
+
+def test_the_second_similarity_takes_over_at_its_step():
+    fixed, moving = jnp.asarray(np.random.default_rng(0).random((2, 1, 8, 12, 4, 1)), jnp.float32)
+    prepared = Prepared(*[Batch(moving=moving, fixed=fixed)] * 2, None)
+    u = jnp.full((1, 8, 12, 4, 3), 0.4)
+
+    def similarity_at(step, **names):
+        objective = Objective(mind="mind_ssc_near", **names)
+        return float(terms(objective, prepared, u, jnp.float32(0), step)["similarity"])
+
+    first, second = (similarity_at(0, similarity=name) for name in ("mind", "pooled_mind"))
+    assert abs(first - second) > 0.01
+    changing = {"similarity": "mind", "second_similarity": "pooled_mind", "second_from": 3}
+    found = [similarity_at(jnp.int32(step), **changing) for step in range(5)]
+    np.testing.assert_allclose(found, [first, first, first, second, second], rtol=1e-6)
 
 
 def test_gradient_l2_of_a_linear_field():

@@ -114,6 +114,15 @@ def test_loss_is_similarity_plus_lam_times_smoothness(network, descent, step, ba
     assert float(smoothness) > 0
 
 
+def test_runs_together_compute_one_of_two_similarities(network, descent, batch):
+    """Under vmap a choice that has an axis becomes a selection: both are computed."""
+    objective = Objective(mind="mind_ssc", second_similarity="pooled_mind", second_from=4)
+    step = make_train_step(network, descent, objective, together=True)
+    start = create_state(network, descent, 0)
+    state = State(start.step, *jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), tuple(start[1:])))
+    assert "stablehlo.case" in step.lower(state, batch, jnp.ones(2)).as_text()
+
+
 def test_gradient_agrees_with_finite_differences(network, descent, step, batch):
     start = create_state(network, descent, 0)
     after, metrics = step(_copy(start), batch, LAM)
@@ -323,6 +332,19 @@ def test_the_seed_decides_the_run(balls, config, network, tmp_path):
     assert _leaves_equal(runs["one"], runs["same"]) and not _leaves_equal(runs["one"], runs["other"])
     texts = {name: (tmp_path / name / "metrics.jsonl").read_bytes() for name in runs}
     assert texts["one"] == texts["same"] != texts["other"]
+
+
+def test_a_run_changes_its_similarity_at_the_step_that_the_config_says(balls, config, network, tmp_path):
+    rows = {}
+    for name, second in (("changing", "pooled_mind"), ("not", "")):
+        config.loss.second_similarity = second
+        train(network, balls, config, tmp_path / name)
+        rows[name] = [row for row in read_rows(tmp_path / name / "metrics.jsonl") if row["kind"] == "train"]
+    changing, steady = ([row["similarity"] for row in rows[name]] for name in ("changing", "not"))
+    first = config.loss.second_from
+    np.testing.assert_allclose(changing[:first], steady[:first], rtol=1e-5)
+    assert all(abs(one - other) > 0.1 * other for one, other in zip(changing[first:], steady[first:], strict=True))
+    assert len(changing) > first > 0
 
 
 def test_rows_of_a_run(balls, config, network, tmp_path):
