@@ -9,7 +9,7 @@ python -m f3r_jax.main --config=configs/instance.py:paper --config.data.root=/da
 
 from ml_collections import ConfigDict
 
-from f3r_jax.defaults import instance_config
+from f3r_jax.config import instance_config
 
 
 def get_config(option: str = "") -> ConfigDict:

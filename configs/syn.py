@@ -8,7 +8,7 @@ python -m f3r_jax.main --config=configs/syn.py:paper --config.data.root=/data/pa
 
 from ml_collections import ConfigDict
 
-from f3r_jax.defaults import syn_config
+from f3r_jax.config import syn_config
 
 
 def get_config(option: str = "") -> ConfigDict:

@@ -11,7 +11,7 @@ python -m f3r_jax.main --config=configs/synthetic.py
 
 from ml_collections import ConfigDict
 
-from f3r_jax.defaults import synthetic_config
+from f3r_jax.config import synthetic_config
 
 
 def get_config(option: str = "") -> ConfigDict:

@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from f3r_jax import cli, outcome
+from f3r_jax.common import cli
+from f3r_jax.register import output_files
 from f3r_jax.data import nifti, pairs, transforms
 from f3r_jax.data.nifti import Grid
-from f3r_jax.errors import UserError
+from f3r_jax.common.errors import UserError
 
 FORWARD, INVERSE = "displacement.nii.gz", "inverse_displacement.nii.gz"
 
@@ -85,7 +86,7 @@ def carry_points(path: str, transform: Path, output: Path, *, inverse: bool) -> 
     """Writes the points of a CSV, moved along the forward field, or to where that field comes from."""
     points = pairs.read_landmarks(Path(path))
     back, there = (partial(_displaced, *nifti.read_field(field_file(transform, inverse=way))) for way in (True, False))
-    outcome.write_points(output, there(points) if inverse else transforms.solve(there, points, back(points))[0])
+    output_files.write_points(output, there(points) if inverse else transforms.solve(there, points, back(points))[0])
 
 
 def _displaced(field: np.ndarray, grid: Grid, points: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from f3r_jax.errors import UserError
+from f3r_jax.common.errors import UserError
 from runs import Run, make_run
 from slurm import add_slurm_arguments
 

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 from ablation import VARIANTS
 from arguments import DIRECTIONS, make_parser, numbers, parse, runs_of, spec_of
-from f3r_jax.defaults import trains
-from f3r_jax.errors import UserError
+from f3r_jax.config import trains
+from f3r_jax.common.errors import UserError
 from launcher import launch, run_launcher
 from runs import Run, config_path, load_config
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Protocol
 
 from f3r_jax.data.datasets import open_dataset
-from f3r_jax.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error
-from f3r_jax.progress import Progress
+from f3r_jax.common.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error
+from f3r_jax.common.progress import Progress
 from local import Local
 from runs import (
     CUT_OFF,

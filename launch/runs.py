@@ -22,10 +22,10 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from f3r_jax import cli
-from f3r_jax.defaults import trains
-from f3r_jax.errors import UserError
-from f3r_jax.workdir import CONFIG_FILE, check_same_run, flat
+from f3r_jax.common import cli
+from f3r_jax.config import trains
+from f3r_jax.common.errors import UserError
+from f3r_jax.workdir.metadata import CONFIG_FILE, check_same_run, flat
 
 ROOT = Path(__file__).resolve().parent.parent
 MAIN = (sys.executable, "-m", "f3r_jax.main")

@@ -19,8 +19,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from f3r_jax.errors import UserError
-from f3r_jax.workdir import write_text
+from f3r_jax.common.errors import UserError
+from f3r_jax.workdir.metadata import write_text
 from runs import SLURM, Run, mark_end, mark_start
 
 SECONDS_BETWEEN_LOOKS = 5.0

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import tqdm
 
-from f3r_jax.defaults import trains
-from f3r_jax.progress import Progress
+from f3r_jax.config import trains
+from f3r_jax.common.progress import Progress
 from runs import FINISHED, Run, last_row, state_of
 
 SECONDS_BETWEEN_LINES = 60.0

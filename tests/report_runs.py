@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from f3r_jax import metrics
+from f3r_jax.evaluate import metrics
 from f3r_jax.models.f3rnet import VARIANTS
 
 STEPS = 6

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
-from f3r_jax.data import affine, preprocess
+from f3r_jax.data.affine import fit
+from f3r_jax.data import preprocess
 from f3r_jax.data.nifti import Image
-from f3r_jax.errors import UserError
+from f3r_jax.common.errors import UserError
 
 BLOBS = np.random.default_rng(0).uniform(-1, 1, (60, 5))
 
@@ -57,7 +58,7 @@ FIXED = _image(SHAPE, _grid((5.0, 5.0, 5.0), SHAPE))
 
 
 def test_a_copy_stays_where_it_is():
-    found = affine.fit(FIXED, FIXED, initial=np.eye(4))
+    found = fit.fit(FIXED, FIXED, initial=np.eye(4))
     np.testing.assert_array_equal(found.matrix, np.eye(4))
     assert found.similarity_before == pytest.approx(1, abs=1e-3) and found.overlap == pytest.approx(1, abs=0.02)
 
@@ -73,7 +74,7 @@ def test_a_copy_stays_where_it_is():
 )
 def test_a_known_map_is_found(degrees, truth, contrast, most):
     moving = _image(SHAPE, _grid((5.0, 5.0, 5.0), SHAPE), truth, contrast)
-    found = affine.fit(FIXED, moving, initial=np.eye(4), degrees=degrees)
+    found = fit.fit(FIXED, moving, initial=np.eye(4), degrees=degrees)
     assert _error(found.matrix, truth) < most
     assert found.similarity_after > found.similarity_before + 0.1
 
@@ -84,7 +85,7 @@ def test_oblique_and_anisotropic_scans_in_unrelated_frames():
     moving = _image(shape, _grid((3.0, 7.0, 5.0), shape, 20, (800, -600, 1500)), truth, _negative, "far.nii.gz")
     slab = _image((39, 29, 11), _grid((5.0, 5.0, 6.0), (39, 29, 11), -10, (0, 0, 15)))
     start = preprocess.translation((800, -600, 1530))
-    found = affine.fit(slab, moving, initial=start, degrees="rigid", related=False)
+    found = fit.fit(slab, moving, initial=start, degrees="rigid", related=False)
     assert _error(found.matrix, truth) < 2.0
 
 
@@ -96,12 +97,12 @@ def test_what_a_mask_leaves_out_does_not_count():
     mask = np.ones(SHAPE, bool)
     mask[:16] = False
     fixed = Image(spoiled, FIXED.affine, FIXED.path)
-    found = affine.fit(fixed, moving, initial=np.eye(4), degrees="translation", fixed_mask=mask)
+    found = fit.fit(fixed, moving, initial=np.eye(4), degrees="translation", fixed_mask=mask)
     assert _error(found.matrix, truth) < 1.0
 
 
 def test_scans_that_cannot_be_compared():
     with pytest.raises(UserError, match=r"scan.nii.gz: its mask is empty"):
-        affine.fit(FIXED, FIXED, initial=np.eye(4), moving_mask=np.zeros(SHAPE, bool))
+        fit.fit(FIXED, FIXED, initial=np.eye(4), moving_mask=np.zeros(SHAPE, bool))
     with pytest.raises(UserError, match=r"scan.nii.gz: nothing of it lies within reach"):
-        affine.fit(FIXED, FIXED, initial=preprocess.translation((2000, 0, 0)))
+        fit.fit(FIXED, FIXED, initial=preprocess.translation((2000, 0, 0)))

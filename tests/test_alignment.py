@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from f3r_jax.ops import alignment
-from f3r_jax.ops.alignment import Views
+from f3r_jax.data.affine import similarity
+from f3r_jax.data.affine.similarity import Views
 from f3r_jax.ops.mind import mind
 
 SHAPE = (7, 6, 5)
@@ -32,19 +32,19 @@ THETA = np.array([1.3, -0.7, 0.9, 0.8, -0.5, 0.4, 0.6, -0.3, 0.2, 0.5, -0.4, 0.1
 
 
 def test_the_map_of_the_parameters():
-    np.testing.assert_allclose(alignment.affine_map(jnp.zeros(12), 50.0), np.eye(4), atol=1e-7)
-    turn = np.array(alignment.affine_map(jnp.zeros(12).at[5].set(2 * 50 * np.tan(np.pi / 8)), 50.0))
+    np.testing.assert_allclose(similarity.affine_map(jnp.zeros(12), 50.0), np.eye(4), atol=1e-7)
+    turn = np.array(similarity.affine_map(jnp.zeros(12).at[5].set(2 * 50 * np.tan(np.pi / 8)), 50.0))
     np.testing.assert_allclose(turn[:2, :2], np.array([[1, -1], [1, 1]]) / np.sqrt(2), atol=1e-6)  # 45 degrees
-    rigid = np.asarray(alignment.affine_map(jnp.asarray(THETA).at[6:].set(0), 15.0))
+    rigid = np.asarray(similarity.affine_map(jnp.asarray(THETA).at[6:].set(0), 15.0))
     np.testing.assert_allclose(rigid[:3, :3] @ rigid[:3, :3].T, np.eye(3), atol=1e-6)
     np.testing.assert_allclose(rigid[:3, 3], THETA[:3])
-    scaled = np.asarray(alignment.affine_map(jnp.zeros(12).at[7].set(15 * np.log(1.2)), 15.0))
+    scaled = np.asarray(similarity.affine_map(jnp.zeros(12).at[7].set(15 * np.log(1.2)), 15.0))
     np.testing.assert_allclose(scaled, np.diag([1, 1.2, 1, 1]), atol=1e-6)
 
 
 def test_similarity_equals_scipys_interpolation_and_a_sum():
     views = _views()
-    local = alignment.affine_map(jnp.asarray(THETA), 15.0)
+    local = similarity.affine_map(jnp.asarray(THETA), 15.0)
     matrix = np.asarray(views.to_moving @ local @ views.to_local, np.float64)
     at = np.einsum("ij,jxyz->ixyz", matrix[:3, :3], np.indices(SHAPE)) + matrix[:3, 3, None, None, None]
     sampled, seen = (
@@ -53,7 +53,7 @@ def test_similarity_equals_scipys_interpolation_and_a_sum():
     m = np.asarray(mind(jnp.asarray(sampled)[None, ..., None], preset="mind_ssc_near")[0])
     weights = np.asarray(views.weights) * seen
     expected = np.sum(weights * (0.3 - np.mean((np.asarray(views.fixed) - m) ** 2, axis=-1)))
-    value, (match, most) = alignment.similarity(jnp.asarray(THETA), views, 2.0, preset="mind_ssc_near")
+    value, (match, most) = similarity.similarity(jnp.asarray(THETA), views, 2.0, preset="mind_ssc_near")
     assert float(match) == pytest.approx(expected, rel=1e-3)
     assert float(value) == pytest.approx(expected - 2 * np.sum((THETA[6:] / 15) ** 2), rel=1e-3)
     assert float(most) == pytest.approx(0.3 * weights.sum(), rel=1e-4)
@@ -63,9 +63,9 @@ def test_the_gradient_equals_finite_differences():
     views = _views()
 
     def value(theta):
-        return float(alignment.similarity_and_gradient(jnp.asarray(theta), views, 2.0, preset="mind_ssc_near")[0][0])
+        return float(similarity.similarity_and_gradient(jnp.asarray(theta), views, 2.0, preset="mind_ssc_near")[0][0])
 
-    _, gradient = alignment.similarity_and_gradient(jnp.asarray(THETA), views, 2.0, preset="mind_ssc_near")
+    _, gradient = similarity.similarity_and_gradient(jnp.asarray(THETA), views, 2.0, preset="mind_ssc_near")
     step = 4e-3  # mm; a few points cross a face of a voxel on the way, where the slope jumps
     expected = [(value(THETA + step * row) - value(THETA - step * row)) / (2 * step) for row in np.eye(12, dtype="f")]
     np.testing.assert_allclose(gradient, expected, atol=0.03 * np.abs(expected).max())
@@ -74,7 +74,7 @@ def test_the_gradient_equals_finite_differences():
 def test_shift_scores_equal_a_naive_loop():
     rng = np.random.default_rng(0)
     fixed, moving = rng.random((4, 3, 5, 3), np.float32), rng.random((6, 5, 4, 3), np.float32)
-    scores = np.asarray(alignment.shift_scores(jnp.asarray(fixed), jnp.asarray(moving), jnp.float32(0.3)))
+    scores = np.asarray(similarity.shift_scores(jnp.asarray(fixed), jnp.asarray(moving), jnp.float32(0.3)))
     for shift in ((0, 0, 0), (2, 1, 0), (-3, 2, -4), (5, -2, 3)):
         expected = 0.0
         for p in np.ndindex(4, 3, 5):
@@ -88,10 +88,10 @@ def test_shift_scores_equal_a_naive_loop():
 def test_unrelated_is_the_mean_over_all_pairs():
     rng = np.random.default_rng(0)
     f, m = rng.random((7, 2)), rng.random((9, 2)) + 0.5
-    assert alignment.unrelated(f, m) == pytest.approx(np.mean((f[:, None] - m[None]) ** 2))
+    assert similarity.unrelated(f, m) == pytest.approx(np.mean((f[:, None] - m[None]) ** 2))
 
 
 def test_peaks_keep_apart():
     scores = np.zeros((9, 9, 9))
     scores[4, 4, 4], scores[4, 4, 5], scores[1, 4, 4], scores[8, 8, 8] = 4, 3, 2, 1
-    np.testing.assert_array_equal(alignment.peaks(scores, count=3, apart=2), [(4, 4, 4), (1, 4, 4), (8, 8, 8)])
+    np.testing.assert_array_equal(similarity.peaks(scores, count=3, apart=2), [(4, 4, 4), (1, 4, 4), (8, 8, 8)])

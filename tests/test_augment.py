@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, blob
 
-from f3r_jax.augment import Augmentation, augment, of_config, random_displacement
-from f3r_jax.batches import example_keys, source_of
-from f3r_jax.errors import UserError
-from f3r_jax.losses import Batch
+from f3r_jax.train.augment import Augmentation, augment, of_config, random_displacement
+from f3r_jax.train.batches import example_keys, source_of
+from f3r_jax.common.errors import UserError
+from f3r_jax.ops.losses import Batch
 from f3r_jax.ops.fields import folding_percent
 from f3r_jax.ops.warp import warp
 

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, TINY_CONFIG
 
-from f3r_jax.batches import check_batches, crop_of, cropped, example_keys, load_batch, source_of
+from f3r_jax.train.batches import check_batches, crop_of, cropped, example_keys, load_batch, source_of
 from f3r_jax.data.datasets import open_dataset
-from f3r_jax.devices import mesh_for
-from f3r_jax.errors import UserError
-from f3r_jax.losses import Batch, GroundTruth, Objective, Prepared, terms
-from f3r_jax.metrics import end_point_error_mm
+from f3r_jax.train.devices import mesh_for
+from f3r_jax.common.errors import UserError
+from f3r_jax.ops.losses import Batch, GroundTruth, Objective, Prepared, terms
+from f3r_jax.evaluate.metrics import end_point_error_mm
 from f3r_jax.ops.warp import warp
-from f3r_jax.record import read_rows
-from f3r_jax.train import check_settings
+from f3r_jax.train.record import read_rows
+from f3r_jax.train.loop import check_settings
 
 TINY_SYNTHETIC = TINY_CONFIG | {
     "data.cases": 3,

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from f3r_jax import benchmark_tables, measurements
+from f3r_jax.benchmark import tables, worker
 
 COUNTS = {
     "F3RNet-w/o F3D": 746_339,
@@ -40,14 +40,14 @@ def test_parameters_prints_name_and_count_of_each_network():
 
 def test_a_short_job_is_warmed_up_by_many_runs_and_a_long_one_by_one():
     runs = []
-    measurements.warm_up(lambda: runs.append(0))
-    assert len(runs) == measurements.WARM_UP
+    worker.warm_up(lambda: runs.append(0))
+    assert len(runs) == worker.WARM_UP
 
     def long():
         runs.append(1)
         time.sleep(1.01)
 
-    measurements.warm_up(long)
+    worker.warm_up(long)
     assert runs.count(1) == 1
 
 
@@ -126,13 +126,13 @@ def test_mistakes_about_the_suite_get_one_line_and_status_2(commands, argument, 
 def row_of(**seconds: list[float]) -> dict:
     subject = {"cpu": [1.0], "compile": {"wall": 7.0}, "peak_mib": 500.0, "imported_mib": 200.0, "device": "cpu"}
     results = {who: subject | {"wall": wall, "device_peak_mib": None} for who, wall in seconds.items()}
-    ratio = benchmark_tables.summary([1.0, 1.5, 4.0])
+    ratio = tables.summary([1.0, 1.5, 4.0])
     ratios = {who: {"wall": ratio, "cpu": ratio} for who in seconds if who != "jax"}
     return {"what": "train", "variant": "ms", "shape": [8, 8, 8], "results": results, "ratios": ratios}
 
 
 def test_row_of_a_pass_tells_medians_and_spread():
-    cells = benchmark_tables.pass_row(row_of(jax=[2.0, 1.0, 3.0], torch=[2.0]), what=["compile", "memory"])
+    cells = tables.pass_row(row_of(jax=[2.0, 1.0, 3.0], torch=[2.0]), what=["compile", "memory"])
     assert cells == {
         "network": "F3RNet-MS",
         "pass": "train",
@@ -150,7 +150,7 @@ def test_section_is_replaced_where_it_stands(tmp_path):
     page = tmp_path / "BENCHMARKS.md"
     reports = [{"shape": shape, "measurements": []} for shape in ([8, 8, 8], [9, 9, 9])]
     for text, report in (("first\n", reports[0]), ("second\n", reports[1]), ("third\n", reports[0])):
-        benchmark_tables.replace_section(page, text, name=benchmark_tables.section_name(report))
+        tables.replace_section(page, text, name=tables.section_name(report))
     written = page.read_text()
     assert "first" not in written
     assert written.index("third") < written.index("second")

@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from f3r_jax import checkpoints
-from f3r_jax.checkpoints import Checkpoints
-from f3r_jax.errors import UserError
+from f3r_jax.workdir import checkpoints
+from f3r_jax.workdir.checkpoints import Checkpoints
+from f3r_jax.common.errors import UserError
 
 PARAMS = {"conv": {"kernel": jnp.arange(24, dtype=jnp.float32).reshape(2, 3, 4) / 7, "bias": jnp.ones(4)}}
 

@@ -3,8 +3,8 @@ import shutil
 import pytest
 from absl import flags
 
-from f3r_jax import cli
-from f3r_jax.errors import UserError
+from f3r_jax.common import cli
+from f3r_jax.common.errors import UserError
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from f3r_jax.data.synthesis.settings import Settings, of_config
-from f3r_jax.defaults import completed
-from f3r_jax.errors import UserError
-from f3r_jax.instance import settings_of
+from f3r_jax.config import completed
+from f3r_jax.common.errors import UserError
+from f3r_jax.evaluate.instance import settings_of
 from f3r_jax.models import build, label
-from f3r_jax.refine import Refinement
+from f3r_jax.ops.instance_optimisation import Refinement
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SYSTEMS = {  # label, the paper's lambda (Sec. 3.2)

@@ -6,9 +6,9 @@ import json
 import pytest
 from report_runs import controls, edit, write_run
 
-from f3r_jax import report
-from f3r_jax.reporting import comparison, control_tables, findings
-from f3r_jax.reporting.study import read_study
+from f3r_jax.report import write
+from f3r_jax.report import comparison, control_tables, findings
+from f3r_jax.report.study_runs import read_study
 
 DICES = [85.0] * 6
 
@@ -76,7 +76,7 @@ def test_the_pages_and_files(runs, tmp_path):
     with (runs / "mrb" / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 3, "kind": "validation", "dice_gain": 1.0, "correlation": 0.2}) + "\n")
     output = tmp_path / "report"
-    assert not report.report([runs], output).problems
+    assert not write.report([runs], output).problems
     for page in ("index.html", "report.md"):
         text = (output / page).read_text()
         assert "Controls: has the network learned the pair?" in text and "it predicts the average motion" in text

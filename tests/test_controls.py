@@ -5,10 +5,10 @@ import pytest
 from conftest import blob
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from f3r_jax import controls, results
+from f3r_jax.evaluate import controls, scoring
 from f3r_jax.data.datasets import Case, Dataset
-from f3r_jax.predict import apply_displacement
-from f3r_jax.predictions import ControlFields, Predictions
+from f3r_jax.evaluate.inference import apply_displacement
+from f3r_jax.evaluate.predictions import ControlFields, Predictions
 
 SHAPE, ORGANS = (16, 16, 16), {"ball": (1,)}
 COMMON = np.array([3.0, 0.0, 0.0])  # voxels, of every pair
@@ -43,9 +43,9 @@ def evaluated(dataset: Dataset, network, folder) -> tuple[list[dict], dict]:
     fields, rows = ControlFields(predictions, dataset, names), []
     for name in names:
         case, prediction = dataset.load(name), predictions.read(name)
-        row = results.score(case, apply_displacement(case, prediction), ORGANS)
-        rows.append(row | {"controls": results.score_controls(case, prediction, fields, ORGANS)})
-    return rows, results.summarise_controls(rows)
+        row = scoring.score(case, apply_displacement(case, prediction), ORGANS)
+        rows.append(row | {"controls": scoring.score_controls(case, prediction, fields, ORGANS)})
+    return rows, scoring.summarise_controls(rows)
 
 
 def average_motion(case: Case) -> np.ndarray:

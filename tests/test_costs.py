@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from f3r_jax import costs
+from f3r_jax.benchmark import roofline
 from f3r_jax.models import f3rnet, voxelmorph
 from f3r_jax.models.layers import Conv
 
@@ -39,21 +39,21 @@ class OneConvolution(nn.Module):
 
 
 def test_one_convolution_by_hand():
-    (found,) = costs.convolutions(OneConvolution(), (4, 6, 8))
-    assert found == costs.Convolution(
+    (found,) = roofline.convolutions(OneConvolution(), (4, 6, 8))
+    assert found == roofline.Convolution(
         flops=2 * 192 * 9 * 2 * 5, x_bytes=192 * 2 * 4, y_bytes=192 * 5 * 4, parameters=9 * 2 * 5 + 5
     )
     assert found.bytes == 4 * (192 * (2 + 5) + 95)
 
 
 def test_bfloat16_halves_the_features_and_not_the_parameters():
-    ((full,), (half,)) = (costs.convolutions(OneConvolution(dtype), (4, 6, 8)) for dtype in ("float32", "bfloat16"))
+    ((full,), (half,)) = (roofline.convolutions(OneConvolution(dtype), (4, 6, 8)) for dtype in ("float32", "bfloat16"))
     assert half == full._replace(x_bytes=full.x_bytes // 2, y_bytes=full.y_bytes // 2)
 
 
 @pytest.mark.parametrize(("variant", "channels"), [("wo_f3d", (16,)), ("mrb", (2, 16))])
 def test_the_stem_comes_first(variant, channels):
-    found = costs.convolutions(costs.NETWORKS[variant](), SHAPE)
+    found = roofline.convolutions(roofline.NETWORKS[variant](), SHAPE)
     taps = {"wo_f3d": (27,), "mrb": (9, 3)}[variant]
     for layer, k, i, o in zip(found, taps, (2, 2), channels, strict=False):
         assert layer.flops == 2 * VOXELS * k * i * o
@@ -68,8 +68,8 @@ def test_voxelmorph_by_hand():
     assert sum(parameters) == 300_547
     by_kernel = sum(features) + sum(parameters)
     by_x = by_kernel - features[0] - parameters[0]
-    assert costs.forward_cost("voxelmorph2", SHAPE) == (sum(flops), 4 * (by_kernel + repeated))
-    training = costs.train_cost("voxelmorph2", SHAPE)
+    assert roofline.forward_cost("voxelmorph2", SHAPE) == (sum(flops), 4 * (by_kernel + repeated))
+    training = roofline.train_cost("voxelmorph2", SHAPE)
     assert training.flops == 3 * sum(flops) - flops[0]
     assert training.bytes == 4 * (2 * by_kernel + by_x + 2 * repeated + 7 * sum(parameters) + 18 * VOXELS)
 
@@ -89,9 +89,9 @@ def test_pools_and_upsamplings_are_those_that_the_network_runs(variant, monkeypa
     resampling = [(f3rnet, name) for name in ("pool", "resample", "upsample", "upsample_sum")]
     for module, name in [*resampling, (voxelmorph, "repeat")]:
         monkeypatch.setattr(module, name, counted(getattr(module, name)))
-    convolutions = costs.convolutions(costs.NETWORKS[variant](), SHAPE)
+    convolutions = roofline.convolutions(roofline.NETWORKS[variant](), SHAPE)
     expected = 4 * sum(moved) + sum(layer.bytes for layer in convolutions)
-    assert costs.forward_cost(variant, SHAPE).bytes == pytest.approx(expected, rel=1e-12)
+    assert roofline.forward_cost(variant, SHAPE).bytes == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("variant", ["wo_f3d", "mrb"])
@@ -111,13 +111,13 @@ def test_agrees_with_what_pytorch_counts(variant, torch, flop_counter, torch_f3r
     with flop_counter.FlopCounterMode(display=False) as backward:
         displacement.sum().backward()
     shape = (16, 20, 16)
-    found = costs.convolutions(costs.NETWORKS[variant](), shape)
+    found = roofline.convolutions(roofline.NETWORKS[variant](), shape)
     assert [layer.bytes for layer in found] == moved
-    assert costs.forward_cost(variant, shape).flops == forward.get_total_flops()
-    assert costs.train_cost(variant, shape).flops == forward.get_total_flops() + backward.get_total_flops()
+    assert roofline.forward_cost(variant, shape).flops == forward.get_total_flops()
+    assert roofline.train_cost(variant, shape).flops == forward.get_total_flops() + backward.get_total_flops()
 
 
-@pytest.mark.parametrize("cost", [costs.forward_cost, costs.train_cost])
+@pytest.mark.parametrize("cost", [roofline.forward_cost, roofline.train_cost])
 def test_cost_grows_with_the_volume_as_it_is_padded(cost):
     small, padded, large = (cost("voxelmorph2", shape) for shape in ((16, 16, 16), (16, 16, 17), (16, 16, 32)))
     assert small.flops < padded.flops == large.flops == 2 * small.flops
@@ -125,30 +125,30 @@ def test_cost_grows_with_the_volume_as_it_is_padded(cost):
 
 
 def test_bfloat16_halves_the_traffic_but_for_field_parameters_and_loss():
-    full, half = (costs.forward_cost("voxelmorph2", SHAPE, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    full, half = (roofline.forward_cost("voxelmorph2", SHAPE, dtype=dtype) for dtype in ("float32", "bfloat16"))
     assert half.flops == full.flops
     flow = 4 * (16 + 3) * VOXELS
     assert 2 * half.bytes == pytest.approx(full.bytes + flow + 4 * 300_547, rel=1e-12)
-    full, half = (costs.train_cost("voxelmorph2", SHAPE, dtype=dtype).bytes for dtype in ("float32", "bfloat16"))
+    full, half = (roofline.train_cost("voxelmorph2", SHAPE, dtype=dtype).bytes for dtype in ("float32", "bfloat16"))
     kept = 3 * flow + 4 * (3 * 300_547 - 880) + 4 * 7 * 300_547 + 4 * 18 * VOXELS
     assert 2 * half == pytest.approx(full + kept, rel=1e-12)
 
 
 def test_peaks_are_work_by_time(monkeypatch):
-    monkeypatch.setattr(costs, "CPU", costs.Load(64, 1000, 2))
-    monkeypatch.setattr(costs, "ACCELERATOR", costs.CPU)
+    monkeypatch.setattr(roofline, "CPU", roofline.Load(64, 1000, 2))
+    monkeypatch.setattr(roofline, "ACCELERATOR", roofline.CPU)
     results, clock = [], iter([0.0, 4.0, 10.0, 12.0, 20.0, 21.0, 30.0, 30.5])
-    monkeypatch.setattr(costs.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(roofline.time, "perf_counter", lambda: next(clock))
     block = jax.block_until_ready
-    monkeypatch.setattr(costs.jax, "block_until_ready", lambda x: results.append(block(x)) or x)
-    assert costs.peaks() == (2 * 64**3 / 2.0, 3 * 4 * 1000 / 0.5)
+    monkeypatch.setattr(roofline.jax, "block_until_ready", lambda x: results.append(block(x)) or x)
+    assert roofline.peaks() == (2 * 64**3 / 2.0, 3 * 4 * 1000 / 0.5)
     assert float(results[0][0, 0]) == 64 / 4  # a product of matrices of halves
     assert float(results[-1][0]) == 1.75  # 0 -> 1 -> 1.5 -> 1.75
 
 
 def test_peaks_of_this_device(monkeypatch):
-    small = costs.Load(128, 2**16, 3)
-    monkeypatch.setattr(costs, "CPU", small)
-    monkeypatch.setattr(costs, "ACCELERATOR", small)
+    small = roofline.Load(128, 2**16, 3)
+    monkeypatch.setattr(roofline, "CPU", small)
+    monkeypatch.setattr(roofline, "ACCELERATOR", small)
     for dtype in ("float32", "bfloat16"):
-        assert all(0 < peak < math.inf for peak in costs.peaks(dtype=dtype))
+        assert all(0 < peak < math.inf for peak in roofline.peaks(dtype=dtype))

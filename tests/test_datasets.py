@@ -8,8 +8,10 @@ import pytest
 from conftest import data_settings
 from ml_collections import ConfigDict
 
-from f3r_jax.data import affine, datasets, nifti, phantom, preprocess
-from f3r_jax.errors import UserError
+from f3r_jax.data.affine.fit import Fit
+from f3r_jax.data import datasets, nifti, preprocess
+from f3r_jax.data.phantom import generate
+from f3r_jax.common.errors import UserError
 
 SHAPE = (24, 20, 16)
 SPACING = (8.0, 8.0, 8.0)
@@ -37,7 +39,7 @@ def _fake_case(seed, index, *, shape, spacing):
     mr = np.where(_body(shape), rng.uniform(100, 900, shape), 2).astype(np.float32)
     labels = _body(shape, 0.4).astype(np.uint8)
     field = rng.normal(size=(*shape, 3)).astype(np.float32)
-    return phantom.PhantomCase(ct, mr, labels, 2 * labels, field, -field)
+    return generate.PhantomCase(ct, mr, labels, 2 * labels, field, -field)
 
 
 @pytest.fixture
@@ -49,7 +51,7 @@ def calls(monkeypatch):
         asked.append(index)
         return _fake_case(seed, index, shape=shape, spacing=spacing)
 
-    monkeypatch.setattr(phantom, "make_case", make_case)
+    monkeypatch.setattr(generate, "make_case", make_case)
     return asked
 
 
@@ -239,9 +241,9 @@ def test_a_fitted_start_takes_labels_and_landmarks_along(folder, monkeypatch, ho
         assert fixed.data.max() == 1 and moving.data.max() == 1
         np.testing.assert_array_equal(initial, np.eye(4))  # the headers share a frame
         asked.append((Path(moving.path).name, degrees, related))
-        return affine.Fit(matrix, 0.1, 0.2, 1.0)
+        return Fit(matrix, 0.1, 0.2, 1.0)
 
-    monkeypatch.setattr(affine, "fit", fit)
+    monkeypatch.setattr(datasets, "fit", fit)
     (folder / "ct.csv").write_text("x,y,z\n48,24,88\n")
     row = "mr_0.nii.gz,ct_0.nii.gz,ct.csv,ct.csv,ct_labels_0.nii.gz,"
     table = f"fixed,moving,fixed_landmarks,moving_landmarks,moving_labels,split\n{row}train\n{row}train\n{row}test\n"

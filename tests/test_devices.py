@@ -12,10 +12,10 @@ import jax
 import pytest
 from conftest import TINY_CONFIG, free_port, wait_for
 
-from f3r_jax import checkpoints
-from f3r_jax.devices import AXIS, describe, mesh_for
-from f3r_jax.errors import UserError
-from f3r_jax.record import read_rows
+from f3r_jax.workdir import checkpoints
+from f3r_jax.train.devices import AXIS, describe, mesh_for
+from f3r_jax.common.errors import UserError
+from f3r_jax.train.record import read_rows
 
 HERE = Path(__file__).parent
 EIGHT = {"train.batch_size": 8, "train.steps": 4, "data.cases": 11, "train.checkpoint_every": 2}

@@ -3,11 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 from command_server import Tiny
 
-from f3r_jax.losses import Batch, Objective
+from f3r_jax.ops.losses import Batch, Objective
 from f3r_jax.models import build, count_parameters, initialise, label
 from f3r_jax.models.diffeomorphic import Diffeomorphic
 from f3r_jax.ops.fields import exponential, folding_percent
-from f3r_jax.train import create_state, make_optimiser, make_train_step
+from f3r_jax.train.loop import create_state, make_optimiser, make_train_step
 
 
 def volumes(seed=0):

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from conftest import SHAPE, make_case
 
-from f3r_jax import checkpoints, evaluate, metrics, results
+from f3r_jax.workdir import checkpoints
+from f3r_jax.evaluate import evaluation, metrics, scoring
 from f3r_jax.data.datasets import Dataset
-from f3r_jax.errors import UserError
-from f3r_jax.predict import Registration
+from f3r_jax.common.errors import UserError
+from f3r_jax.evaluate.inference import Registration
 
 ORGANS = {"liver", "spleen", "right_kidney", "left_kidney"}
 SCORES = ("dice", "asd_mm", "hd95_mm")
@@ -197,7 +198,7 @@ def test_a_checkpoint_of_another_architecture(commands, workdir):
 @pytest.mark.usefixtures("tiny_network")
 def test_no_test_cases(workdir):
     with pytest.raises(UserError, match=r"no test cases"):
-        evaluate.evaluate(workdir, dataset=Dataset({"train": (), "validation": (), "test": ()}, {}))
+        evaluation.evaluate(workdir, dataset=Dataset({"train": (), "validation": (), "test": ()}, {}))
 
 
 def test_scores_of_a_known_shift():
@@ -205,18 +206,18 @@ def test_scores_of_a_known_shift():
     case = make_case("ball", 2.0)
     u = np.full((*case.fixed.shape, 3), 2.0, np.float32)
     registered = Registration(u, case.fixed, case.fixed_labels)
-    scores = results.score(case, registered, {"ball": (1,), "none": (7,)})
+    scores = scoring.score(case, registered, {"ball": (1,), "none": (7,)})
     assert scores["organs"]["ball"]["dice"] == 100 and scores["organs"]["ball"]["asd_mm"] == 0
     assert scores["epe_mm"] == 0 and scores["folding_percent"] == 0
     np.testing.assert_allclose(scores["before"]["epe_mm"], np.linalg.norm([4.0, 4.0, 6.0]), rtol=1e-6)
     assert scores["before"]["organs"]["ball"]["dice"] < 80
     assert scores["tre_mm"] is None
-    table = results.cases_csv(["ball"], [scores | {"seconds": 1.0, "controls": None}])
+    table = scoring.cases_csv(["ball"], [scores | {"seconds": 1.0, "controls": None}])
     assert table.splitlines()[2].startswith("ball,none,")
 
 
 def test_a_lost_organ_is_null_in_the_summary():
-    assert results.finite({"a": {"mean": float("nan"), "std": 1.0}, "b": [1]}) == {
+    assert scoring.finite({"a": {"mean": float("nan"), "std": 1.0}, "b": [1]}) == {
         "a": {"mean": None, "std": 1.0},
         "b": [1],
     }

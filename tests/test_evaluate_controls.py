@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from f3r_jax import checkpoints, evaluate, models, results_table
+from f3r_jax.workdir import checkpoints
+from f3r_jax.evaluate import evaluation, score_tables
+from f3r_jax import models
 from f3r_jax.data.datasets import open_dataset
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
@@ -32,7 +34,7 @@ def constant(config, phantoms, tmp_path):
 
 def test_a_constant_network_is_found_out(constant, capsys):
     workdir = constant(6)
-    evaluate.report(evaluate.evaluate(workdir, drawn=0), workdir)
+    evaluation.report(evaluation.evaluate(workdir, drawn=0), workdir)
     folder = workdir / "evaluation"
     summary = json.loads((folder / "summary.json").read_text())
     assert set(summary["controls"]) == {"mean_field", "other_pair", "pair_specific"}
@@ -54,7 +56,7 @@ def test_a_constant_network_is_found_out(constant, capsys):
 
 def test_a_single_test_case_is_compared_with_training_cases(constant):
     workdir = constant(1)
-    summary = evaluate.evaluate(workdir, drawn=0)
+    summary = evaluation.evaluate(workdir, drawn=0)
     assert summary["cases"] == 1 and summary["controls"]["pair_specific"]["cases"] == 1
     assert summary["controls"]["pair_specific"]["learned"] is False  # one field for every pair needs no statistics
     assert summary["controls"]["mean_field"]["organs"]["liver"]["dice"] == summary["organs"]["liver"]["dice"]
@@ -64,14 +66,14 @@ def test_predictions_of_a_killed_evaluation_are_used_and_those_of_another_step_a
     workdir = constant(3)
     other = workdir / "evaluation" / ".predictions_2"
     other.mkdir(parents=True)
-    scored = evaluate.score_cases
+    scored = evaluation.score_cases
 
     def killed(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate, "score_cases", killed)
+    monkeypatch.setattr(evaluation, "score_cases", killed)
     with pytest.raises(KeyboardInterrupt):
-        evaluate.evaluate(workdir, drawn=0)
+        evaluation.evaluate(workdir, drawn=0)
     kept = workdir / "evaluation" / ".predictions_3"
     assert not other.exists() and len(list(kept.iterdir())) == 3
     written = {path.name: path.stat().st_mtime_ns for path in kept.iterdir()}
@@ -81,36 +83,36 @@ def test_predictions_of_a_killed_evaluation_are_used_and_those_of_another_step_a
         seen.update({path.name: path.stat().st_mtime_ns for path in kept.iterdir()})
         scored(*arguments, **options)
 
-    monkeypatch.setattr(evaluate, "score_cases", looked_at)
-    assert evaluate.evaluate(workdir, drawn=0)["cases"] == 3
+    monkeypatch.setattr(evaluation, "score_cases", looked_at)
+    assert evaluation.evaluate(workdir, drawn=0)["cases"] == 3
     assert seen == written and not kept.exists()
 
 
 def test_a_method_that_is_not_trained_has_no_controls(constant, monkeypatch):
     workdir = constant(2)
-    method = evaluate.open_method(workdir)._replace(step=None)
-    monkeypatch.setattr(evaluate, "open_method", lambda *_, **__: method)
-    summary = evaluate.evaluate(workdir, drawn=0)
-    assert summary["controls"] is None and "no controls: the method is not trained" in results_table.table(summary)
+    method = evaluation.open_method(workdir)._replace(step=None)
+    monkeypatch.setattr(evaluation, "open_method", lambda *_, **__: method)
+    summary = evaluation.evaluate(workdir, drawn=0)
+    assert summary["controls"] is None and "no controls: the method is not trained" in score_tables.table(summary)
     with (workdir / "evaluation" / "cases.csv").open() as file:
         assert {row["dice_mean_field"] for row in csv.DictReader(file)} == {""}
 
 
 def test_a_summary_of_an_earlier_version(constant):
     workdir = constant(2)
-    summary = evaluate.evaluate(workdir, drawn=0)
-    new = results_table.table(summary)
+    summary = evaluation.evaluate(workdir, drawn=0)
+    new = score_tables.table(summary)
     earlier = {key: value for key, value in summary.items() if key not in ("before", "controls")}
-    old = results_table.table(earlier | {"moving": summary["before"]})
+    old = score_tables.table(earlier | {"moving": summary["before"]})
     assert "no controls: evaluated by a version without them" in old
     assert old.splitlines()[:8] == new.splitlines()[:8]
 
 
 def test_a_data_set_without_other_cases(constant):
     workdir = constant(1)
-    method = evaluate.open_method(workdir)
+    method = evaluation.open_method(workdir)
     whole = open_dataset(method.config.data, seed=method.config.seed)
     alone = type(whole)({**whole.split, "train": ()}, whole.makers)
-    summary = evaluate.evaluate(workdir, dataset=alone, drawn=0)
+    summary = evaluation.evaluate(workdir, dataset=alone, drawn=0)
     assert summary["controls"] is None
-    assert "no controls: there is no other case to predict" in results_table.table(summary)
+    assert "no controls: there is no other case to predict" in score_tables.table(summary)

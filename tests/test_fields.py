@@ -10,16 +10,7 @@ from jax.test_util import check_grads
 from scipy import ndimage
 from scipy.linalg import expm
 
-from f3r_jax.ops.fields import (
-    compose,
-    exponential,
-    folding_percent,
-    forward_differences,
-    gradient,
-    identity_grid,
-    invert,
-    jacobian_determinant,
-)
+from f3r_jax.ops.fields import compose, exponential, folding_percent, forward_differences, gradient, identity_grid, invert, jacobian_determinant
 from f3r_jax.ops.warp import warp
 
 SHAPE = (6, 5, 4)

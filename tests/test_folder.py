@@ -14,8 +14,11 @@ import jax
 import numpy as np
 import pytest
 
-from f3r_jax import networks, registration
-from f3r_jax.data import nifti, phantom, scans
+from f3r_jax.workdir import trained_network
+from f3r_jax.register import pipeline
+from f3r_jax.data import nifti
+from f3r_jax.data.phantom import generate
+from f3r_jax.register import scans
 
 SHAPE, SPACING = (40, 32, 32), 8.0
 QUICK = ("--affine=none", "--spacing=8", "--iterations=5", "--mind=mind_ssc_near")
@@ -40,7 +43,7 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     affine = np.diag([SPACING] * 3 + [1])
     for index in (0, 1):
-        case = phantom.make_case(3, index, shape=SHAPE, spacing=(SPACING,) * 3)
+        case = generate.make_case(3, index, shape=SHAPE, spacing=(SPACING,) * 3)
         for name in ("mr", "ct", "mr_labels", "ct_labels"):
             nifti.write(folder / f"{name}_{index}.nii.gz", getattr(case, name), affine)
     nifti.write(folder / "halves.nii.gz", np.full(SHAPE, 0.5, np.float32), affine)
@@ -280,9 +283,9 @@ def test_results_are_the_same_on_four_devices(commands, data, network_alone, tmp
 
 
 def test_a_network_is_compiled_once_for_pairs_of_like_size(finished, data, tiny_network):
-    network = networks.load(finished[0]).on(jax.devices()[0])
+    network = trained_network.load(finished[0]).on(jax.devices()[0])
     for index in (0, 1):
         fixed, moving = (scans.read(data / f"{name}_{index}.nii.gz") for name in ("mr", "ct"))
-        volumes = registration.Volumes(fixed, moving, fixed.image.grid, np.eye(4))
-        assert np.isfinite(registration.with_network(network, fixed, moving, volumes)).all()
+        volumes = pipeline.Volumes(fixed, moving, fixed.image.grid, np.eye(4))
+        assert np.isfinite(pipeline.with_network(network, fixed, moving, volumes)).all()
     assert network.predict._cache_size() == 1

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from conftest import TINY_DATA, make_case
 
-from f3r_jax import metrics
-from f3r_jax.defaults import instance_config
-from f3r_jax.errors import UserError
-from f3r_jax.instance import register, settings_of
+from f3r_jax.evaluate import metrics
+from f3r_jax.config import instance_config
+from f3r_jax.common.errors import UserError
+from f3r_jax.evaluate.instance import register, settings_of
 
 
 @pytest.fixture

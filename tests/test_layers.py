@@ -8,18 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from f3r_jax.models.layers import (
-    F3D,
-    Conv,
-    ResidualBlock,
-    glorot,
-    leaky_relu,
-    normal,
-    pool,
-    resample,
-    upsample,
-    upsample_sum,
-)
+from f3r_jax.models.layers import Conv, F3D, ResidualBlock, glorot, leaky_relu, normal, pool, resample, upsample, upsample_sum
 
 QUICKLY_COMPILED = {"xla_backend_optimization_level": 0}
 FACTORS = (2, 4, 16)

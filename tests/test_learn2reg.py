@@ -11,9 +11,9 @@ from conftest import SHAPE, TINY_CONFIG, blob, data_settings
 from ml_collections import ConfigDict
 from scipy import ndimage
 
-from f3r_jax import learn2reg, metrics, submissions
+from f3r_jax.evaluate import learn2reg, learn2reg_files, metrics
 from f3r_jax.data import datasets, nifti
-from f3r_jax.errors import UserError
+from f3r_jax.common.errors import UserError
 
 SPACING = (20.0, 20.0, 16.0)
 
@@ -324,10 +324,10 @@ def test_runs_that_learn2reg_cannot_score(challenge):
     config = data_config(challenge)
     for change in ({"source": "phantom"}, {"direction": "mr_to_ct"}):
         with pytest.raises(UserError, match=r"expected nifti and ct_to_mr"):
-            submissions.open_pairs(ConfigDict(config | change), ["AbdomenMRCT_0006"])
+            learn2reg_files.open_pairs(ConfigDict(config | change), ["AbdomenMRCT_0006"])
     for change in ({"shape": (16, 16, 8)}, {"spacing": (10.0, 20.0, 16.0)}):
         with pytest.raises(UserError) as caught:
-            submissions.open_pairs(ConfigDict(config | change), ["AbdomenMRCT_0006"])
+            learn2reg_files.open_pairs(ConfigDict(config | change), ["AbdomenMRCT_0006"])
         message = str(caught.value)
         assert "AbdomenMRCT_0006_0000.nii.gz" in message and "\n" not in message
         assert "data.shape=16,16,16 data.spacing=20,20,16" in message
@@ -352,10 +352,10 @@ def test_a_field_in_the_order_of_the_files_warps_their_labels_alike(tmp_path, tu
         write_pair(tmp_path, "Tr", number, turn=turn, moving_shift=moving_shift)
     (tmp_path / "A_dataset.json").write_text(json.dumps(description((1, 2))))
     config = ConfigDict(data_config(tmp_path))
-    pair = submissions.open_pairs(config, ["AbdomenMRCT_0001"])["AbdomenMRCT_0001"]
+    pair = learn2reg_files.open_pairs(config, ["AbdomenMRCT_0001"])["AbdomenMRCT_0001"]
     case = datasets.load_pair(pair, config)
     field = smooth_field(np.random.default_rng(1), SHAPE, size=1.5, dtype=np.float32)
-    stored = submissions.to_file_order(field, case, pair)
+    stored = learn2reg_files.to_file_order(field, case, pair)
     if turn == ((0, 1, 2), (1, 1, 1)) and not moving_shift:
         np.testing.assert_array_equal(stored, field)
     warped = learn2reg.warp_labels(nibabel.load(pair.ct.labels).get_fdata(), stored)
@@ -375,11 +375,11 @@ def test_only_scores_of_labels_need_surface_distance(monkeypatch, tmp_path):
     config, names = ConfigDict(data_config(tmp_path)), ("AbdomenMRCT_0001", "AbdomenMRCT_0002")
     still, folder = np.zeros((*SHAPE, 3), np.float32), tmp_path / "submitted"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    labelled, bare = submissions.open_pairs(config, names).values()
+    labelled, bare = learn2reg_files.open_pairs(config, names).values()
     with pytest.raises(UserError, match=r"surface-distance.*EXTRAS=baselines"):
-        submissions.submit(folder, still, datasets.load_pair(labelled, config), labelled)
+        learn2reg_files.submit(folder, still, datasets.load_pair(labelled, config), labelled)
     assert not folder.exists()
-    scores = submissions.submit(folder, still, datasets.load_pair(bare, config), bare)
+    scores = learn2reg_files.submit(folder, still, datasets.load_pair(bare, config), bare)
     assert scores["LogJacDetStd"]["mean"] == 0 and "HD95" not in scores
 
 
@@ -393,9 +393,9 @@ def test_pairs_without_numbers_are_scored_alone(surface_distance, tmp_path):
     row = "mr.nii.gz,ct.nii.gz,mr_label.nii.gz,ct_label.nii.gz\n"
     (tmp_path / "pairs.csv").write_text(f"fixed,moving,fixed_labels,moving_labels\n{row}")
     config = ConfigDict(data_config(tmp_path))
-    pair = submissions.open_pairs(config, ["mr"])["mr"]
+    pair = learn2reg_files.open_pairs(config, ["mr"])["mr"]
     before = sorted(tmp_path.rglob("*"))
     still = np.zeros((*SHAPE, 3), np.float32)
-    scores = submissions.submit(tmp_path, still, datasets.load_pair(pair, config), pair)
+    scores = learn2reg_files.submit(tmp_path, still, datasets.load_pair(pair, config), pair)
     assert scores["submission"] is None and scores["LogJacDetStd"]["mean"] == 0 and 0 < scores["DSC"]["mean"] < 1
     assert sorted(tmp_path.rglob("*")) == before

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from f3r_jax.losses import POOLED, POOLED_WEIGHT, Batch, Objective, Prepared, gradient_l2, mind_l1, terms
+from f3r_jax.ops.losses import Batch, Objective, POOLED, POOLED_WEIGHT, Prepared, gradient_l2, mind_l1, terms
 from f3r_jax.ops.mind import PRESETS, mind
 from f3r_jax.ops.warp import warp
 

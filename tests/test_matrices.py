@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import scipy.io
 
-from f3r_jax.data.matrices import read_matrix, write_matrix
-from f3r_jax.errors import UserError
+from f3r_jax.data.itk_affine import read_matrix, write_matrix
+from f3r_jax.common.errors import UserError
 
 MATRIX = np.array([[0.9, -0.3, 0.1, 12.5], [0.25, 1.1, -0.2, -7.0], [0.05, 0.15, 0.95, 33.0], [0.0, 0.0, 0.0, 1.0]])
 POINTS = np.random.default_rng(0).uniform(-200, 200, (20, 3))

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from f3r_jax import metrics
+from f3r_jax.evaluate import metrics
 from f3r_jax.data import nifti, preprocess
 from f3r_jax.ops import fields
 

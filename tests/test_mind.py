@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from f3r_jax.errors import UserError
+from f3r_jax.common.errors import UserError
 from f3r_jax.ops.mind import PRESETS, mind
 
 SHAPE = (6, 2, 5)

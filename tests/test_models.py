@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from f3r_jax.errors import UserError
+from f3r_jax.common.errors import UserError
 from f3r_jax.models import build, check_shape, count_parameters, initialise, label
-from f3r_jax.models.f3rnet import VARIANTS, F3RNet
+from f3r_jax.models.f3rnet import F3RNet, VARIANTS
 
 COUNTS = {
     "wo_f3d": 746_339,

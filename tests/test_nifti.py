@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from f3r_jax.data import nifti
-from f3r_jax.errors import UserError
+from f3r_jax.common.errors import UserError
 
 OBLIQUE = np.array([[1.9, -0.4, 0.2, -30.0], [0.5, 1.8, -0.3, 12.0], [-0.1, 0.3, 2.9, 7.5], [0.0, 0.0, 0.0, 1.0]])
 

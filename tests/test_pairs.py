@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from f3r_jax.data import nifti, pairs
-from f3r_jax.errors import UserError
+from f3r_jax.common.errors import UserError
 
 
 def _write(root, name, *, shape=(6, 5, 4), shift=0.0):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
 
-from f3r_jax import metrics, peers
-from f3r_jax.defaults import syn_config
+from f3r_jax.evaluate import classical, metrics
+from f3r_jax.config import syn_config
 
 SPACING = np.array([2.0, 2.0, 3.0])
 NEEDS = {"SyN": ("ants",), "greedy": ("picsl_greedy", "SimpleITK"), "convexAdam": ("convexAdam", "torch")}
@@ -27,10 +27,10 @@ def ball(centre: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return (1 / (1 + np.exp(6 * (radius - 1))) - 0.5 * np.exp(-core)).clip(0, 1).astype(np.float32)
 
 
-def shifted_pair(shape: tuple[int, ...]) -> tuple[peers.Pair, np.ndarray, np.ndarray]:
+def shifted_pair(shape: tuple[int, ...]) -> tuple[classical.Pair, np.ndarray, np.ndarray]:
     """A pair of other contrasts whose displacement is SHIFTS everywhere, and the ball's mask in either volume."""
     fixed, moving = ball(np.zeros(3), shape), ball(SHIFTS, shape)
-    return peers.Pair(fixed, (1 - moving) ** 2, SPACING), fixed > 0.3, moving > 0.3
+    return classical.Pair(fixed, (1 - moving) ** 2, SPACING), fixed > 0.3, moving > 0.3
 
 
 def quick(name: str):
@@ -38,11 +38,11 @@ def quick(name: str):
     if name == "SyN":
         settings = syn_config(option="").syn
         settings.iterations = (20, 20, 10)
-        return lambda pair: peers.syn(pair, settings=settings)
-    return {"greedy": lambda pair: peers.greedy(pair, iterations=(20, 20, 10)), "convexAdam": peers.convex_adam}[name]
+        return lambda pair: classical.syn(pair, settings=settings)
+    return {"greedy": lambda pair: classical.greedy(pair, iterations=(20, 20, 10)), "convexAdam": classical.convex_adam}[name]
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.extras(*NEEDS[name])) for name in peers.RIVALS])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.extras(*NEEDS[name])) for name in classical.RIVALS])
 def test_recovers_a_shift(name):
     pair, fixed, moving = shifted_pair((32, 30, 28))
     field = quick(name)(pair)
@@ -66,7 +66,7 @@ def test_warped_by_our_field_as_by_greedy(picsl_greedy, sitk, monkeypatch):
     original = picsl_greedy.Greedy3D
     monkeypatch.setattr(picsl_greedy, "Greedy3D", record)
     pair, *_ = shifted_pair((24, 22, 20))
-    field = peers.greedy(pair, iterations=(10, 10))
+    field = classical.greedy(pair, iterations=(10, 10))
     made[0].execute("-rf fixed -rm moving warped -r field -V 0", warped=None)
     own = sitk.GetArrayFromImage(made[0]["warped"]).T
     ours = map_coordinates(pair.moving, np.indices(field.shape[:3]) + np.moveaxis(field, -1, 0), order=1)
@@ -77,9 +77,9 @@ def test_warped_by_our_field_as_by_greedy(picsl_greedy, sitk, monkeypatch):
 def test_every_rival_of_the_table_can_be_installed_with_the_extra():
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
     extra = " ".join(project["optional-dependencies"]["peers"])
-    assert all(rival.package in extra for rival in peers.RIVALS.values())
+    assert all(rival.package in extra for rival in classical.RIVALS.values())
 
 
 def test_a_rival_without_its_package_is_not_installed(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert not any(rival.installed for rival in peers.RIVALS.values())
+    assert not any(rival.installed for rival in classical.RIVALS.values())

@@ -10,9 +10,9 @@ import pytest
 from scipy.ndimage import map_coordinates
 from scipy.stats import spearmanr
 
-from f3r_jax.data.phantom import PhantomCase, displacement_mm, draw_motion, make_case
-from f3r_jax.data.phantom_anatomy import draw_frame
-from f3r_jax.data.phantom_appearance import CT_PHASES, MR_SEQUENCES, TISSUES, acquire_mr, draw_ct_values, draw_mr_values
+from f3r_jax.data.phantom.generate import PhantomCase, displacement_mm, draw_motion, make_case
+from f3r_jax.data.phantom.anatomy import draw_frame
+from f3r_jax.data.phantom.appearance import CT_PHASES, MR_SEQUENCES, TISSUES, acquire_mr, draw_ct_values, draw_mr_values
 
 SHAPE, SPACING = (64, 64, 48), (4.8, 4.8, 4.8)
 ORGANS = {"liver": 1, "spleen": 2, "right kidney": 3, "left kidney": 4}

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from f3r_jax import pictures
+from f3r_jax.evaluate import figures
 
 SHAPE, SPACING = (32, 28, 20), (3.0, 3.0, 5.0)
 ORGANS = {"spleen": (2,), "liver": (1,), "kidneys": (3, 4)}
@@ -71,13 +71,13 @@ def drawn(path):
 )
 def test_overlay_is_drawn_with_or_without_labels(tmp_path, changes):
     path = tmp_path / "overlay.png"
-    pictures.overlay(path, **case(**changes))
+    figures.overlay(path, **case(**changes))
     assert drawn(path).std() > 0.05
 
 
 def test_overlay_shows_outlines_in_colour(tmp_path):
     path = tmp_path / "overlay.png"
-    pictures.overlay(path, **case())
+    figures.overlay(path, **case())
     colours = imread(path)[..., :3]
     liver = np.array([0x56, 0xB4, 0xE9]) / 255  # the second organ of the mapping has the second colour
     assert np.sum(np.abs(colours - liver).max(axis=-1) < 0.05) > 300
@@ -85,7 +85,7 @@ def test_overlay_shows_outlines_in_colour(tmp_path):
 
 def test_checkerboard_is_drawn(tmp_path):
     path = tmp_path / "checkerboard.png"
-    pictures.checkerboard(path, **images_of(case(spacing=np.array([1.0, 1.0, 1.0]))))
+    figures.checkerboard(path, **images_of(case(spacing=np.array([1.0, 1.0, 1.0]))))
     assert drawn(path).std() > 0.05
 
 
@@ -96,7 +96,7 @@ def test_checkerboard_is_drawn(tmp_path):
 )
 def test_deformation_is_drawn(tmp_path, field):
     path = tmp_path / "deformation.png"
-    pictures.deformation(path, fixed=case()["fixed"], displacement=field, spacing=SPACING, title="case")
+    figures.deformation(path, fixed=case()["fixed"], displacement=field, spacing=SPACING, title="case")
     assert drawn(path).std() > 0.05
 
 
@@ -115,7 +115,7 @@ def test_right_is_on_the_left_and_front_or_head_is_up(tmp_path, block, row):
     for moving in (dark, bright):
         path = tmp_path / "overlay.png"
         nothing = {"fixed_labels": None, "moving_labels": None, "warped_labels": None}
-        pictures.overlay(path, **case(fixed=dark, moving=moving, warped=moving, **nothing))
+        figures.overlay(path, **case(fixed=dark, moving=moving, warped=moving, **nothing))
         pages.append(drawn(path))
     panel = black_panels(pages[0])[row][0]
     rows, columns = np.nonzero(np.abs(pages[0] - pages[1])[:, : panel[1].stop] > 0.1)
@@ -142,7 +142,7 @@ def test_slices_are_to_scale(tmp_path):
     """Panels are as high by width as the volume in mm: 28 x 3 (axial) and 20 x 5 (coronal) by 32 x 3."""
     dark = np.zeros(SHAPE, np.float32)
     path = tmp_path / "checkerboard.png"
-    pictures.checkerboard(path, **images_of(case(fixed=dark, moving=dark, warped=dark)))
+    figures.checkerboard(path, **images_of(case(fixed=dark, moving=dark, warped=dark)))
     axial, coronal = black_panels(drawn(path))
     for panels, height in ((axial, 84), (coronal, 100)):
         for down, across in panels:
@@ -152,14 +152,14 @@ def test_slices_are_to_scale(tmp_path):
 def test_the_same_case_gives_the_same_bytes(tmp_path):
     written = []
     for name in ("a.png", "b.png"):
-        pictures.overlay(tmp_path / name, **case())
+        figures.overlay(tmp_path / name, **case())
         written.append((tmp_path / name).read_bytes())
     assert written[0] == written[1]
 
 
 def test_a_killed_write_leaves_the_old_picture(tmp_path, monkeypatch):
     path = tmp_path / "curves.png"
-    pictures.training_curves(path, [], [])
+    figures.training_curves(path, [], [])
     old = path.read_bytes()
 
     def half_written(figure, target, **options):
@@ -168,7 +168,7 @@ def test_a_killed_write_leaves_the_old_picture(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Figure, "savefig", half_written)
     with pytest.raises(KeyboardInterrupt):
-        pictures.training_curves(path, [], [])
+        figures.training_curves(path, [], [])
     assert path.read_bytes() == old
 
 
@@ -191,12 +191,12 @@ VALIDATION = [{"step": step, "dice": 70.0 + step / 10, "dice_liver": 80.0, "fold
 )
 def test_training_curves_are_drawn_from_any_rows(tmp_path, train_rows, validation_rows):
     path = tmp_path / "curves.png"
-    pictures.training_curves(path, train_rows, validation_rows)
+    figures.training_curves(path, train_rows, validation_rows)
     assert drawn(path).std() > 0.01
 
 
 def test_curves_leave_out_what_is_no_finite_number():
     rows = [{"step": 1, "loss": 2.0, "case": "a"}, {"step": 2, "loss": float("inf")}, {"step": 3, "loss": 4}]
-    curves = pictures._curves(rows)
+    curves = figures._curves(rows)
     assert list(curves) == ["loss"]
     np.testing.assert_array_equal(curves["loss"], [[1, 3], [2, 4]])

@@ -9,8 +9,8 @@ import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from ml_collections import ConfigDict
 
-from f3r_jax.errors import UserError
-from f3r_jax.losses import gradient_l2
+from f3r_jax.common.errors import UserError
+from f3r_jax.ops.losses import gradient_l2
 from f3r_jax.models import build, initialise
 from f3r_jax.ops.conv import conv3d
 

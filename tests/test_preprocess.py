@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from f3r_jax.data import preprocess, sampling
 from f3r_jax.data.nifti import Grid, Image
-from f3r_jax.errors import UserError
+from f3r_jax.common.errors import UserError
 
 WINDOW, PERCENTILES = (-160.0, 240.0), (1.0, 99.0)
 DIRECTION = np.array([0.02, -0.03, 0.05])  # of the ramp, a mm

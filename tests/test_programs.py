@@ -1,7 +1,7 @@
 import jax
 import pytest
 
-from f3r_jax.programs import keep_compiled_programs
+from f3r_jax.common.compilation_cache import keep_compiled_programs
 
 OPTIONS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 

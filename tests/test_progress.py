@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-from f3r_jax import progress
-from f3r_jax.progress import Progress
+from f3r_jax.common import progress
+from f3r_jax.common.progress import Progress
 
 
 class _Terminal(io.StringIO):

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from f3r_jax import refine
-from f3r_jax.losses import gradient_l2
+from f3r_jax.ops import instance_optimisation
+from f3r_jax.ops.losses import gradient_l2
 from f3r_jax.ops.fields import exponential, folding_percent
 from f3r_jax.ops.mind import PRESETS, mind
 from f3r_jax.ops.warp import warp
-from f3r_jax.refine import DEFAULT, Level
+from f3r_jax.ops.instance_optimisation import DEFAULT, Level
 
 SHAPE = (24, 22, 20)
 # A small weight, as over so few voxels the true field is steep.
@@ -49,26 +49,26 @@ def error(u, truth):
 def test_finds_a_known_displacement_across_contrasts():
     fixed, moving, truth = pair()
     losses = []
-    found = refine.refine(fixed, moving, settings=QUICK, progress=lambda *, loss: losses.append(loss))
+    found = instance_optimisation.refine(fixed, moving, settings=QUICK, progress=lambda *, loss: losses.append(loss))
     assert error(found, truth) < 0.35 * error(0 * truth, truth)
     assert folding_percent(found) == 0
-    assert len(losses) == refine.calls(QUICK)
+    assert len(losses) == instance_optimisation.calls(QUICK)
     assert losses[3] < losses[0] and losses[7] < losses[4]  # of each level, as each has a loss of its own
 
 
 def test_a_start_is_kept_where_it_is_right_and_improved_where_not():
     fixed, moving, truth = pair()
-    kept = refine.refine(fixed, moving, start=truth, settings=QUICK)
+    kept = instance_optimisation.refine(fixed, moving, start=truth, settings=QUICK)
     assert error(kept, truth) < 0.35 * error(0 * truth, truth)  # not nearer, as the penalty pulls and voxels are few
     off = truth + 0.8
-    assert error(refine.refine(fixed, moving, start=off, settings=QUICK), truth) < 0.5 * error(off, truth)
+    assert error(instance_optimisation.refine(fixed, moving, start=off, settings=QUICK), truth) < 0.5 * error(off, truth)
 
 
 def test_a_start_finer_than_the_grids_is_not_blurred():
     fixed, moving, _ = pair()
     fine = jnp.asarray(np.random.default_rng(1).normal(size=(1, *SHAPE, 3)), jnp.float32)
     still = dataclasses.replace(QUICK, levels=(Level(4, 5, 0.0), Level(2, 5, 0.0)))
-    np.testing.assert_array_equal(refine.refine(fixed, moving, start=fine, settings=still), fine)
+    np.testing.assert_array_equal(instance_optimisation.refine(fixed, moving, start=fine, settings=still), fine)
 
 
 @pytest.mark.parametrize("side", [0, 1])
@@ -79,7 +79,7 @@ def test_what_a_mask_leaves_out_has_no_influence(side):
     found = []
     for garbage in (0.0, np.nan, np.random.default_rng(2).random(mask.shape)):
         images[side] = jnp.asarray(np.where(mask > 0, images[side], garbage), jnp.float32)
-        found.append(np.asarray(refine.refine(*images, **masks, settings=QUICK)))
+        found.append(np.asarray(instance_optimisation.refine(*images, **masks, settings=QUICK)))
     assert np.isfinite(found[0]).all()
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])
@@ -88,36 +88,36 @@ def test_what_a_mask_leaves_out_has_no_influence(side):
 def test_masks_that_share_nothing_leave_no_displacement():
     fixed, moving, _ = pair()
     nothing = jnp.zeros_like(fixed)
-    found = refine.refine(fixed, moving, fixed_mask=nothing, settings=QUICK)
+    found = instance_optimisation.refine(fixed, moving, fixed_mask=nothing, settings=QUICK)
     np.testing.assert_allclose(found, 0, atol=1e-6)
 
 
 def test_diffeomorphic_does_not_fold_where_the_displacement_does():
     wild = dataclasses.replace(QUICK, lam=0.0, levels=(Level(2, 40, 1.0),))
-    plain = refine.refine(texture(3), texture(4), settings=wild)
+    plain = instance_optimisation.refine(texture(3), texture(4), settings=wild)
     assert folding_percent(plain) > 1
-    velocity = refine.refine(texture(3), texture(4), settings=dataclasses.replace(wild, diffeomorphic=True))
+    velocity = instance_optimisation.refine(texture(3), texture(4), settings=dataclasses.replace(wild, diffeomorphic=True))
     assert folding_percent(velocity) < 0.02 * folding_percent(plain)
 
 
 def test_diffeomorphic_finds_a_known_displacement_too_and_keeps_a_start():
     settings = dataclasses.replace(QUICK, diffeomorphic=True)
     fixed, moving, truth = pair()
-    assert error(refine.refine(fixed, moving, settings=settings), truth) < 0.35 * error(0 * truth, truth)
-    kept = refine.refine(fixed, moving, start=truth, settings=settings)
+    assert error(instance_optimisation.refine(fixed, moving, settings=settings), truth) < 0.35 * error(0 * truth, truth)
+    kept = instance_optimisation.refine(fixed, moving, start=truth, settings=settings)
     assert error(kept, truth) < 0.35 * error(0 * truth, truth)
 
 
 def test_logarithm_is_the_inverse_of_the_exponential():
     field = exponential(bump(2.0))
-    np.testing.assert_allclose(exponential(refine._logarithm(field)), field, atol=0.05)
+    np.testing.assert_allclose(exponential(instance_optimisation._logarithm(field)), field, atol=0.05)
 
 
 def test_the_first_loss_is_the_one_that_is_minimised():
     """Mean square difference of the pooled descriptors plus lam times the gradient penalty, where the start is."""
     fixed, moving, truth = pair()
     settings, losses = dataclasses.replace(QUICK, levels=(Level(1, 5, 0.0),), lam=0.7), []
-    refine.refine(fixed, moving, start=truth, settings=settings, progress=lambda *, loss: losses.append(loss))
+    instance_optimisation.refine(fixed, moving, start=truth, settings=settings, progress=lambda *, loss: losses.append(loss))
     descriptors = [mind(image, preset=settings.mind) for image in (fixed, moving)]
     difference = jnp.mean((descriptors[0] - warp(descriptors[1], truth)) ** 2)
     # At the border the truth points beyond the grid by a hair, where less is known.
@@ -131,7 +131,7 @@ def test_reach_is_how_far_a_descriptor_sees(preset):
     there = jax.grad(lambda image: jnp.sum(mind(image, preset=preset)[(0, *centre)][:4]))(image)[0, ..., 0]
     # The mean that some variances are clamped about reaches everywhere, but only voxels at the clamp feel it.
     seen = np.argwhere(np.abs(there) > 1e-12) - np.array(centre)
-    assert np.abs(seen).max() <= refine.reach_of(preset)
+    assert np.abs(seen).max() <= instance_optimisation.reach_of(preset)
 
 
 @pytest.mark.parametrize(

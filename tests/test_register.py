@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from f3r_jax import metrics
-from f3r_jax.data import nifti, phantom, transforms
-from f3r_jax.data.matrices import read_matrix
+from f3r_jax.evaluate import metrics
+from f3r_jax.data import nifti, transforms
+from f3r_jax.data.phantom import generate
+from f3r_jax.data.itk_affine import read_matrix
 
 SHAPE, SPACING = (56, 44, 44), 6.0
 FILES = {
@@ -48,7 +49,7 @@ def scans(tmp_path_factory):
     """A folder with an oblique MR whose axes are turned, a flipped int16 CT in the same frame, labels and points."""
     folder = tmp_path_factory.mktemp("scans")
     protocol = {"ct_phases": ("venous",), "mr_sequences": ("t2",)}
-    case = phantom.make_case(3, 3, shape=SHAPE, spacing=(SPACING,) * 3, **protocol)
+    case = generate.make_case(3, 3, shape=SHAPE, spacing=(SPACING,) * 3, **protocol)
     angle = np.deg2rad(8)
     affine = np.eye(4)
     affine[:3, :3] = (

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from conftest import make_case
 
-from f3r_jax import peers, registration_job
-from f3r_jax import registration_benchmark as benchmark
-from f3r_jax.errors import UserError
+from f3r_jax.evaluate import classical
+from f3r_jax.benchmark import registration_worker
+from f3r_jax.benchmark import registration as benchmark
+from f3r_jax.common.errors import UserError
 
 COST = {"seconds": 2.0, "cpu_seconds": 3.0, "imported_mib": 100.0, "peak_mib": 300.0, "device_peak_mib": None}
 ORGANS = {"liver": (1,), "spleen": (2,)}
@@ -36,8 +37,8 @@ def measured(monkeypatch):
         cases.extend(dataset.load(name) for name in dataset.makers)
         return dataset
 
-    rivals = {name: peers.Rival(peers.syn, "json", name) for name in ("SyN", "greedy")}
-    monkeypatch.setattr(benchmark, "RIVALS", rivals | {"other": peers.Rival(peers.syn, "no_such_module", "other-one")})
+    rivals = {name: classical.Rival(classical.syn, "json", name) for name in ("SyN", "greedy")}
+    monkeypatch.setattr(benchmark, "RIVALS", rivals | {"other": classical.Rival(classical.syn, "no_such_module", "other-one")})
     monkeypatch.setattr(benchmark, "OURS", {"ours": None})
     monkeypatch.setattr(benchmark, "register", register)
     monkeypatch.setattr(benchmark.datasets, "open_dataset", open_dataset)
@@ -116,8 +117,8 @@ def test_checkpoint_has_to_be_there_and_to_warp_ct_to_mr(tmp_path, monkeypatch, 
 
 def test_network_registers_through_the_spacing_it_was_trained_at(finished, tiny_network):
     case = make_case("ball", 1.5)
-    pair = peers.Pair(case.fixed, case.moving, case.spacing)
-    field = registration_job.network(str(finished[0]), refined=False)(pair)
+    pair = classical.Pair(case.fixed, case.moving, case.spacing)
+    field = registration_worker.network(str(finished[0]), refined=False)(pair)
     assert field.shape == (*case.fixed.shape, 3) and np.isfinite(field).all() and np.ptp(field) > 0
 
 
@@ -131,9 +132,9 @@ def test_command_writes_table_and_json(commands, tmp_path):
     assert result.status == 0, result.out + result.err
     found = json.loads(numbers.read_text())["registration"]
     assert found["spacing"] == 6.4
-    for name in ("ours", "ours, not diffeomorphic", *peers.RIVALS):
+    for name in ("ours", "ours, not diffeomorphic", *classical.RIVALS):
         (case,) = found["methods"][name]
-        assert case["dice"] > found["before"][0]["dice"] or name in peers.RIVALS  # too coarse a grid for SyN
-        assert ("compile_seconds" in case) == (name not in peers.RIVALS)
+        assert case["dice"] > found["before"][0]["dice"] or name in classical.RIVALS  # too coarse a grid for SyN
+        assert ("compile_seconds" in case) == (name not in classical.RIVALS)
         assert case["peak_mib"] > case["imported_mib"] > 0 and case["seconds"] > 0
     assert "## Registration, 48 x 36 x 36 on cpu\n" in page.read_text()

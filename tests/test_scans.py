@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from conftest import blob
 
-from f3r_jax.data import nifti, scans
+from f3r_jax.data import nifti
+from f3r_jax.register import scans
 from f3r_jax.data.nifti import Grid
-from f3r_jax.errors import UserError
+from f3r_jax.common.errors import UserError
 
 SHAPE = (16, 16, 16)
 

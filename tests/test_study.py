@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from report_runs import STEPS, edit, write_run
 
-from f3r_jax.reporting import comparison, findings, paper, words
-from f3r_jax.reporting.study import read_study
+from f3r_jax.report import comparison, findings, paper_results, wording
+from f3r_jax.report.study_runs import read_study
 
 
 def tables_of(*folders):
@@ -111,7 +111,7 @@ def test_syn_needs_no_training(tmp_path):
     (table,) = tables_of(write_run(tmp_path / "run", [80.0], system="syn"))
     row = table.row("syn")
     assert row.lam is None and row.parameters == 0
-    assert words.grid(table).rows[1][1] == ""
+    assert wording.grid(table).rows[1][1] == ""
 
 
 def test_the_best_lambda_is_that_of_the_highest_mean_dice(tmp_path):
@@ -122,7 +122,7 @@ def test_the_best_lambda_is_that_of_the_highest_mean_dice(tmp_path):
     assert row.lam == 1.0 and len(row.runs) == 1 and len(row.tried) == 3
     cell = table.cell(row, "dice/liver")
     assert (cell.mean, cell.std, cell.count) == (84.0, pytest.approx(math.sqrt(2)), 2)
-    assert "F3RNet-MRB λ 1 (of 3)" in " ".join(words.notes(table))
+    assert "F3RNet-MRB λ 1 (of 3)" in " ".join(wording.notes(table))
     points = comparison.sweep(row.tried)["F3RNet-MRB"]
     assert [point.lam for point in points] == [0.5, 1.0, 2.0]
     assert [point.mean for point in points] == pytest.approx([82 + 4 / 3, 84 + 4 / 3, 83.5 + 4 / 3])
@@ -145,9 +145,9 @@ def test_seeds_on_the_same_cases_are_averaged_case_by_case(tmp_path):
     cell = table.cell(table.row("mrb"), "dice/liver")
     assert (cell.mean, cell.count, cell.seeds) == (86.5, 2, (85.0, 88.0))
     assert cell.std == pytest.approx((92 - 81) / math.sqrt(2))
-    notes = " ".join(words.notes(table))
+    notes = " ".join(wording.notes(table))
     assert "F3RNet-MRB (2 seeds) liver ASD 0.212 mm, mean Dice 2.12 %" in notes  # 3 / sqrt(2), and a tenth
-    assert words.grid(table).rows[1][1] == "λ 0.5, 2 seeds"
+    assert wording.grid(table).rows[1][1] == "λ 0.5, 2 seeds"
 
 
 def test_cases_of_one_name_that_differ_before_are_two(tmp_path):
@@ -195,7 +195,7 @@ def test_the_paired_test_where_there_is_little_to_test(tmp_path):
     enc, dec, fr = (table.row(system).cases for system in ("enc", "dec", "fr"))
     assert comparison.paired_p(enc, dec, "dice/liver") == 1.0
     assert comparison.paired_p(enc, fr, "dice/liver") is None
-    assert "1 to 3 test cases, not the same for all rows" in words.notes(table)[0]
+    assert "1 to 3 test cases, not the same for all rows" in wording.notes(table)[0]
 
 
 def test_a_lost_organ_is_infinitely_far_and_still_tested(tmp_path):
@@ -205,7 +205,7 @@ def test_a_lost_organ_is_infinitely_far_and_still_tested(tmp_path):
     (table,) = tables_of(tmp_path)
     cell = table.cell(table.row("fr"), "asd_mm/liver")
     assert cell.mean == math.inf and cell.p == 0.0625  # 2 / 2^5
-    assert words.spread(cell.mean, cell.std) == "∞"
+    assert wording.spread(cell.mean, cell.std) == "∞"
 
 
 def test_seconds_are_those_of_any_lambda_by_device(tmp_path):
@@ -214,7 +214,7 @@ def test_seconds_are_those_of_any_lambda_by_device(tmp_path):
     write_run(tmp_path / "c", [80.0], lam=3.0, summary={"seconds_per_pair": 0.5, "device": "gpu"})
     (table,) = tables_of(tmp_path)
     assert [table.row("mrb").seconds(device) for device in ("cpu", "gpu")] == [5.0, 0.5]
-    cells = dict(zip(words.grid(table).full_heads, words.grid(table).rows[1][2], strict=True))
+    cells = dict(zip(wording.grid(table).full_heads, wording.grid(table).rows[1][2], strict=True))
     assert cells["Seconds a pair, CPU"] == ("5.00", False, ("paper 25",))
     assert cells["Seconds a pair, GPU"] == ("0.50", False, ("paper 1.42",))
     assert cells["Parameters"] == ("1,000", False, ("paper 0.296 M",))
@@ -230,7 +230,7 @@ def test_settings_stand_in_tables_of_their_own(tmp_path):
         ("ct_to_mr", (32, 16, 16)),
         ("mr_to_ct", (16, 16, 16)),
     ]
-    assert words.data_of(settings[1]) == "phantom, 32 × 16 × 16 voxels of 20 × 20 × 16 mm"
+    assert wording.data_of(settings[1]) == "phantom, 32 × 16 × 16 voxels of 20 × 20 × 16 mm"
 
 
 def test_our_order_beside_the_papers(tmp_path):
@@ -287,17 +287,17 @@ def test_findings_of_one_method_that_does_harm(tmp_path):
 def test_notes_name_what_a_reader_must_know(tmp_path):
     write_run(tmp_path / "a", [80.0, 90.0], system="faim")
     (table,) = tables_of(tmp_path)
-    notes = words.notes(table)
+    notes = wording.notes(table)
     assert "2 cases can't show significance, as the smallest p is 0.5" in notes[0]
     assert "published has 233,683 parameters, ours 233,683; the paper prints 0.217 M" in notes[1]
     assert notes[2].startswith("No run of SyN, VM-1, VM-2, F3RNet-w/o F3D, ") and notes[2].endswith("was given.")
 
 
 def test_numbers_of_the_paper():
-    assert [len(rows) for rows in paper.TABLES.values()] == [12, 7]
-    assert paper.printed("ct_to_mr", "mrb", "asd_mm/liver") == (2.17, 0.46)
-    assert paper.printed("mr_to_ct", "faim", "dice/kidney") == (83.44, 2.92)
-    assert paper.printed("ct_to_mr", "moving", "dice/mean")[0] == pytest.approx((77.18 + 78.24 + 80.14) / 3)
-    assert paper.printed("mr_to_ct", "enc", "dice/liver") is None
-    assert paper.printed("ct_to_mr", "mrb", "hd95_mm/liver") is None
-    assert paper.TABLE_2["mrb"].seconds_cpu == 25 and paper.TABLE_2["wo_f3d"].parameters == 0.746
+    assert [len(rows) for rows in paper_results.TABLES.values()] == [12, 7]
+    assert paper_results.printed("ct_to_mr", "mrb", "asd_mm/liver") == (2.17, 0.46)
+    assert paper_results.printed("mr_to_ct", "faim", "dice/kidney") == (83.44, 2.92)
+    assert paper_results.printed("ct_to_mr", "moving", "dice/mean")[0] == pytest.approx((77.18 + 78.24 + 80.14) / 3)
+    assert paper_results.printed("mr_to_ct", "enc", "dice/liver") is None
+    assert paper_results.printed("ct_to_mr", "mrb", "hd95_mm/liver") is None
+    assert paper_results.TABLE_2["mrb"].seconds_cpu == 25 and paper_results.TABLE_2["wo_f3d"].parameters == 0.746

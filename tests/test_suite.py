@@ -4,10 +4,10 @@ from functools import partial
 
 import pytest
 
-from f3r_jax import costs, jax_jobs, plans, suite, suite_tables, timing
+from f3r_jax.benchmark import jax_jobs, roofline, section_tables, suite, timing, workloads
 from f3r_jax.models.f3rnet import VARIANTS
-from f3r_jax.plans import Machine
-from f3r_jax.suite import Section, Suite
+from f3r_jax.benchmark.workloads import Machine
+from f3r_jax.benchmark.suite import Section, Suite
 
 TINY = (16, 16, 16)
 CPU, GPU = Machine("cpu", ("torch", "voxelmorph")), Machine("NVIDIA H100", ("torch", "voxelmorph"))
@@ -44,8 +44,8 @@ def groups(monkeypatch):
         return measured(jobs, repeats=repeats)
 
     sections = {
-        "small": Section("Small", partial(plans.networks, shape=TINY), suite_tables.networks, suite.BOTH, 5, 20),
-        "scaling": Section("Scaling", partial(plans.scaling, edges=(100, 200)), suite_tables.scaling, (), 3, 20),
+        "small": Section("Small", partial(workloads.networks, shape=TINY), section_tables.networks, suite.BOTH, 5, 20),
+        "scaling": Section("Scaling", partial(workloads.scaling, edges=(100, 200)), section_tables.scaling, (), 3, 20),
     }
     monkeypatch.setattr(suite, "measure", fake)
     monkeypatch.setattr(suite, "bounds_of", lambda _: {"cost": {"flops": 1e9, "bytes": 1e9}})
@@ -213,7 +213,7 @@ def cells(text: str, start: str) -> list[str]:
 def test_networks_tell_bounds_and_hours_of_training():
     job = {"who": "jax", "what": "train", "variant": "mrb", "shape": TINY}
     row = measured([job], repeats=2) | {"cost": {"flops": 4.5e9, "bytes": 0.9e9}}
-    text = "\n".join(suite_tables.networks(report(row)))
+    text = "\n".join(section_tables.networks(report(row)))
     # 9 s at 1e9 a second: half of the FLOPs and a tenth of the bytes that could have been.
     assert cells(text, "F3RNet-MRB | train")[4:6] == ["50", "10"]
     # 9 s a step: 2.5 h and 100 h
@@ -223,7 +223,7 @@ def test_networks_tell_bounds_and_hours_of_training():
 
 def test_bounds_are_those_of_the_pass_and_the_type():
     job = {"who": "jax", "what": "train", "variant": "wo_f3d", "shape": TINY, "dtype": "bfloat16"}
-    expected = costs.train_cost("wo_f3d", TINY, dtype="bfloat16")
+    expected = roofline.train_cost("wo_f3d", TINY, dtype="bfloat16")
     assert suite.bounds_of(job) == {"cost": {"flops": expected.flops, "bytes": expected.bytes}}
     assert suite.bounds_of({"who": "jax", "what": "sweep", "variant": "mrb", "shape": TINY}) == {}
 
@@ -231,7 +231,7 @@ def test_bounds_are_those_of_the_pass_and_the_type():
 def test_voxelmorph_has_a_table_of_its_own_with_counts():
     jobs = [{"who": who, "what": "train", "variant": "voxelmorph2", "shape": TINY} for who in ("jax", "voxelmorph")]
     row = measured(jobs, repeats=2) | {"cost": {"flops": 1.0, "bytes": 1.0}}
-    text = "\n".join(suite_tables.networks(report(row)))
+    text = "\n".join(section_tables.networks(report(row)))
     assert cells(text, "VoxelMorph-2 | train")[2:4] == ["1,000", "1,000"]
     assert "hours for" not in text
 
@@ -242,7 +242,7 @@ def test_scaling_has_a_row_a_size_and_tells_what_does_not_fit():
     rows = [measured([{"who": who, **tasks[0]}], repeats=2) | cost for who in ("jax", "torch")]
     rows.append(measured([{"who": "jax", **tasks[1]}], repeats=2) | cost)
     rows.append({**tasks[1], "who": ["torch"], "no_memory": ["torch", "killed"]})
-    text = "\n".join(suite_tables.scaling(report(*rows)))
+    text = "\n".join(section_tables.scaling(report(*rows)))
     whole = "9.000 (9.000-9.000)"
     theirs = [whole, "9.000", "500"]
     assert cells(text, "train | 100 x 100 x 100")[2:] == [whole, "9.000", "500", "100", "0", *theirs]
@@ -251,14 +251,14 @@ def test_scaling_has_a_row_a_size_and_tells_what_does_not_fit():
 
 def test_memory_has_a_column_a_mode():
     job = {"who": "jax", "what": "train", "variant": "mrb", "shape": TINY}
-    rows = [measured([job | options], repeats=0) for options in (plans.MODES["plain"], plans.MODES["remat"])]
+    rows = [measured([job | options], repeats=0) for options in (workloads.MODES["plain"], workloads.MODES["remat"])]
     rows[1]["results"]["jax"]["device_peak_mib"] = 300.0
-    rows.append({key: job[key] for key in ("what", "variant", "shape")} | plans.MODES["bf16"] | {"no_memory": "x"})
-    text = "\n".join(suite_tables.memory(report(*rows, device="NVIDIA H100")))
+    rows.append({key: job[key] for key in ("what", "variant", "shape")} | workloads.MODES["bf16"] | {"no_memory": "x"})
+    text = "\n".join(section_tables.memory(report(*rows, device="NVIDIA H100")))
     assert cells(text, "network")[3:] == ["plain", "remat", "bf16"]
     assert cells(text, "F3RNet-MRB")[1:] == ["16 x 16 x 16", "training", "500", "300", "does not fit"]
     assert "no bf16 in hardware" not in text
-    assert "no bf16 in hardware" in "\n".join(suite_tables.memory(report(rows[0])))
+    assert "no bf16 in hardware" in "\n".join(section_tables.memory(report(rows[0])))
 
 
 # Processes

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from conftest import TINY_DATA, make_case
 
-from f3r_jax import metrics, syn
-from f3r_jax.defaults import syn_config
-from f3r_jax.errors import UserError
+from f3r_jax.evaluate import metrics, syn
+from f3r_jax.config import syn_config
+from f3r_jax.common.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from jax import lax
 from ml_collections import ConfigDict
 from scipy.ndimage import gaussian_filter
 
-from f3r_jax.data.phantom_appearance import TISSUES
+from f3r_jax.data.phantom.appearance import TISSUES
 from f3r_jax.data.synthesis import acquisition, contrasts, pairs
 from f3r_jax.data.synthesis.deformations import draw_motion
 from f3r_jax.data.synthesis.labels import shape_map, tissue_map

@@ -1,7 +1,7 @@
 import csv
 import json
 
-from f3r_jax import tally
+from f3r_jax.register import batch_summary
 
 SUMMARY = {
     "before": {"mean_dice": 70.0, "tre_mm": 8.0},
@@ -16,11 +16,11 @@ FAILED = {"name": "c", "status": "failed", "reason": "c.nii.gz: no, such file", 
 
 
 def _rows():
-    return [tally.row("a", SUMMARY), tally.row("b", PLAIN), FAILED, tally.waiting("d")]
+    return [batch_summary.row("a", SUMMARY), batch_summary.row("b", PLAIN), FAILED, batch_summary.waiting("d")]
 
 
 def test_a_line_says_what_is_known():
-    lines = [tally.line(row) for row in _rows()[:3]]
+    lines = [batch_summary.line(row) for row in _rows()[:3]]
     assert lines[0] == (
         "a: Dice 70.0 -> 90.0 %, landmarks 8.00 -> 2.50 mm, MIND difference 0.2000 -> 0.1000, folding 0.250 %, 12.0 s"
     )
@@ -29,19 +29,19 @@ def test_a_line_says_what_is_known():
 
 
 def test_the_means_are_those_of_the_pairs_that_have_a_number():
-    first, second = tally.told(_rows()).splitlines()
+    first, second = batch_summary.told(_rows()).splitlines()
     assert first == "4 pairs: 2 registered, 1 failed"
     assert second.startswith("mean: Dice 70.0 -> 90.0 %")
-    assert tally.told([FAILED]) == "1 pair: 0 registered, 1 failed"
+    assert batch_summary.told([FAILED]) == "1 pair: 0 registered, 1 failed"
 
 
 def test_the_files_hold_every_pair(tmp_path):
-    tally.write(tmp_path, _rows(), {"command": "as typed"})
-    with (tmp_path / tally.TABLE).open() as file:
+    batch_summary.write(tmp_path, _rows(), {"command": "as typed"})
+    with (tmp_path / batch_summary.TABLE).open() as file:
         rows = list(csv.DictReader(file))
     assert [row["status"] for row in rows] == ["done", "done", "failed", "waiting"]
     assert rows[0]["similarity_before"] == "0.2" and rows[0]["similarity"] == "0.1" and rows[1]["mean_dice"] == ""
     assert rows[2]["reason"] == FAILED["reason"]
-    summary = json.loads((tmp_path / tally.SUMMARY).read_text())
+    summary = json.loads((tmp_path / batch_summary.SUMMARY).read_text())
     assert summary["command"] == "as typed" and summary["mean"]["mean_dice"] == 90.0
     assert summary["pairs"][2]["traceback"] == "Traceback"

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from f3r_jax import losses
+from f3r_jax.ops import losses
 from f3r_jax.models import initialise
-from f3r_jax.models.f3rnet import VARIANTS, F3RNet
+from f3r_jax.models.f3rnet import F3RNet, VARIANTS
 from f3r_jax.ops.warp import warp
 
 COUNTS = {

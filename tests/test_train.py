@@ -11,25 +11,17 @@ import pytest
 from command_server import Tiny
 from conftest import make_case
 
-from f3r_jax import checkpoints
-from f3r_jax.batches import batch_names, batches, load_batch, source_of
-from f3r_jax.devices import mesh_for
-from f3r_jax.errors import UserError
-from f3r_jax.losses import Batch, Objective, gradient_l2, mind_l1
+from f3r_jax.workdir import checkpoints
+from f3r_jax.train.batches import batch_names, batches, load_batch, source_of
+from f3r_jax.train.devices import mesh_for
+from f3r_jax.common.errors import UserError
+from f3r_jax.ops.losses import Batch, Objective, gradient_l2, mind_l1
 from f3r_jax.models import build
 from f3r_jax.ops.fields import folding_percent
 from f3r_jax.ops.warp import warp
-from f3r_jax.record import Log, TrainingError, read_rows
-from f3r_jax.train import (
-    State,
-    check_settings,
-    create_state,
-    make_optimiser,
-    make_train_step,
-    train,
-    train_together,
-)
-from f3r_jax.validation import validate
+from f3r_jax.train.record import Log, TrainingError, read_rows
+from f3r_jax.train.loop import State, check_settings, create_state, make_optimiser, make_train_step, train, train_together
+from f3r_jax.train.validation import validate
 
 NAMES = ("a", "b", "c", "d", "e")
 LAM = jnp.float32(0.7)

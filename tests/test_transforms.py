@@ -6,7 +6,7 @@ import pytest
 from scipy import ndimage
 
 from f3r_jax.data import nifti, sampling, transforms
-from f3r_jax.data.matrices import write_matrix
+from f3r_jax.data.itk_affine import write_matrix
 from f3r_jax.data.nifti import Grid, Image
 from f3r_jax.data.transforms import Transform
 from f3r_jax.ops.fields import exponential

@@ -8,8 +8,8 @@ import pytest
 from conftest import make_case
 
 from f3r_jax.data.datasets import Dataset
-from f3r_jax.record import _validation_line
-from f3r_jax.validation import validate
+from f3r_jax.train.record import _validation_line
+from f3r_jax.train.validation import validate
 
 ORGANS = {"ball": (1,)}
 

@@ -29,10 +29,12 @@ import numpy as np
 from jaxtyping import Float32, Float64, Integer
 from ml_collections import ConfigDict
 
-from f3r_jax.data import affine, nifti, pairs, phantom, preprocess
-from f3r_jax.data.phantom_appearance import CT_PHASES, MR_SEQUENCES
+from f3r_jax.data.affine.fit import fit
+from f3r_jax.data import nifti, pairs, preprocess
+from f3r_jax.data.phantom import generate
+from f3r_jax.data.phantom.appearance import CT_PHASES, MR_SEQUENCES
 from f3r_jax.data.synthesis.labels import tissue_map
-from f3r_jax.errors import UserError
+from f3r_jax.common.errors import UserError
 
 CACHE_BYTES = 2 << 30  # holds the paper's 50 pairs (27 MB each) and leaves room for a train step on an 8 GB machine
 MIN_TRAINING_CASES = 2  # with one there is nothing to generalise from, and a batch order to speak of
@@ -210,7 +212,7 @@ def _initial_matrix(
     if how in ("header", "body_centre"):
         return initial
     scans = _normalised(fixed_image, fixed.modality, config), _normalised(moving_image, moving.modality, config)
-    return affine.fit(*scans, initial=initial, degrees=how, related=related).matrix
+    return fit(*scans, initial=initial, degrees=how, related=related).matrix
 
 
 def _in_order(ct: object, mr: object, direction: str) -> tuple:
@@ -297,7 +299,7 @@ def _tissue_map(index: int, folder: Path, config: ConfigDict, seed: int) -> np.n
 
 def _phantom_folder(config: ConfigDict, *, seed: int) -> Path:
     """The cache's folder: shape, spacing and seed to read, and a hash of the generator's source and the protocols."""
-    source = b"".join(path.read_bytes() for path in sorted(Path(phantom.__file__).parent.glob("phantom*.py")))
+    source = b"".join(path.read_bytes() for path in sorted(Path(generate.__file__).parent.glob("phantom*.py")))
     source += repr((tuple(config.ct_phases), tuple(config.mr_sequences))).encode()
     shape = "x".join(str(size) for size in config.shape)
     spacing = "x".join(f"{length:g}" for length in config.spacing)
@@ -330,7 +332,7 @@ def _phantom_case(name: str, index: int, folder: Path, config: ConfigDict, *, se
 
 def _generated(index: int, config: ConfigDict, *, seed: int) -> dict[str, np.ndarray]:
     protocols = {"ct_phases": tuple(config.ct_phases), "mr_sequences": tuple(config.mr_sequences)}
-    case = phantom.make_case(seed, index, shape=tuple(config.shape), spacing=tuple(config.spacing), **protocols)
+    case = generate.make_case(seed, index, shape=tuple(config.shape), spacing=tuple(config.spacing), **protocols)
     return dataclasses.asdict(case)
 
 

@@ -19,7 +19,7 @@ import nibabel
 import numpy as np
 from jaxtyping import Float32, Float64, Shaped
 
-from f3r_jax.errors import UserError
+from f3r_jax.common.errors import UserError
 
 Affine = Float64[np.ndarray, "4 4"]  # voxel indices to mm, RAS+
 PathLike = str | os.PathLike

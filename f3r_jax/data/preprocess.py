@@ -23,7 +23,7 @@ from scipy import ndimage
 
 from f3r_jax.data.nifti import Grid, Image
 from f3r_jax.data.sampling import by_slabs, sample_along_axes, shared_axes
-from f3r_jax.errors import UserError
+from f3r_jax.common.errors import UserError
 
 Numbers = Sequence[float | int] | np.ndarray
 

@@ -6,7 +6,7 @@ Dalca et al., MICCAI 2018. The penalty of the loss stays on the displacement.
 import flax.linen as nn
 
 from f3r_jax.ops.fields import exponential
-from f3r_jax.shapes import Displacement, Volume
+from f3r_jax.ops.shapes import Displacement, Volume
 
 
 class Diffeomorphic(nn.Module):

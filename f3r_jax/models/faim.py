@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from f3r_jax.models.layers import Conv, crop, glorot, normal, pad_to_multiple
 from f3r_jax.ops.conv import conv_transpose3d
-from f3r_jax.shapes import Displacement, Features, Volume
+from f3r_jax.ops.shapes import Displacement, Features, Volume
 
 HEAD = (2, 5, 7, 11)  # edges of the parallel kernels
 FACTOR = 4

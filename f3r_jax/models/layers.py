@@ -15,7 +15,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from f3r_jax.ops.conv import conv3d
-from f3r_jax.shapes import Features
+from f3r_jax.ops.shapes import Features
 
 Initializer = Callable[..., Array]
 

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from f3r_jax.models.layers import Conv, crop, leaky_relu, normal, pad_to_multiple, repeat
-from f3r_jax.shapes import Displacement, Features, Volume
+from f3r_jax.ops.shapes import Displacement, Features, Volume
 
 SLOPE = 0.2
 ENCODER = (16, 32, 32, 32)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from f3r_jax.shapes import Features
+from f3r_jax.ops.shapes import Features
 
 Input = Float[Array, "b x y z i"]
 Kernel = Float[Array, "kx ky kz i o"]

@@ -13,7 +13,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from f3r_jax.ops.warp import warp, warp_slopes
-from f3r_jax.shapes import Displacement, Volume
+from f3r_jax.ops.shapes import Displacement, Volume
 
 Spacing = Sequence | np.ndarray | Array
 

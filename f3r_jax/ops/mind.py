@@ -24,7 +24,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
-from f3r_jax.errors import UserError
+from f3r_jax.common.errors import UserError
 
 Offset = tuple[int, int, int]
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from f3r_jax.shapes import Displacement, Features, Volume
+from f3r_jax.ops.shapes import Displacement, Features, Volume
 
 Weight = Float[Array, "b x y z 1"]  # how much of a voxel is known: 0 nothing, 1 all
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from f3r_jax.shapes import Displacement, Volume
+from f3r_jax.ops.shapes import Displacement, Volume
 
 # The entries of A that are kept, by row and column: it is symmetric.
 _ENTRIES = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))

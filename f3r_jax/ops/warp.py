@@ -16,7 +16,7 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Num
 
-from f3r_jax.shapes import Displacement, Volume, WholeVolume
+from f3r_jax.ops.shapes import Displacement, Volume, WholeVolume
 
 
 @partial(jax.jit, static_argnames="padding")

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 
 from f3r_jax.data.synthesis.settings import Settings
 from f3r_jax.ops.random_fields import smooth_noise
-from f3r_jax.shapes import Scalar
+from f3r_jax.ops.shapes import Scalar
 
 Image = Float[Array, "x y z"]
 BIAS_INTERVALS = 2  # between the knots of the bias field along the longest axis

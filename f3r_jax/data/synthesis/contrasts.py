@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Integer
 
-from f3r_jax.data.phantom_appearance import TISSUES
+from f3r_jax.data.phantom.appearance import TISSUES
 
 Contrast = Float[Array, " t"]
 CT, MR, ANY = range(3)

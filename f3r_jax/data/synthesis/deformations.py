@@ -17,11 +17,11 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
 
-from f3r_jax.data.phantom import breathing
+from f3r_jax.data.phantom.generate import breathing
 from f3r_jax.data.synthesis.settings import Settings
 from f3r_jax.ops.fields import compose, exponential
 from f3r_jax.ops.random_fields import smooth_noise
-from f3r_jax.shapes import Displacement, Scalar
+from f3r_jax.ops.shapes import Displacement, Scalar
 
 STEP = 2  # voxels between the points of the coarse grid; `_to_voxels` is made for 2
 MARGIN = 2  # points of the coarse grid beyond the volume, where the edge value stands for what flows in

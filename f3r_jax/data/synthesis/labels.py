@@ -13,9 +13,9 @@ from jax import Array
 from jaxtyping import Float, UInt8
 from numpy.random import default_rng
 
-from f3r_jax.data import phantom
-from f3r_jax.data.phantom_anatomy import draw_anatomy
-from f3r_jax.data.phantom_appearance import TISSUES
+from f3r_jax.data.phantom import generate
+from f3r_jax.data.phantom.anatomy import draw_anatomy
+from f3r_jax.data.phantom.appearance import TISSUES
 from f3r_jax.ops.random_fields import knots_for, spline_matrix
 
 EDGE_MM = 1e-5  # of the painted edges: between two tissues a blend of their indices would be a third one
@@ -33,7 +33,7 @@ def tissue_map(
     anatomy = draw_anatomy(default_rng([seed, index, 4]))
     axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing, strict=True)]
     values = {name: float(number) for number, name in enumerate(TISSUES)}
-    painted, _ = phantom.image_of(anatomy, axes, None, values, EDGE_MM)
+    painted, _ = generate.image_of(anatomy, axes, None, values, EDGE_MM)
     return np.rint(painted).astype(np.uint8)
 
 

@@ -1,0 +1,1 @@
+"""Measures speed and memory: `python -m f3r_jax.benchmark`."""

@@ -1,0 +1,184 @@
+"""What the networks cost, also against PyTorch and VoxelMorph; how well and fast pairs are registered, against rivals.
+
+    python -m f3r_jax.benchmark --suite --markdown=BENCHMARKS.md [--sections=small,memory] [--checkpoint=runs/mrb]
+
+measures everything (`suite`; on two cores a few hours) and goes on where it was killed. Single measurements:
+
+    python -m f3r_jax.benchmark --parameters
+    python -m f3r_jax.benchmark --variant=mrb,wo_f3d --shape=144,144,128 --what=parameters,forward,memory,torch
+    python -m f3r_jax.benchmark --what=conv,torch --repeats=9 --json=conv.json --markdown=BENCHMARKS.md
+    python -m f3r_jax.benchmark --what=registration --shape=144,144,128 --checkpoint=runs/mrb --markdown=BENCHMARKS.md
+
+Every subject gets a fresh process, whose peak memory is its own. Subjects to compare are timed in turn, A B A B, and
+the ratio is the median over the pairs, because the speed of a machine drifts; both need to fit into memory at once.
+Registrations are described in `registration_benchmark`.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict
+
+from f3r_jax.common import cli
+from f3r_jax.benchmark import registration, suite, workloads
+from f3r_jax.benchmark.tables import as_markdown, replace_section, section_name
+from f3r_jax.common.errors import UserError
+from f3r_jax.benchmark.environment import PACKAGES, environment
+from f3r_jax.models import LABELS, build, check_shape, count_parameters
+from f3r_jax.models.f3rnet import F3RNet, VARIANTS
+from f3r_jax.evaluate.scoring import finite
+from f3r_jax.benchmark.timing import measure
+from f3r_jax.workdir.metadata import write_text
+
+WHAT = ("parameters", "compile", "forward", "train", "memory", "conv", "sweep", "torch")
+REGISTRATION = suite.REGISTRATION
+SUITE, ALONE, OTHERWISE = "--suite", "--what=registration", ""
+OPTIONS = {  # which flags mean something
+    SUITE: ("sections", "record", "fresh", "minutes", "checkpoint"),
+    ALONE: ("what", "shape", "json", "cases", "spacing", "checkpoint"),
+    OTHERWISE: ("what", "shape", "json", "variant", "repeats"),
+}
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("variant", ["mrb", "wo_f3d"], f"Networks: {', '.join(VARIANTS)}.")
+flags.DEFINE_list("shape", ["64", "64", "64"], "Voxels of the volume along x, y, z.")
+flags.DEFINE_list(
+    "what",
+    list(WHAT),
+    "What to measure: the passes 'forward' and 'train' (both, where only 'compile' or 'memory' is asked for); "
+    "'compile' and 'memory' of these; 'conv': our convolution against XLA's own; 'sweep': a train step of three "
+    "lambdas as one program against one after another; 'torch': each against PyTorch; 'parameters'. "
+    "Or 'registration' alone: pairs of the phantom, registered by ours and by the classical rivals.",
+)
+flags.DEFINE_integer("repeats", 5, "Timed runs of each, after one that isn't counted, or as many as a second holds.")
+flags.DEFINE_integer("cases", 2, "Pairs to register.")
+flags.DEFINE_float(
+    "spacing", None, "Edge of their voxels in mm; the smallest with which the trunk fits in if not given."
+)
+flags.DEFINE_string("checkpoint", None, "Folder of a training run: its network registers too, alone and refined.")
+flags.DEFINE_string("json", None, "File for everything measured.")
+flags.DEFINE_string(
+    "markdown", None, "File for the tables; the section of the same shape and device in it is replaced."
+)
+flags.DEFINE_bool("suite", False, "Measure everything, section by section, and skip what is finished.")
+flags.DEFINE_list("sections", list(suite.NAMES), "Sections of the suite.")
+flags.DEFINE_string("record", "runs/bench", "Folder for what the suite measured; it goes on from there.")
+flags.DEFINE_bool("fresh", False, "Measure anew what the suite has finished before.")
+flags.DEFINE_float("minutes", None, f"Begin nothing new after so long; the exit status is then {suite.UNFINISHED}.")
+flags.DEFINE_bool("parameters", False, "Print a line NAME COUNT for each network, and measure nothing.")
+
+
+def main(argv: list[str]) -> int:
+    """Measures what the flags ask for; the exit status is 1 when a process died over it."""
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}: options are written --name=value")
+    if FLAGS.parameters:
+        counts = parameters(VARIANTS) | {
+            LABELS[name]: count_parameters(build(ConfigDict({"name": name, "flow_init": 0.0, "diffeomorphic": False})))
+            for name in LABELS
+        }
+        print("\n".join(f"{name} {count}" for name, count in counts.items()))
+        return 0
+    check_flags()
+    if FLAGS.suite:
+        return whole()
+    shape = tuple(int(size) for size in FLAGS.shape)
+    report, text, name, failed = (registrations if REGISTRATION in FLAGS.what else networks)(shape)
+    print(f"\n{text}")
+    if FLAGS.json:
+        write_text(Path(FLAGS.json), json.dumps(finite(report), indent=1) + "\n")
+    if FLAGS.markdown:
+        replace_section(Path(FLAGS.markdown), text, name=name)
+    return int(failed)
+
+
+def whole() -> int:
+    """Measures the suite."""
+    page = Path(FLAGS.markdown) if FLAGS.markdown else None
+    started = suite.start(record=Path(FLAGS.record), page=page, minutes=FLAGS.minutes, checkpoint=FLAGS.checkpoint)
+    return suite.run(FLAGS.sections, started, fresh=FLAGS.fresh)
+
+
+def networks(shape: tuple[int, ...]) -> tuple[dict, str, str, bool]:
+    """(report, its Markdown, the name of its section, whether anything failed) for the networks and convolutions."""
+    machine = workloads.Machine("", tuple(name for name in workloads.installed() if name in FLAGS.what))
+    if "torch" in FLAGS.what:
+        print("".join(f"{line}\n" for line in workloads.left_out(["torch"], machine)), end="")
+    groups = workloads.single(machine, what=FLAGS.what, variants=FLAGS.variant, shape=shape)
+    report = environment() | {"shape": shape, "repeats": FLAGS.repeats}
+    report["parameters"] = parameters(FLAGS.variant) if "parameters" in FLAGS.what else {}
+    report["measurements"] = [measure(jobs, repeats=FLAGS.repeats) for jobs in groups]
+    failed = any("error" in result for result in report["measurements"])
+    return report, as_markdown(report, what=FLAGS.what), section_name(report), failed
+
+
+def registrations(shape: tuple[int, ...]) -> tuple[dict, str, str, bool]:
+    """The same for the registrations."""
+    found = registration.run(
+        shape=shape,
+        spacing=FLAGS.spacing or registration.fitting_spacing(shape),
+        cases=FLAGS.cases,
+        checkpoint=FLAGS.checkpoint,
+        note=lambda line: print(line, flush=True),
+    )
+    rivals = [rival.package for rival in registration.RIVALS.values()]
+    report = environment((*PACKAGES, *rivals)) | {"shape": shape, REGISTRATION: found}
+    name = f"Registration, {' x '.join(map(str, shape))} on {found['device']}"
+    failed = any(registration.failures(found))
+    return report, registration.as_markdown(report), name, failed
+
+
+def parameters(variants: Iterable[str]) -> dict[str, int]:
+    """Number of parameters under the paper's names, without making any."""
+    jax.config.update("jax_platforms", "cpu")  # this process must not take the memory of an accelerator
+    return {VARIANTS[variant].label: count_parameters(F3RNet(VARIANTS[variant])) for variant in variants}
+
+
+# What the user may ask for
+
+
+def check_flags() -> None:
+    """Raises `UserError` at the first flag that can't be meant."""
+    known = {"what": (*WHAT, REGISTRATION), "variant": VARIANTS, "sections": suite.NAMES}
+    for flag, values in known.items():
+        if not FLAGS[flag].value:
+            raise UserError(f"--{flag}: expected at least one of {', '.join(values)}")
+        if unknown := [value for value in FLAGS[flag].value if value not in values]:
+            raise UserError(f"--{flag}: unknown {unknown[0]!r}; known are {', '.join(values)}")
+    check_meaning()
+    if len(FLAGS.shape) != 3 or not all(size.isdecimal() and int(size) > 0 for size in FLAGS.shape):
+        raise UserError(f"--shape={','.join(FLAGS.shape)}: expected three sizes in voxels, like 64,64,64")
+    check_shape(tuple(int(size) for size in FLAGS.shape), "--shape")
+    for flag in ("repeats", "cases"):
+        if FLAGS[flag].value < 1:
+            raise UserError(f"--{flag}={FLAGS[flag].value}: expected 1 or more")
+    for flag, unit in (("spacing", "a length in mm"), ("minutes", "a time")):
+        if FLAGS[flag].value is not None and not 0 < FLAGS[flag].value < float("inf"):
+            raise UserError(f"--{flag}={FLAGS[flag].value}: expected {unit}, above 0")
+    for path in filter(None, (FLAGS.json, FLAGS.markdown)):
+        if not Path(path).absolute().parent.is_dir():
+            raise UserError(f"{path}: no such folder; make it first")
+        if Path(path).is_dir():
+            raise UserError(f"{path}: a folder, where a file was expected")
+    if (record := Path(FLAGS.record)).exists() and not record.is_dir():
+        raise UserError(f"--record={record}: a file, where a folder was expected")
+    if FLAGS.checkpoint:
+        registration.check_checkpoint(FLAGS.checkpoint)
+
+
+def check_meaning() -> None:
+    """Raises `UserError` for a flag without a meaning beside the others."""
+    way = SUITE if FLAGS.suite else ALONE if REGISTRATION in FLAGS.what else OTHERWISE
+    if way == ALONE and len(FLAGS.what) > 1:
+        raise UserError(f"--what={','.join(FLAGS.what)}: registration is measured alone, in a run of its own")
+    for flag in dict.fromkeys(name for names in OPTIONS.values() for name in names):
+        if FLAGS[flag].present and flag not in OPTIONS[way]:
+            ways = " or ".join(each for each in OPTIONS if each and flag in OPTIONS[each])
+            raise UserError(f"--{flag}: has no meaning {f'with {way}' if way else f'without {ways}'}; leave it out")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,175 @@
+"""Our jobs of a benchmark: networks, training steps, convolutions, and what the device itself can do.
+
+JAX is imported where it is used: a job's peak memory is told beside that after its own imports.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from f3r_jax.benchmark.job import GIB, LAM, LEARNING_RATE, MIB, Prepared, available_bytes, peak_mib, random_arrays, timed
+
+MIND = "mind_ssc"
+LAMBDAS = (0.5, 1.5, 3.0)
+OPTIONS = ("dtype", "remat")  # of a job, handed to the network
+
+
+def prepare(function: Any, arguments: tuple, *, imported_mib: float, feedback: bool = False) -> Prepared:
+    """Compiles a jitted function; with `feedback`, its first result replaces the first argument of the next run.
+
+    Raises:
+      MemoryError: the program needs more memory than this machine can give.
+    """
+    import jax
+
+    arguments = list(jax.device_put(arguments))
+    compiled, cost = timed(lambda: function.lower(*arguments).compile())
+    if jax.default_backend() == "cpu":
+        check_fits(compiled.memory_analysis(), available_bytes())
+
+    def run() -> None:
+        results = jax.block_until_ready(compiled(*arguments))
+        if feedback:
+            arguments[0] = results[0]
+
+    stats = jax.devices()[0].memory_stats
+    return Prepared(run, imported_mib, device_name(), lambda: stats() and stats()["peak_bytes_in_use"] / MIB, cost)
+
+
+def check_fits(needs: Any, available: float) -> None:
+    """Raises a MemoryError for a program that would be killed: the system may choose another process than this."""
+    needed = needs.temp_size_in_bytes + needs.output_size_in_bytes - needs.alias_size_in_bytes
+    if needed > available:
+        raise MemoryError(f"needs {needed / GIB:.1f} GiB, {available / GIB:.1f} GiB are free")
+
+
+def device_name() -> str:
+    """What JAX runs on."""
+    import jax
+
+    device = jax.devices()[0]
+    return "cpu" if device.platform == "cpu" else device.device_kind
+
+
+def network_of(job: dict) -> tuple[Any, Any]:
+    """The network and random parameters: initialising it would take a compilation of its own."""
+    import jax
+
+    from f3r_jax.models import initialise
+    from f3r_jax.models.f3rnet import F3RNet, VARIANTS
+    from f3r_jax.models.voxelmorph import DECODERS, VoxelMorph
+
+    variant, options = job["variant"], {name: job[name] for name in OPTIONS if name in job}
+    if variant in VARIANTS:
+        network = F3RNet(VARIANTS[variant], **options)
+    else:
+        network = VoxelMorph(DECODERS[variant], **options)
+    generator, shapes = np.random.default_rng(0), jax.eval_shape(lambda: initialise(network, jax.random.key(0)))
+    params = jax.tree.map(lambda leaf: generator.normal(scale=0.05, size=leaf.shape).astype(np.float32), shapes)
+    return network, {"params": params}
+
+
+def count(params: Any) -> dict[str, int]:
+    """The number of parameters, as a fact."""
+    import jax
+
+    return {"parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))}
+
+
+def forward(job: dict) -> Prepared:
+    """The network alone."""
+    import jax
+
+    import f3r_jax.models  # noqa: F401  counted among the imports
+
+    imported = peak_mib()
+    network, params = network_of(job)
+    volumes = random_arrays([(1, *job["shape"], 1)] * 2)
+    prepared = prepare(jax.jit(network.apply), (params, *volumes), imported_mib=imported)
+    return prepared._replace(facts=count(params))
+
+
+def train(job: dict, *, lam: float | tuple[float, ...] = LAM) -> Prepared:
+    """A step of the training: network, warp, loss, gradient and Adam; of several lambdas, as one program."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from f3r_jax.ops.losses import Batch, Objective
+    from f3r_jax.train.loop import State, make_train_step
+
+    imported = peak_mib()
+    network, params = network_of(job)
+    optimiser = optax.adam(LEARNING_RATE)
+    state, lam = State(jnp.zeros((), jnp.int32), params["params"], optimiser.init(params["params"])), jnp.float32(lam)
+    if lam.ndim:
+        state = State(state.step, *jax.tree.map(lambda leaf: jnp.stack([leaf] * len(lam)), tuple(state[1:])))
+    batch = Batch(*random_arrays([(1, *job["shape"], 1)] * 2))
+    step = make_train_step(network, optimiser, Objective(mind=MIND), together=lam.ndim > 0)
+    prepared = prepare(step, (state, batch, lam), imported_mib=imported, feedback=True)
+    return prepared._replace(facts=count(params))
+
+
+def sweep(job: dict) -> Prepared:
+    """A step of each of the lambdas."""
+    if job["who"] == "jax":
+        return train(job, lam=LAMBDAS)
+    alone = train(job)
+
+    def run() -> None:
+        for _ in LAMBDAS:
+            alone.run()
+
+    return alone._replace(run=run)
+
+
+def conv(job: dict) -> Prepared:
+    """One convolution with its bias, or the gradient with respect to its input, kernel and bias."""
+    import jax
+
+    from f3r_jax.ops.conv import conv3d
+
+    imported = peak_mib()
+    channels = job["channels"]
+
+    def convolve(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+        if job["who"] == "jax":
+            return conv3d(x, kernel, bias)
+        layout = ("NDHWC", "DHWIO", "NDHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", dimension_numbers=layout) + bias
+
+    def gradient(x: jax.Array, kernel: jax.Array, bias: jax.Array, cotangent: jax.Array) -> tuple:
+        return jax.vjp(convolve, x, kernel, bias)[1](cotangent)
+
+    volume = (1, *job["shape"], channels)
+    x, kernel, bias, cotangent = random_arrays([volume, (*job["kernel"], channels, channels), (channels,), volume])
+    if job["what"] == "conv":
+        return prepare(jax.jit(convolve), (x, kernel, bias), imported_mib=imported)
+    return prepare(jax.jit(gradient), (x, kernel, bias, cotangent), imported_mib=imported)
+
+
+def device(_: dict) -> Prepared:
+    """Nothing but the name of the device."""
+    return Prepared(lambda: None, peak_mib(), device_name(), lambda: None)
+
+
+def peaks(job: dict) -> Prepared:
+    """The floating-point operations and bytes a second that the device reaches, as the fact "peaks"."""
+    from f3r_jax.benchmark import roofline
+
+    return device(job)._replace(facts={"peaks": roofline.peaks(dtype=job["dtype"])._asdict()})
+
+
+PREPARE = {
+    ("jax", "forward"): forward,
+    ("jax", "train"): train,
+    ("jax", "sweep"): sweep,
+    ("alone", "sweep"): sweep,
+    ("jax", "conv"): conv,
+    ("jax", "conv_gradient"): conv,
+    ("xla", "conv"): conv,
+    ("xla", "conv_gradient"): conv,
+    ("jax", "device"): device,
+    ("jax", "peaks"): peaks,
+}

@@ -1,0 +1,155 @@
+"""The opponents' jobs of a benchmark, in PyTorch: the same network, VoxelMorph's own, and convolutions.
+
+PyTorch gets its best setting. Everywhere: channels last. On a GPU also torch.compile, cuDNN's search for the fastest
+algorithms, TF32 (which JAX uses there by default too) and, where ours computes in bfloat16, autocast to it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from f3r_jax.benchmark.job import LAM, LEARNING_RATE, MIB, Prepared, no_memory, peak_mib, random_arrays
+
+CHANNELS_LAST = torch.channels_last_3d
+
+
+class Autocast(nn.Module):
+    """A network whose features are bfloat16; what it returns is float32, as with ours."""
+
+    def __init__(self, network: nn.Module, device: str):
+        super().__init__()
+        self.network = network
+        self.device = device
+
+    def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        """As the network's own."""
+        with torch.autocast(self.device, dtype=torch.bfloat16):
+            displacement = self.network(moving, fixed)
+        return displacement.float()
+
+
+def best_settings() -> str:
+    """The device, for which PyTorch is set as described above."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_tf32 = True
+    return "cuda"
+
+
+def prepare(
+    function: Callable[..., Any], inputs: list[Tensor], *, imported_mib: float, compiled: bool, inference: bool = False
+) -> Prepared:
+    """A job that calls the function with the inputs, compiled on a GPU if so wished, and waits for the device."""
+    device = inputs[0].device.type
+
+    def runner(function: Callable[..., Any]) -> Callable[[], None]:
+        def run() -> None:
+            with torch.inference_mode(inference):
+                function(*inputs)
+            if device == "cuda":
+                torch.cuda.synchronize()
+
+        return run
+
+    if device == "cpu":
+        return Prepared(runner(function), imported_mib, "cpu", lambda: None)
+    run, facts = runner(function), {}
+    if compiled:
+        run, facts = first_that_runs(runner(torch.compile(function)), run)
+    run()
+    torch.cuda.reset_peak_memory_stats()  # what the search for algorithms took, a later run doesn't need
+    peak = lambda: torch.cuda.max_memory_allocated() / MIB  # noqa: E731
+    return Prepared(run, imported_mib, torch.cuda.get_device_name(), peak, facts=facts)
+
+
+def first_that_runs(compiled: Callable[[], None], plain: Callable[[], None]) -> tuple[Callable[[], None], dict]:
+    """(the compiled one, {}) or, if that raises, (the plain one, a note that tells why)."""
+    try:
+        compiled()
+    except Exception as error:  # its compilers raise whatever they like
+        if no_memory(error):
+            raise
+        reason = (str(error).strip().splitlines() or [""])[0]
+        return plain, {"note": f"torch.compile failed ({type(error).__name__}: {reason}), so it ran without"}
+    return compiled, {}
+
+
+def network_of(job: dict) -> tuple[nn.Module, Callable]:
+    """(network on the device, what makes its training step)."""
+    device = best_settings()
+    if job["who"] == "voxelmorph":
+        from f3r_jax.benchmark import torch_voxelmorph as opponent
+
+        network = opponent.network(tuple(job["shape"]))
+    else:
+        from f3r_jax.benchmark import torch_f3rnet as opponent
+
+        network = opponent.F3RNet(job["variant"])
+    network = network.to(device)
+    if device == "cuda":
+        network = network.to(memory_format=CHANNELS_LAST)
+    return Autocast(network, device) if job.get("dtype") == "bfloat16" else network, opponent.train_step
+
+
+def volumes_of(job: dict) -> list[Tensor]:
+    """Moving and fixed, on the device."""
+    return [torch.from_numpy(array).to(best_settings()) for array in random_arrays([(1, 1, *job["shape"])] * 2)]
+
+
+def told(prepared: Prepared, network: nn.Module) -> Prepared:
+    """With the number of parameters among its facts."""
+    count = sum(parameter.numel() for parameter in network.parameters())
+    return prepared._replace(facts={**prepared.facts, "parameters": count})
+
+
+def forward(job: dict) -> Prepared:
+    """The network alone."""
+    network, _ = network_of(job)
+    imported = peak_mib()  # VoxelMorph is imported as its network is built
+    return told(prepare(network, volumes_of(job), imported_mib=imported, compiled=True, inference=True), network)
+
+
+def train(job: dict) -> Prepared:
+    """A step of the training."""
+    network, train_step = network_of(job)
+    imported = peak_mib()
+    step = train_step(network, lam=LAM, learning_rate=LEARNING_RATE)
+    return told(prepare(step, volumes_of(job), imported_mib=imported, compiled=True), network)
+
+
+def conv(job: dict) -> Prepared:
+    """One convolution with its bias, or its gradient, as ours; it is a single kernel, with nothing to compile."""
+    imported = peak_mib()
+    device = best_settings()
+    channels, padding = job["channels"], [size // 2 for size in job["kernel"]]
+    volume = (1, channels, *job["shape"])
+    arrays = random_arrays([volume, (channels, channels, *job["kernel"]), (channels,), volume])
+    x, kernel, bias, cotangent = (torch.from_numpy(array).to(device) for array in arrays)
+    x, kernel, cotangent = (t.contiguous(memory_format=CHANNELS_LAST) for t in (x, kernel, cotangent))
+
+    def convolve(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+        return torch.nn.functional.conv3d(x, kernel, bias, padding=padding)
+
+    inputs = [x, kernel, bias]
+    if job["what"] == "conv":
+        return prepare(convolve, inputs, imported_mib=imported, compiled=False, inference=True)
+    result = convolve(*(t.requires_grad_() for t in inputs))
+
+    def gradient(*inputs: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(result, inputs, cotangent, retain_graph=True)
+
+    return prepare(gradient, inputs, imported_mib=imported, compiled=False)
+
+
+PREPARE = {
+    ("torch", "forward"): forward,
+    ("torch", "train"): train,
+    ("torch", "conv"): conv,
+    ("torch", "conv_gradient"): conv,
+    ("voxelmorph", "forward"): forward,
+    ("voxelmorph", "train"): train,
+}

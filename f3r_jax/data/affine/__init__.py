@@ -1,0 +1,1 @@
+"""Affine registration by MIND, from coarse to fine."""

@@ -1,0 +1,1 @@
+"""The built-in phantom: random abdomens with exact ground truth."""

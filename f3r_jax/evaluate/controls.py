@@ -1,0 +1,184 @@
+"""Controls: whether a network registers the pair, or moves every pair by the average motion.
+
+Where bodies move alike, one field fits them all, and a network that predicts it for every pair scores well. So the
+scores of two other fields are set against the scores of a case's own prediction:
+
+  mean field: the mean of the predictions for the other cases. It knows the average motion and nothing of the pair.
+  other pair: the prediction for another case.
+
+And what deviates from the mean is correlated with what deviates from the mean in the ground truth.
+
+Letters: x y z voxels of the fixed grid. Displacements are in voxels.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import wilcoxon
+
+from f3r_jax.evaluate import metrics
+from f3r_jax.evaluate.metrics import Field, Labels, Mask, Spacing
+
+SIGNIFICANT = 0.05
+SMALLEST_DEVIATION_MM = 1e-3  # below it, predictions differ by rounding alone
+SPARE_CASES = 8  # training cases that make the mean field of a single test case
+KINDS = ("mean_field", "other_pair")
+
+
+class Deviations(NamedTuple):
+    """Sums over the voxels and components of a case, in mm: x of the prediction less its mean field, y of the truth."""
+
+    count: int
+    x: float
+    xx: float
+    y: float | None  # as are the next two where the ground truth is unknown
+    yy: float | None
+    xy: float | None
+
+    def to_json(self) -> dict:
+        """As a mapping."""
+        return self._asdict()
+
+
+class PairSpecific(NamedTuple):
+    """What a network knows of the pair. A number that can't be computed is None."""
+
+    correlation: float | None  # of prediction and ground truth, each less its mean over the other cases
+    deviation_mm: float | None  # root mean square length of the prediction less its mean field
+    dice_gain: float | None  # mean organ Dice of the prediction less that of its mean field, points
+    dice_gain_p: float | None
+    cases: int  # that have a gain
+    learned: bool | None  # whether the gain is more than chance; None where that can't be decided
+
+    def to_json(self) -> dict:
+        """As a mapping."""
+        return self._asdict()
+
+
+def choose_references(judged: Sequence[str], spare: Sequence[str]) -> tuple[str, ...]:
+    """The cases whose predictions make the controls: the judged ones, or for a single one up to 8 of the spare."""
+    return tuple(judged) if len(judged) > 1 else tuple(spare[:SPARE_CASES])
+
+
+def other_of(name: str, references: Sequence[str]) -> str:
+    """The reference after this case, cyclically; the first if the case is no reference."""
+    return references[(references.index(name) + 1) % len(references)] if name in references else references[0]
+
+
+def mean_of_others(total: Float[np.ndarray, "x y z 3"], count: int, own: Field | None) -> Field:
+    """The mean of the fields in a float64 sum of `count`, without `own` where the sum holds it, as float32."""
+    others = total / count if own is None else (total - own) / (count - 1)
+    return others.astype(np.float32)
+
+
+def inside_organs(fixed_labels: Labels | None, organs: Mapping[str, Sequence[int]]) -> Mask | None:
+    """The voxels of all organs; None without labels."""
+    return None if fixed_labels is None else np.isin(fixed_labels, [v for values in organs.values() for v in values])
+
+
+def deviations(
+    prediction: Field,
+    mean_prediction: Field,
+    truth: Field | None,
+    mean_truth: Field | None,
+    *,
+    spacing: Spacing,
+    mask: Mask | None,
+) -> Deviations:
+    """The sums that `correlate` pools, over all voxels or over `mask`; without ground truth those of x alone."""
+    inside = ... if mask is None else mask
+
+    def deviation(field: Field, mean: Field) -> np.ndarray:
+        return (field[inside].astype(np.float64) - mean[inside]) * np.asarray(spacing)
+
+    x = deviation(prediction, mean_prediction)
+    of_x = x.size, float(x.sum()), float(np.sum(x * x))
+    if truth is None or mean_truth is None:
+        return Deviations(*of_x, None, None, None)
+    y = deviation(truth, mean_truth)
+    return Deviations(*of_x, float(y.sum()), float(np.sum(y * y)), float(np.sum(x * y)))
+
+
+def correlate(cases: Sequence[Deviations]) -> float | None:
+    """Pearson's correlation of x and y over the voxels and components of all cases that have a ground truth.
+
+    None where it is undefined: no ground truth, or one of both hardly deviates from its mean at all.
+    """
+    known = [case for case in cases if case.count and case.xy is not None]
+    if not known:
+        return None
+    count, x, xx, y, yy, xy = np.sum(np.array(known, np.float64), axis=0)
+    spread_x, spread_y = (np.sqrt(max(square / count - (s / count) ** 2, 0.0)) for s, square in ((x, xx), (y, yy)))
+    if min(spread_x, spread_y) < SMALLEST_DEVIATION_MM:
+        return None
+    found = (xy / count - x * y / count**2) / (spread_x * spread_y)
+    return float(np.clip(found, -1.0, 1.0)) if np.isfinite(found) else None
+
+
+def deviation_mm(cases: Sequence[Deviations]) -> float | None:
+    """Root mean square length over all voxels of the prediction less its mean field; None over no voxels, or if NaN."""
+    count = sum(case.count for case in cases) / 3
+    found = float(np.sqrt(sum(case.xx for case in cases) / count)) if count else np.nan
+    return found if np.isfinite(found) else None
+
+
+def organ_dices(fixed_labels: Labels, labels: Labels, organs: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """Dice of each organ in percent; NaN for one that neither label map has."""
+    return {
+        name: metrics.dice(np.isin(fixed_labels, values), np.isin(labels, values)) for name, values in organs.items()
+    }
+
+
+def dice_gain(own: Mapping[str, float], control: Mapping[str, float]) -> float | None:
+    """Mean Dice of a case's own prediction less a control's, in points, over the organs that have both."""
+    gains = [own[organ] - control[organ] for organ in own if np.isfinite(own[organ]) and np.isfinite(control[organ])]
+    return float(np.mean(gains)) if gains else None
+
+
+def gain_p(gains: Sequence[float]) -> float | None:
+    """One-sided p of the gains of all cases: how likely so much is where the network knows nothing of the pair.
+
+    Wilcoxon's signed-rank test, paired by case and exact up to 50 cases. A t test asks for normal gains, which a few
+    cases can't show, and calls two of nearly the same gain significant. Here n cases reach 2^-n at best, so fewer than
+    five decide nothing. None without a gain.
+    """
+    if not len(gains):
+        return None
+    unequal = [gain for gain in gains if gain != 0]
+    return float(wilcoxon(unequal, alternative="greater").pvalue) if unequal else 1.0
+
+
+def too_few(cases: int) -> bool:
+    """Whether so few cases can't be significant, whatever they show."""
+    return 0.5**cases >= SIGNIFICANT
+
+
+def judge(gains: Sequence[float], cases: Sequence[Deviations]) -> PairSpecific:
+    """What the Dice gains over the mean field and the deviations of all cases say of a network."""
+    p, deviation = gain_p(gains), deviation_mm(cases)
+    if deviation is not None and deviation < SMALLEST_DEVIATION_MM:
+        learned = False  # one and the same field for every pair, for which any number of cases is enough
+    else:
+        learned = None if p is None or too_few(len(gains)) else p < SIGNIFICANT
+    mean = float(np.mean(gains)) if len(gains) else None
+    return PairSpecific(correlate(cases), deviation, mean, p, len(gains), learned)
+
+
+def explain(found: Mapping) -> str:
+    """The verdict on a network in plain words, from a `PairSpecific` as a mapping."""
+    if found["dice_gain"] is None:
+        gain = "no organ labels, so no Dice gain"
+    else:
+        gain = f"Dice gain over its mean field {found['dice_gain']:+.2f} points, p = {found['dice_gain_p']:.2g}"
+    if found["learned"] is None:
+        if found["dice_gain"] is None:
+            return f"Whether the network has learned the pair is unknown: {gain}."
+        cases = f"{found['cases']} test case{'s' * (found['cases'] != 1)}"
+        return f"Whether the network has learned the pair is unknown: {cases} can't be significant ({gain})."
+    if found["learned"]:
+        return f"The network has learned the pair: it beats its own mean field by more than chance ({gain})."
+    same = found["deviation_mm"] is not None and found["deviation_mm"] < SMALLEST_DEVIATION_MM
+    field = "one and the same field for every pair" if same else "no better than its own mean field beyond chance"
+    return f"The network has not learned the pair: it predicts the average motion, {field} ({gain})."

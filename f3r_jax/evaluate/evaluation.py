@@ -1,0 +1,259 @@
+"""Evaluates a checkpoint on the test cases of its config: scores before and after, pictures, a table.
+
+  python -m f3r_jax.evaluate --workdir=runs/mrb [--step=120] [--refine] [--learn2reg]
+
+Writes <workdir>/evaluation/: cases.csv (one row per case and organ), summary.json, table.md, and for the first cases
+figures and an .npz with displacement, warped volume and warped labels. Everything comes from the checkpoint, which
+holds its config, and from the data; SyN has no checkpoint and registers again. With --learn2reg also
+<workdir>/evaluation/learn2reg/: the challenge's submission files and scores. With --refine each prediction is the start
+of an instance optimisation with the settings `config.instance`, and the folder is <workdir>/evaluation_refined/.
+
+First every case is registered, as the controls of a network (see `controls`) need the predictions for all other cases,
+then each is scored. Until the end the predictions are in a hidden folder. A case registered or scored before a kill is
+not registered or scored again.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+
+from f3r_jax.common import cli
+from f3r_jax.evaluate import controls, figures, learn2reg, learn2reg_files, score_tables, scoring
+from f3r_jax.data.datasets import Case, Dataset, open_dataset, organs_of
+from f3r_jax.data.pairs import Pair
+from f3r_jax.common.errors import UserError
+from f3r_jax.evaluate.methods import Method, open_method
+from f3r_jax.evaluate.inference import Registration, apply_displacement
+from f3r_jax.evaluate.predictions import ControlFields, Predictions
+from f3r_jax.common.compilation_cache import keep_compiled_programs
+from f3r_jax.common.progress import Progress
+from f3r_jax.train.record import AGAINST_FOLDING, FOLDING_LIMIT, read_rows
+from f3r_jax.evaluate.resumable_scores import ScoredCases
+from f3r_jax.workdir.metadata import read_origin, versions, write_text
+
+FOLDER, REFINED_FOLDER = "evaluation", "evaluation_refined"
+CHALLENGE = "learn2reg"  # folder in it
+SUBMITTED = ("validation", "test")  # the challenge's registration_val and registration_test
+
+
+def evaluate(
+    workdir: Path,
+    *,
+    step: int | None = None,
+    refine: bool = False,
+    dataset: Dataset | None = None,
+    drawn: int = 3,
+    challenge: bool = False,
+) -> dict:
+    """Scores one checkpoint of a run on its test cases and writes the files; returns the summary.
+
+    Args:
+      workdir: the run's folder.
+      step: which checkpoint; the newest if None.
+      refine: whether an instance optimisation follows each prediction.
+      dataset: the run's data set, opened from its config if None.
+      drawn: how many cases get pictures.
+      challenge: whether to write Learn2Reg's submission files and scores too, of the validation cases as well.
+
+    Raises:
+      UserError: no such checkpoint, it doesn't fit its config, or the data are not such as Learn2Reg scores.
+    """
+    method = open_method(workdir, step, refine=refine)
+    config = method.config
+    if dataset is None:
+        dataset = open_dataset(config.data, seed=config.seed)
+    names = dataset.split["test"]
+    if not names:
+        raise UserError(
+            f"{config.data.root}: no test cases, expected data.test_cases of 1 or more, or a split that names some"
+        )
+    submitted = [name for split in SUBMITTED for name in dataset.split[split]] if challenge else []
+    files = learn2reg_files.open_pairs(config.data, submitted) if challenge else {}
+    if any(pair.ct.labels and pair.mr.labels for pair in files.values()):
+        learn2reg.check()  # at the start rather than after hours
+    folder = folder_of(workdir, refine=refine)
+    folder.mkdir(exist_ok=True)
+
+    scored = ScoredCases(folder / "scored.jsonl", method.step)
+    predictions = _open_predictions(folder, method.step)
+    if left := [name for name in names if name not in scored.rows]:
+        references = controls.choose_references(names, dataset.split["train"]) if method.trained else ()
+        register_cases(method, dataset, list(dict.fromkeys([*references, *left])), predictions)
+        fields = ControlFields(predictions, dataset, references) if references else None
+        score_cases(method, dataset, left, scored, predictions, fields, folder=folder, drawn=names[:drawn])
+
+    rows = [scored.rows[name] for name in names]
+    summary = summarise(method, rows) | {"versions": versions(), "origin": read_origin(workdir)}
+    write_files(folder, summary, names, rows)
+    if challenge:
+        submit(folder / CHALLENGE, method, dataset, files)
+    scored.forget()
+    predictions.remove()
+    return summary
+
+
+def folder_of(workdir: Path, *, refine: bool) -> Path:
+    """Where the evaluation of a run is written."""
+    return workdir / (REFINED_FOLDER if refine else FOLDER)
+
+
+def register_cases(method: Method, dataset: Dataset, names: Sequence[str], predictions: Predictions) -> None:
+    """Registers those of the cases that are not registered yet, and keeps their displacements."""
+    left = [name for name in names if name not in predictions]
+    if left and method.compiles:  # so that the time of a case holds no compilation
+        method.register(dataset.load(left[0]))
+    with Progress("registering", len(names), done=len(names) - len(left)) as progress:
+        for name in left:
+            case = dataset.load(name)
+            start = time.perf_counter()
+            result = method.register(case)
+            predictions.add(name, result.displacement, time.perf_counter() - start)
+            progress.advance()
+
+
+def score_cases(
+    method: Method,
+    dataset: Dataset,
+    names: Sequence[str],
+    scored: ScoredCases,
+    predictions: Predictions,
+    fields: ControlFields | None,
+    *,
+    folder: Path,
+    drawn: Sequence[str],
+) -> None:
+    """Scores registered cases and their controls, and writes the figures of some."""
+    organs = organs_of(method.config.data)
+    with Progress("scoring", len(names)) as progress:
+        for name in names:
+            case = dataset.load(name)
+            result = apply_displacement(case, predictions.read(name))
+            if name in drawn:
+                keep(folder / f"{name}.npz", result)
+                draw(folder, case, result, organs, method.label)
+            scores = {"seconds": predictions.seconds(name), **scoring.score(case, result, organs)}
+            scores["controls"] = scoring.score_controls(case, result.displacement, fields, organs) if fields else None
+            scored.add(name, scores)
+            progress.advance()
+
+
+def summarise(method: Method, rows: Sequence[dict]) -> dict:
+    """Mean and standard deviation over cases, in the layout that studies read."""
+    return {
+        "method": method.label,
+        "direction": method.config.data.direction,
+        "cases": len(rows),
+        "parameters": method.parameters,
+        "step": method.step,
+        "seconds_per_pair": float(np.mean([row["seconds"] for row in rows])),
+        "device": jax.devices()[0].platform if method.compiles else "cpu",
+        "folding_percent": scoring.spread([row["folding_percent"] for row in rows]),
+        "sd_log_jacobian": scoring.spread([row["sd_log_jacobian"] for row in rows]),
+        **scoring.summarise_scores(rows),
+        "before": scoring.summarise_scores([row["before"] for row in rows]),
+        "controls": scoring.summarise_controls(rows),
+    }
+
+
+def write_files(folder: Path, summary: dict, names: Sequence[str], rows: Sequence[dict]) -> None:
+    """Writes the curves of the training, and the scores as CSV, Markdown and JSON."""
+    logged = read_rows(folder.parent / "metrics.jsonl")
+    kinds = {kind: [_numbers(row) for row in logged if row["kind"] == kind] for kind in ("train", "validation")}
+    if logged:
+        figures.training_curves(folder / "training.png", kinds["train"], kinds["validation"])
+    write_text(folder / "cases.csv", scoring.cases_csv(names, rows))
+    write_text(folder / "table.md", score_tables.table(summary))
+    write_text(folder / "summary.json", json.dumps(scoring.finite(summary), indent=2) + "\n")
+
+
+def submit(folder: Path, method: Method, dataset: Dataset, files: dict[str, Pair]) -> dict:
+    """Registers the cases with these files again, writes the challenge's submissions and scores; returns the latter.
+
+    The layout is {split: {"cases": {name: {metric: {"mean", "detailed"}}}, "aggregates": {metric: {"mean", ...}}}}.
+    """
+    folder.mkdir(exist_ok=True)
+    summary = {}
+    with Progress("submitting", len(files)) as progress:
+        for split in SUBMITTED:
+            cases = {}
+            for name in dataset.split[split]:
+                case = dataset.load(name)
+                cases[name] = learn2reg_files.submit(folder, method.register(case).displacement, case, files[name])
+                progress.advance()
+            if cases:
+                summary[split] = {"cases": cases, "aggregates": learn2reg.aggregate(list(cases.values()))}
+    write_text(folder / "summary.json", json.dumps(scoring.finite(summary), indent=2) + "\n")
+    return summary
+
+
+def keep(path: Path, result: Registration) -> None:
+    """Keeps what was registered, for reports that set methods side by side."""
+    beside = path.with_name(f"{path.name}.tmp")
+    with beside.open("wb") as file:
+        np.savez_compressed(file, **{name: array for name, array in result._asdict().items() if array is not None})
+    os.replace(beside, path)
+
+
+def draw(folder: Path, case: Case, result: Registration, organs: dict, method: str) -> None:
+    """The pictures of one case: overlay, checkerboard, deformation."""
+    shared = {"fixed": case.fixed, "spacing": case.spacing, "title": f"{method}, {case.name}"}
+    images = {"moving": case.moving, "warped": result.warped}
+    labels = {
+        "fixed_labels": case.fixed_labels,
+        "moving_labels": case.moving_labels,
+        "warped_labels": result.warped_labels,
+    }
+    figures.overlay(folder / f"{case.name}_overlay.png", **shared, **images, **labels, organs=organs)
+    figures.checkerboard(folder / f"{case.name}_checkerboard.png", **shared, **images)
+    figures.deformation(folder / f"{case.name}_deformation.png", **shared, displacement=result.displacement)
+
+
+def _open_predictions(folder: Path, step: int | None) -> Predictions:
+    """The predictions of a checkpoint; those that a killed evaluation of another one left are deleted."""
+    own = folder / f".predictions_{step}"
+    for other in folder.glob(".predictions_*"):
+        if other != own:
+            shutil.rmtree(other)
+    return Predictions(own)
+
+
+def _numbers(row: dict) -> dict:
+    return {key: value for key, value in row.items() if key != "kind"}
+
+
+def report(summary: dict, folder: Path) -> None:
+    """Prints the table and where the files are."""
+    print(f"\n{score_tables.table(summary)}\nevaluation: {folder}")
+    if summary["folding_percent"]["mean"] > FOLDING_LIMIT:
+        print(f"WARNING: over {FOLDING_LIMIT} % of voxels fold; {AGAINST_FOLDING}")
+
+
+if __name__ == "__main__":
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+    _STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.")
+    _PICTURES = flags.DEFINE_integer("pictures", 3, "How many cases get pictures.", lower_bound=0)
+    _REFINE = flags.DEFINE_bool("refine", False, "Optimise each pair further, starting at the network's prediction.")
+    _LEARN2REG = flags.DEFINE_bool("learn2reg", False, "Write Learn2Reg's submission files and scores too.")
+
+    def main(argv: Sequence[str]) -> None:
+        """Reads the flags, evaluates and prints."""
+        if argv[1:] or _WORKDIR.value is None:
+            raise UserError("expected --workdir=FOLDER [--step=N] [--pictures=N] [--refine] [--learn2reg]")
+        keep_compiled_programs()
+        workdir = Path(_WORKDIR.value)
+        summary = evaluate(
+            workdir, step=_STEP.value, refine=_REFINE.value, drawn=_PICTURES.value, challenge=_LEARN2REG.value
+        )
+        folder = folder_of(workdir, refine=_REFINE.value)
+        report(summary, folder)
+        if _LEARN2REG.value:
+            print(f"submission files and the challenge's scores: {folder / CHALLENGE}")
+
+    cli.run(main)

@@ -1,0 +1,334 @@
+"""Figures of one registration and of one training run, as PNG files 1400 pixels wide.
+
+Figures are built without pyplot, so no state is shared between them. Files are written beside and renamed.
+"""
+
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import PathPatch, Rectangle
+from matplotlib.path import Path as Outline
+from matplotlib.ticker import MaxNLocator
+from scipy.ndimage import uniform_filter1d
+
+from f3r_jax.evaluate import metrics, slices
+from f3r_jax.evaluate.metrics import Field, Labels, Spacing
+from f3r_jax.evaluate.slices import COLOURS, INK, Image, LARGE, MUTED, NORMAL, SMALL, STYLES, ZOOM_ASPECT
+
+WIDTH, DPI = 7.0, 200  # inches; 1400 pixels
+SCALES = {"Axial": 50.0, "Coronal": None, "Zoom": 20.0}  # mm, of the bar in each row; axial and coronal share one
+NO_LOSS = (
+    "seconds",
+    "seconds_per_step",
+    "learning_rate",
+    "gradient_norm",
+)  # numbers of a training row that are no loss
+MEAN_DICE = ("dice", "mean_dice", "dice_mean")
+LEARNED = {"dice_gain": "Dice gain, points", "correlation": "correlation"}
+SMOOTHED = 25  # rows that the smooth curve averages
+MARGIN, GAP, RAIL = 0.06, 0.04, 0.2  # inches: around the page, between panels, the row names' column
+
+
+def overlay(
+    path: str | os.PathLike,
+    *,
+    fixed: Image,
+    moving: Image,
+    warped: Image,
+    fixed_labels: Labels | None,
+    moving_labels: Labels | None,
+    warped_labels: Labels | None,
+    spacing: Spacing,
+    title: str,
+    organs: Mapping[str, Sequence[int]],
+) -> None:
+    """One case before and after: moving, fixed and warped, axial and coronal, with organ outlines and a zoom.
+
+    The axial slice is the largest section of the fixed liver (the first organ, if none is named so), the coronal one
+    that which shows most of all organs; without labels, the middle ones. The zoom goes where the moving and the fixed
+    organ disagree most on those slices; without labels, where warping changed the image most. Outlines whose labels
+    are None are left out.
+    """
+    main = "liver" if "liver" in organs else next(iter(organs))
+    target = None if fixed_labels is None else np.isin(fixed_labels, organs[main])
+    views = slices.sections(target, fixed.shape)
+    if fixed_labels is not None:
+        views["Coronal"] = slices.shared_section(fixed_labels, organs)
+    if target is not None and moving_labels is not None:
+        disagreement = (target ^ np.isin(moving_labels, organs[main])).astype(np.float32)
+    else:
+        disagreement = np.abs(warped - moving)
+    zoomed, window = slices.busiest_window(disagreement, list(views.values()), spacing)
+
+    columns = {
+        "Moving": (moving, {"moving": moving_labels}),
+        "Fixed, outlines before": (fixed, {"fixed": fixed_labels, "moving": moving_labels}),
+        "Warped, outlines after": (warped, {"fixed": fixed_labels, "warped": warped_labels}),
+    }
+    rows = {**views, "Zoom": zoomed}
+    aspects = [*(slices.aspect(fixed.shape, spacing, view) for view in views.values()), ZOOM_ASPECT]
+    labelled = {"fixed": fixed_labels, "moving": moving_labels, "warped": warped_labels}
+    labelled = {role: labels for role, labels in labelled.items() if labels is not None}
+    figure, panels = _page(aspects, list(columns), list(rows), title, foot=0.42 if labelled else 0.0)
+    of_moving, of_fixed = slices.display_range(moving), slices.display_range(fixed)
+    ranges = (of_moving, of_fixed, of_moving)
+    for line, (name, view) in zip(panels, rows.items(), strict=True):
+        for ax, (volume, outlines), shown in zip(line, columns.values(), ranges, strict=True):
+            slices.draw(ax, volume, view, spacing, shown)
+            for role, labels in outlines.items():
+                if labels is not None:
+                    slices.outline_organs(ax, labels, view, spacing, organs, role)
+            if name == "Zoom":
+                slices.look_at(ax, window)
+            elif view == zoomed:
+                left, low, width, height = window
+                ax.add_patch(Rectangle((left, low), width, height, fill=False, edgecolor="white", linewidth=0.6))
+        slices.annotate(line[0], scale_mm=SCALES[name])
+    if labelled:
+        _add_legend(figure, organs, labelled)
+    _save(figure, path)
+
+
+def checkerboard(
+    path: str | os.PathLike, *, fixed: Image, moving: Image, warped: Image, spacing: Spacing, title: str
+) -> None:
+    """Tiles of the fixed image (grey) and the moving one (tinted) in turn, before and after, on the middle slices."""
+    views = slices.sections(None, fixed.shape)
+    columns = {"Before: fixed and moving": moving, "After: fixed and warped": warped}
+    aspects = [slices.aspect(fixed.shape, spacing, view) for view in views.values()]
+    figure, panels = _page(aspects, list(columns), list(views), title)
+    tint = ListedColormap(np.linspace(0, 1, 256)[:, None] ** [1.4, 1.0, 0.75])
+    tile = fixed.shape[0] * float(spacing[0]) / 9
+    of_fixed, of_moving = slices.display_range(fixed), slices.display_range(moving)
+    for line, (name, view) in zip(panels, views.items(), strict=True):
+        for ax, volume in zip(line, columns.values(), strict=True):
+            slices.draw(ax, fixed, view, spacing, of_fixed)
+            tinted = slices.draw(ax, volume, view, spacing, of_moving, cmap=tint)
+            tinted.set_clip_path(_every_other_tile(ax, tile))
+        slices.annotate(line[0], scale_mm=SCALES[name])
+    _save(figure, path)
+
+
+def deformation(path: str | os.PathLike, *, fixed: Image, displacement: Field, spacing: Spacing, title: str) -> None:
+    """The grid that the field makes of straight lines, and the log of its Jacobian determinant with folds in black.
+
+    The slices are those with the most folded voxels, or the middle ones where nothing folds. The grid shows the
+    displacement within the slice; its part across the slice is not seen.
+    """
+    determinant = metrics.jacobian_determinant(displacement)
+    folded = determinant <= 0
+    log_determinant = np.log(np.maximum(determinant, metrics.SMALLEST_DETERMINANT))
+    views = slices.sections(folded, fixed.shape)
+    aspects = [slices.aspect(fixed.shape, spacing, view) for view in views.values()]
+    shift = np.linalg.norm(displacement * np.asarray(spacing), axis=-1).max()
+    facts = ",  ".join(
+        [
+            f"folding {100 * folded.mean():.2f} %",
+            f"SD of log J {log_determinant.std():.3f}",
+            f"largest shift {shift:.1f} mm",
+        ]
+    )
+    columns = ["Fixed with the deformed grid", "Log Jacobian determinant, folds in black"]
+    figure, panels = _page(aspects, columns, list(views), title, note=facts, foot=0.36)
+    limit = float(np.clip(np.percentile(np.abs(log_determinant[~folded]), 99.5), 0.1, 2.0)) if not folded.all() else 1.0
+    grey, body = slices.display_range(fixed), slices.body(fixed)
+    for line, (name, view) in zip(panels, views.items(), strict=True):
+        slices.draw(line[0], fixed, view, spacing, grey)
+        slices.draw_grid(line[0], displacement, view, spacing)
+        shown = slices.draw(line[1], log_determinant, view, spacing, (-limit, limit), cmap="RdBu_r")
+        slices.draw(
+            line[1], np.where(folded, 1.0, np.nan), view, spacing, (0.0, 1.0), cmap="gray_r", interpolation="nearest"
+        )
+        slices.outline(line[1], view.cut(body), view, spacing, color=INK, linewidth=0.6)
+        slices.annotate(line[0], scale_mm=SCALES[name])
+    height = figure.get_figheight()
+    place = figure.add_axes((0.62, 0.27 / height, 0.26, 0.07 / height))
+    bar = figure.colorbar(shown, cax=place, orientation="horizontal", extend="both")
+    place.tick_params(labelsize=SMALL, length=2, width=0.5, pad=1.5)
+    bar.outline.set_linewidth(0.5)
+    for x, word, side in ((0.605, "moving tissue grows", "right"), (0.895, "shrinks", "left")):
+        figure.text(x, 0.305 / height, word, size=SMALL, color=INK, ha=side, va="center")
+    _save(figure, path)
+
+
+def training_curves(path: str | os.PathLike, train_rows: Sequence[Mapping], validation_rows: Sequence[Mapping]) -> None:
+    """Each loss term of the training rows and the Dice of the validation rows, in percent, over the steps.
+
+    A row is a mapping with "step". Of a training row every other number but those named in `NO_LOSS` is a loss term,
+    with a panel to itself; of a validation row those named in `LEARNED` have a panel each, and every other number with
+    "dice" in its name shares one. Values that are not finite are left out.
+    """
+    losses = {key: curve for key, curve in _curves(train_rows).items() if key not in NO_LOSS}
+    validated = _curves(validation_rows)
+    learned = {key: validated[key] for key in LEARNED if key in validated}
+    dices = {key: curve for key, curve in validated.items() if "dice" in key and key not in LEARNED}
+    count = len(losses) + len(learned) + 1
+    columns = count if count < 4 else (count + 1) // 2
+    rows = -(-count // columns)
+    figure = Figure(figsize=(WIDTH, 0.15 + 2.15 * rows), dpi=DPI, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    for position, (name, (steps, values)) in enumerate(losses.items(), 1):
+        ax = _plot(figure, (rows, columns, position), _words(name))
+        few = len(steps) <= SMOOTHED
+        ax.plot(
+            steps,
+            values,
+            color=COLOURS[6],
+            linewidth=0.6,
+            marker="o",
+            markersize=2.2 if few else 0.8,
+            alpha=1.0 if few else 0.35,
+        )
+        if not few:
+            ax.plot(steps, uniform_filter1d(values, SMOOTHED, mode="nearest"), color=COLOURS[6], linewidth=1.4)
+    for position, (name, (steps, values)) in enumerate(learned.items(), len(losses) + 1):
+        ax = _plot(figure, (rows, columns, position), LEARNED[name])
+        ax.axhline(0.0, color=MUTED, linewidth=0.8)  # a network that knows nothing of the pair
+        ax.plot(steps, values, color=INK, linewidth=1.4, marker="o", markersize=2.2)
+    ax = _plot(figure, (rows, columns, count), "validation Dice, %")
+    colours = itertools.cycle(COLOURS)
+    for name, (steps, values) in dices.items():
+        style = {"color": INK, "linewidth": 1.8} if name in MEAN_DICE else {"color": next(colours), "linewidth": 1.0}
+        ax.plot(steps, values, label=_words(name.replace("dice", "")) or "mean", marker="o", markersize=2.2, **style)
+    if dices:
+        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), fontsize=SMALL, frameon=False, labelcolor=INK)
+    else:
+        ax.set(xticks=[], yticks=[])
+        ax.text(0.5, 0.5, "no validation yet", transform=ax.transAxes, size=SMALL, color=MUTED, ha="center")
+    _save(figure, path)
+
+
+def _curves(rows: Sequence[Mapping]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The steps and values of each number in the rows but "step" itself."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if key != "step" and isinstance(value, Real) and np.isfinite(value):
+                points.setdefault(key, []).append((row["step"], value))
+    return {key: tuple(np.array(pairs, np.float64).T) for key, pairs in points.items()}
+
+
+def _plot(figure: Figure, place: tuple[int, int, int], name: str) -> Axes:
+    ax = figure.add_subplot(*place)
+    ax.set_title(name, size=NORMAL, color=INK, loc="left")
+    ax.set_xlabel("step", size=SMALL, color=INK)
+    ax.tick_params(labelsize=SMALL, length=2, width=0.5, colors=INK)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    ax.grid(color="#e6e6e6", linewidth=0.5)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_linewidth(0.5)
+    return ax
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").replace("/", " ").strip()
+
+
+def _page(
+    aspects: Sequence[float],
+    columns: Sequence[str],
+    rows: Sequence[str],
+    title: str,
+    *,
+    note: str = "",
+    foot: float = 0.0,
+) -> tuple[Figure, list[list[Axes]]]:
+    """A page of black panels, each row as high as its aspect asks, with `foot` inches kept free at the bottom."""
+    width = (WIDTH - 2 * MARGIN - RAIL - GAP * (len(columns) - 1)) / len(columns)
+    heights = [width * aspect for aspect in aspects]
+    head = 0.58 if note else 0.44
+    total = head + sum(heights) + GAP * (len(rows) - 1) + foot + MARGIN
+    figure = Figure(figsize=(WIDTH, total), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    left = MARGIN + RAIL
+    figure.text(left / WIDTH, 1 - 0.05 / total, title, size=LARGE, weight="bold", color=INK, va="top")
+    if note:
+        figure.text(left / WIDTH, 1 - 0.24 / total, note, size=NORMAL, color=MUTED, va="top")
+    panels, top = [], total - head
+    for row, (name, height) in enumerate(zip(rows, heights, strict=True)):
+        low = top - height
+        figure.text(
+            (MARGIN + RAIL / 2) / WIDTH,
+            (low + height / 2) / total,
+            name,
+            size=NORMAL,
+            color=INK,
+            rotation=90,
+            ha="center",
+            va="center",
+        )
+        panels.append([])
+        for column, heading in enumerate(columns):
+            x = left + column * (width + GAP)
+            ax = figure.add_axes((x / WIDTH, low / total, width / WIDTH, height / total), facecolor="black")
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+            panels[-1].append(ax)
+            if row == 0:
+                figure.text((x + width / 2) / WIDTH, (top + 0.05) / total, heading, size=NORMAL, color=INK, ha="center")
+        top = low - GAP
+    return figure, panels
+
+
+def _every_other_tile(ax: Axes, tile: float) -> PathPatch:
+    """Every other square of a checkerboard of the given size in mm, for clipping."""
+    edges = []
+    for low, high in (sorted(ax.get_xlim()), ax.get_ylim()):
+        count = int(np.ceil((high - low) / tile - 1e-6))
+        edges.append((low + high - count * tile) / 2 + tile * np.arange(count))  # centred: no slivers at one side
+    squares = [
+        Outline([(x, y), (x + tile, y), (x + tile, y + tile), (x, y + tile), (x, y)], closed=True)
+        for column, x in enumerate(edges[0])
+        for row, y in enumerate(edges[1])
+        if (row + column) % 2
+    ]
+    return PathPatch(Outline.make_compound_path(*squares), transform=ax.transData)
+
+
+def _add_legend(figure: Figure, organs: Mapping[str, Sequence[int]], labelled: Mapping[str, Labels]) -> None:
+    """Names the organs by colour, with their Dice where it is known, and below them the line styles."""
+    colours = (
+        [Line2D([], [], linestyle="none", label="Dice before \N{RIGHTWARDS ARROW} after:")]
+        if len(labelled) == 3
+        else []
+    )
+    for number, (name, values) in enumerate(organs.items()):
+        text = _words(name)
+        masks = {role: np.isin(labels, values) for role, labels in labelled.items()}
+        if len(masks) == 3:
+            before, after = (metrics.dice(masks["fixed"], masks[role]) for role in ("moving", "warped"))
+            text += f"  {before:.0f} \N{RIGHTWARDS ARROW} {after:.0f} %"
+        colours.append(Line2D([], [], color=COLOURS[number % len(COLOURS)], linewidth=3, label=text))
+    words = {"fixed": "fixed", "moving": "moving (before)", "warped": "warped (after)"}
+    styles = [Line2D([], [], color=INK, linewidth=1.0, linestyle=STYLES[role], label=words[role]) for role in labelled]
+    for handles, y in ((colours, 0.26), (styles, 0.08)):
+        figure.legend(
+            handles=handles,
+            loc="lower center",
+            bbox_to_anchor=(0.5, (y - 0.06) / figure.get_figheight()),
+            ncols=8,
+            frameon=False,
+            fontsize=SMALL,
+            labelcolor=INK,
+            borderpad=0,
+            borderaxespad=0,
+            handlelength=2.2,
+            columnspacing=1.8,
+        )
+
+
+def _save(figure: Figure, path: str | os.PathLike) -> None:
+    path = Path(path)
+    beside = path.with_suffix(".tmp.png")
+    # matplotlib's own version string is left out of the file, so that equal pictures are equal bytes.
+    figure.savefig(beside, metadata={"Software": None})
+    os.replace(beside, path)

@@ -1,0 +1,47 @@
+"""Instance optimisation of a case of a study: alone, as a system without training, or after a network's prediction."""
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from f3r_jax.data.datasets import Case
+from f3r_jax.common.errors import UserError
+from f3r_jax.ops.mind import PRESETS
+from f3r_jax.evaluate.inference import Registration, apply_displacement, volume
+from f3r_jax.ops.instance_optimisation import Level, Refinement, refine
+
+LABEL = "instance optimisation"
+RATE = 0.3  # of Adam at the start of a level, in voxels of its grid
+
+
+def settings_of(section: ConfigDict) -> Refinement:
+    """The settings that `config.instance` describes.
+
+    Raises:
+      UserError: a value that nothing can be optimised with.
+    """
+    if section.mind not in PRESETS:
+        raise UserError(f"instance.mind is {section.mind!r}, expected one of {', '.join(PRESETS)}")
+    if not section.lam >= 0:
+        raise UserError(f"instance.lam is {section.lam}, expected 0 or more")
+    spacings = tuple(section.spacings)
+    if not spacings or not all(isinstance(spacing, int) and spacing > 0 for spacing in spacings):
+        raise UserError(f"instance.spacings is {spacings}, expected grid spacings in voxels, such as (8, 4, 2)")
+    if not section.steps > 0:
+        raise UserError(f"instance.steps is {section.steps}, expected a number above 0")
+    levels = tuple(Level(spacing, section.steps, RATE) for spacing in spacings)
+    try:
+        return Refinement(mind=section.mind, lam=section.lam, levels=levels, diffeomorphic=bool(section.diffeomorphic))
+    except ValueError as error:
+        raise UserError(f"instance: {error}") from error
+
+
+def register(case: Case, settings: Refinement, *, start: np.ndarray | None = None) -> Registration:
+    """Optimises the displacement of one case, from a displacement (x y z 3) in voxels or from zero."""
+    found = refine(
+        volume(case.fixed),
+        volume(case.moving),
+        start=None if start is None else jnp.asarray(start)[None],
+        settings=settings,
+    )
+    return apply_displacement(case, np.asarray(found)[0])

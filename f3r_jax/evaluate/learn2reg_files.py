@@ -1,0 +1,105 @@
+"""A run's cases as Learn2Reg submissions: which files stand behind them, their fields in the files' order, the scores.
+
+Letters: x y z voxels of the working grid.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Float32, Float64, Real
+from ml_collections import ConfigDict
+
+from f3r_jax.evaluate import learn2reg
+from f3r_jax.data import nifti, pairs
+from f3r_jax.data.datasets import Case
+from f3r_jax.common.errors import UserError
+
+Field = Float[np.ndarray, "x y z 3"]  # voxels of the working grid, pull
+
+SAME_GRID = 1e-3  # voxels: what float32 headers leave between grids that are one
+
+
+def open_pairs(data_config: ConfigDict, names: Iterable[str]) -> dict[str, pairs.Pair]:
+    """The files behind cases by name, checked to be such that a run's fields are fields of the files.
+
+    Raises:
+      UserError: no files with the MR fixed, the run works on another grid than they have.
+    """
+    source, direction = data_config.source, data_config.direction
+    if (source, direction) != ("nifti", "ct_to_mr"):
+        raise UserError(
+            f"data.source is {source} and data.direction {direction}; Learn2Reg scores files, the MR fixed: expected "
+            "nifti and ct_to_mr"
+        )
+    found = {pair.name: pair for pair in pairs.read_pairs(Path(data_config.root))}
+    for name in names:
+        grid = nifti.read_grid(found[name].mr.image)
+        shape, spacing = tuple(data_config.shape), tuple(data_config.spacing)
+        if grid.shape != shape or np.abs(grid.spacing - spacing).max() > nifti.GRID_TOLERANCE:
+            lengths = ",".join(f"{length:.6g}" for length in grid.spacing)
+            raise UserError(
+                f"{grid.path}: a Learn2Reg submission lies on this file's grid, but the run has data.shape {shape} and "
+                f"data.spacing {spacing}; expected a run with data.shape={','.join(map(str, grid.shape))} "
+                f"data.spacing={lengths}"
+            )
+    return {name: found[name] for name in names}
+
+
+def submit(folder: Path, displacement: Field, case: Case, pair: pairs.Pair) -> dict:
+    """Writes a case's field as a submission and returns its scores, with the file's name under "submission".
+
+    Files that aren't numbered as Learn2Reg's are only scored: "submission" is None. LogJacDetStd is taken in the mask
+    that lies where the challenge keeps them, masksTr for imagesTr, and everywhere if there is none, as it does.
+
+    Raises:
+      UserError: both files have label maps, so there is an HD95, and surface-distance is not installed.
+    """
+    if pair.mr.labels and pair.ct.labels:
+        learn2reg.check()  # before anything is written
+    scans = pair.mr, pair.ct
+    field = to_file_order(displacement, case, pair)
+    numbers = [
+        re.fullmatch(rf".*_(\d{{4}})_{modality}\.nii(\.gz)?", scan.image.name)
+        for scan, modality in zip(scans, ("0000", "0001"), strict=True)
+    ]
+    name = learn2reg.submission_name(*(match[1] for match in numbers)) if all(numbers) else None
+    if name is not None:
+        learn2reg.write_submission(folder, name, field)
+    maps = [_in_file_order(scan.labels, nifti.read_labels(scan.labels)) if scan.labels else None for scan in scans]
+    image = pair.mr.image
+    mask_file = image.parent.with_name(image.parent.name.replace("images", "masks")) / image.name
+    masked = mask_file != image and mask_file.is_file()
+    mask = _in_file_order(mask_file, nifti.read(mask_file)) if masked else None
+    # In float64, which is what the evaluator makes of the file.
+    return {"submission": name, **learn2reg.evaluate_case(field.astype(np.float64), *maps, mask=mask)}
+
+
+def to_file_order(displacement: Field, case: Case, pair: pairs.Pair) -> Float32[np.ndarray, "_x _y _z 3"]:
+    """A field of the working grid, which is the fixed file's in RAS+, in the voxels and order of the files.
+
+    Where both files lie on that grid it is the field itself, but for flips and swaps of axes. Else the moving file's
+    voxels are reached through its header.
+    """
+    turn, axes, steps = _turn(pair.mr.image)
+    turned = displacement.transpose(*axes, 3)[tuple(slice(None, None, step) for step in steps)]
+    moving = nifti.read_stored_grid(pair.ct.image).affine
+    to_moving = np.linalg.inv(moving) @ case.moving_affine  # from a voxel of the working grid to one of the moving file
+    rest = (to_moving @ turn - np.eye(4))[:3]
+    if (np.abs(rest) @ (*turned.shape[:3], 1)).max() < SAME_GRID:
+        return turned[..., axes] * np.array(steps, np.float32)
+    voxels = np.moveaxis(np.indices(turned.shape[:3]), 0, -1)
+    return (turned @ to_moving[:3, :3].T + voxels @ rest[:, :3].T + rest[:, 3]).astype(np.float32)
+
+
+def _in_file_order(path: Path, image: nifti.Image) -> Real[np.ndarray, "_x _y _z"]:
+    _, axes, steps = _turn(path)
+    return image.data.transpose(axes)[tuple(slice(None, None, step) for step in steps)]
+
+
+def _turn(path: Path) -> tuple[Float64[np.ndarray, "4 4"], list[int], list[int]]:
+    """From a voxel as the file stores it to one in RAS+: the matrix, and of each stored axis its RAS+ axis and sign."""
+    turn = np.rint(np.linalg.inv(nifti.read_grid(path).affine) @ nifti.read_stored_grid(path).affine)
+    axes = [int(axis) for axis in np.abs(turn[:3, :3]).argmax(axis=0)]
+    return turn, axes, [int(turn[axis, stored]) for stored, axis in enumerate(axes)]

@@ -1,0 +1,78 @@
+"""What is evaluated: a network from a checkpoint, or a classical method."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from f3r_jax.evaluate import instance, syn
+from f3r_jax import models
+from f3r_jax.data.datasets import Case
+from f3r_jax.config import INSTANCE, SYN, trains
+from f3r_jax.common.errors import UserError
+from f3r_jax.evaluate.inference import Registration, load_network, make_predictor, register
+from f3r_jax.ops.instance_optimisation import Refinement
+from f3r_jax.workdir.metadata import CONFIG_FILE, read_config
+
+UNTRAINED = {SYN: syn.LABEL, INSTANCE: instance.LABEL}
+
+
+class Method(NamedTuple):
+    """A way to register a case."""
+
+    label: str
+    config: ConfigDict
+    register: Callable[[Case], Registration]
+    parameters: int  # that were trained
+    step: int | None  # of the checkpoint; None for a method that is not trained
+    compiles: bool
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is a network."""
+        return self.step is not None
+
+
+def open_method(workdir: Path, step: int | None = None, *, refine: bool = False) -> Method:
+    """The method of a run: from its checkpoint of `step`, or the newest; one that isn't trained from its config.
+
+    With `refine` a network's prediction is the start of an instance optimisation, with the settings `config.instance`.
+
+    Raises:
+      UserError: no such run or checkpoint, it doesn't fit its config, or a package is missing.
+    """
+    # The config of a run is read for a method without checkpoints; those of a network hold their own.
+    if (workdir / CONFIG_FILE).is_file() and not trains(config := read_config(workdir)):
+        label = UNTRAINED[config.model.name]
+        if step is not None:
+            raise UserError(f"{workdir}: {label} is not trained, expected no --step")
+        if refine:
+            raise UserError(f"{workdir}: {label} is not trained, expected no --refine")
+        return _untrained(config)
+    network, params, config, step = load_network(workdir, step)
+    label, register_case = models.label(config.model), partial(register, make_predictor(network), params)
+    if refine:
+        label = f"{label} + {instance.LABEL}"
+        register_case = partial(_predict_and_optimise, register_case, instance.settings_of(config.instance))
+    return Method(label, config, register_case, models.count_parameters(network), step, compiles=True)
+
+
+def check_untrained(config: ConfigDict) -> None:
+    """Raises a UserError if a method that isn't trained can't run: a package is missing or a setting is wrong."""
+    _untrained(config)
+
+
+def _untrained(config: ConfigDict) -> Method:
+    name = config.model.name
+    if name == SYN:
+        syn.check()
+        register_case = partial(syn.register, settings=config.syn, seed=config.seed)
+    else:
+        register_case = partial(instance.register, settings=instance.settings_of(config.instance))
+    return Method(UNTRAINED[name], config, register_case, parameters=0, step=None, compiles=name == INSTANCE)
+
+
+def _predict_and_optimise(predict: Callable[[Case], Registration], settings: Refinement, case: Case) -> Registration:
+    return instance.register(case, settings, start=predict(case).displacement)

@@ -1,0 +1,23 @@
+"""SyN as one of the systems of a study: the paper's classical rival, evaluated without training."""
+
+import importlib.util
+
+from ml_collections import ConfigDict
+
+from f3r_jax.data.datasets import Case
+from f3r_jax.common.errors import UserError
+from f3r_jax.evaluate.classical import Pair, syn
+from f3r_jax.evaluate.inference import Registration, apply_displacement
+
+LABEL = "SyN"
+
+
+def check() -> None:
+    """Raises a UserError if ANTsPy is not installed."""
+    if importlib.util.find_spec("ants") is None:
+        raise UserError("SyN needs ANTsPy, which is not installed: make EXTRAS=baselines, or pip install antspyx")
+
+
+def register(case: Case, settings: ConfigDict, *, seed: int) -> Registration:
+    """Registers one case with the settings of `config.syn`."""
+    return apply_displacement(case, syn(Pair(case.fixed, case.moving, case.spacing), settings=settings, seed=seed))

@@ -1,0 +1,1 @@
+"""Registers pairs of scans: `python -m f3r_jax.register`."""

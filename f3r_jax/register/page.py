@@ -1,0 +1,59 @@
+"""The page of one registration: what came out, in one HTML file that needs nothing beside it."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jinja2
+
+CAPTIONS = {
+    "overlay": "Before and after: the moving scan after the affine step, the fixed scan, and the moving scan warped.",
+    "checkerboard": "Tiles of the fixed scan (grey) and the other one (tinted) in turn: edges should run on.",
+    "deformation": "The deformation without its affine part: as a grid, and how much tissue grows or shrinks.",
+}
+MEASURES = {"dice": "Dice, %", "asd_mm": "ASD, mm", "hd95_mm": "HD95, mm"}
+
+
+def page(summary: Mapping, pictures: Sequence[Path]) -> str:
+    """The page as HTML, from what `summary.json` holds and the PNGs."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("f3r_jax.register"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    figures = [
+        {"alt": path.stem, "caption": CAPTIONS[path.stem], "data": base64.b64encode(path.read_bytes()).decode()}
+        for path in pictures
+    ]
+    names = {side: Path(summary["settings"][side]).name for side in ("fixed", "moving")}
+    return environment.get_template("pair.html.jinja").render(
+        summary=summary, names=names, stages=stages(summary), figures=figures, measures=MEASURES, facts=_facts(summary)
+    )
+
+
+def stages(summary: Mapping) -> dict[str, Mapping]:
+    """Scores by stage, in order."""
+    return {"before": summary["before"], "affine": summary["affine"], "after": summary}
+
+
+def similarities(summary: Mapping) -> str:
+    """MIND differences by stage, in order."""
+    return ", ".join(f"{name} {value:.4f}" for name, value in summary["similarity"].items() if value is not None)
+
+
+def _facts(summary: Mapping) -> list[tuple[str, str]]:
+    """What stands beside the scores, as (name, value)."""
+    errors = [f"{name} {scores['tre_mm']:.2f} mm" for name, scores in stages(summary).items() if "tre_mm" in scores]
+    residual = summary["inverse_residual_voxels"]
+    seconds = [f"{name} {value:.1f}" for name, value in summary["seconds"].items()]
+    facts = [
+        ("MIND difference", similarities(summary)),
+        ("Landmark error", ", ".join(errors)),
+        ("Folding", f"{summary['folding_percent']:.3f} % of voxels"),
+        ("SD of log Jacobian", f"{summary['sd_log_jacobian']:.3f}"),
+        ("Inverse", f"residual {residual['mean']:.4f} voxels on average, {residual['max']:.2f} at most"),
+        ("Seconds", ", ".join(seconds)),
+    ]
+    return [(name, value) for name, value in facts if value]

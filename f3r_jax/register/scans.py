@@ -1,0 +1,124 @@
+"""Two scans of a user as a registration takes them, and the grid on which they meet.
+
+Volumes are read in canonical orientation; `stored` remembers the axes of the file. Letters: x y z voxels.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from f3r_jax.data import nifti, pairs, preprocess
+from f3r_jax.data.nifti import Grid, Image, PathLike
+from f3r_jax.data.preprocess import Numbers
+from f3r_jax.config import CT_WINDOW, MR_PERCENTILES
+from f3r_jax.common.errors import UserError
+
+MULTIPLE = 16  # voxels: grids come in few sizes, so that programs compiled for one serve the next pair too
+MARGIN = 16.0  # mm around the part that both scans show: a field may need to reach there
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """One scan with what goes with it, all on the image's canonical grid."""
+
+    image: Image  # as stored: HU for CT
+    normalised: Image  # in [0, 1]
+    modality: str  # "ct" | "mr"
+    stored: Grid  # in the file's own order of axes
+    mask: Image | None = None  # what may drive the registration; None: all of the field of view
+    labels: Image | None = None
+    landmarks: Float[np.ndarray, "n 3"] | None = None  # mm, RAS+
+
+
+def read(
+    path: PathLike,
+    *,
+    modality: str | None = None,
+    mask: PathLike | None = None,
+    labels: PathLike | None = None,
+    landmarks: PathLike | None = None,
+    ct_window: Sequence[float] = CT_WINDOW,
+) -> Scan:
+    """Reads a scan; a modality of None is told by the intensities.
+
+    Raises:
+      UserError: a file that is missing, unfit or on another grid than the image; a modality that can't be told.
+    """
+    image = nifti.read(path)
+    if modality is None:
+        modality = preprocess.recognise_modality(image)
+    others = {"mask": mask, "labels": labels}
+    for what, file in others.items():
+        others[what] = nifti.read_labels(file) if file else None
+        if others[what] is not None:
+            nifti.check_same_grid(image, others[what])
+    if others["mask"] is not None and not others["mask"].data.any():
+        raise UserError(f"{mask}: the mask is empty, expected voxels above 0 where the scan may be compared")
+    normalised = preprocess.normalise(image, modality, ct_window=ct_window, mr_percentiles=MR_PERCENTILES)
+    points = pairs.read_landmarks(Path(landmarks)) if landmarks else None
+    return Scan(image, normalised, modality, nifti.read_stored_grid(path), landmarks=points, **others)
+
+
+def common_grid(fixed: Grid, moving: Grid, matrix: Float[np.ndarray, "4 4"], *, spacing: float) -> Grid:
+    """A grid along the fixed scan's axes over what both scans show, in cubes of `spacing` mm.
+
+    `matrix` takes mm of the fixed frame to mm of the moving one. The part of the fixed field of view which the moving
+    one covers gets a margin; the sizes are whole multiples of 16 voxels.
+
+    Raises:
+      UserError: the two fields of view share nothing.
+    """
+    voxels = _shared_voxels(fixed, moving, matrix)
+    if voxels is None:
+        raise UserError(
+            f"{moving.path}: shows nothing of what {fixed.path} shows after the affine step; expected scans of the "
+            "same part of the body"
+        )
+    margin = MARGIN / fixed.spacing
+    low = np.maximum(voxels.min(axis=0) - margin, -0.5)
+    high = np.minimum(voxels.max(axis=0) + margin, np.asarray(fixed.shape) - 0.5)
+    centre = fixed.affine[:3, :3] @ ((low + high) / 2) + fixed.affine[:3, 3]
+    return _over(fixed, centre, (high - low) * fixed.spacing, np.full(3, spacing))
+
+
+def covering(grid: Grid, *, spacing: Numbers) -> Grid:
+    """A grid of another spacing (mm) over the same field of view; the sizes are whole multiples of 16 voxels."""
+    centre = grid.affine[:3, :3] @ ((np.asarray(grid.shape) - 1) / 2) + grid.affine[:3, 3]
+    return _over(grid, centre, np.asarray(grid.shape) * grid.spacing, np.asarray(spacing, np.float64))
+
+
+def no_finer(grid: Grid, spacing: float) -> Grid:
+    """The grid itself, or where its voxels are finer than `spacing` mm, one of that spacing over its field of view."""
+    if (grid.spacing >= spacing * (1 - 1e-6)).all():
+        return grid
+    return covering(grid, spacing=np.maximum(grid.spacing, spacing))
+
+
+def on_grid(scan: Scan, grid: Grid) -> tuple[Float[np.ndarray, "x y z"], Bool[np.ndarray, "x y z"]]:
+    """(intensities in [0, 1], where they may be compared) at the voxels of a grid that leads to the scan's frame."""
+    inside = preprocess.field_of_view(scan.image.grid, grid)
+    if scan.mask is not None:
+        inside &= preprocess.resample_labels(scan.mask, grid) > 0
+    return preprocess.resample(scan.normalised, grid), inside
+
+
+def _over(like: Grid, centre: np.ndarray, length: np.ndarray, spacing: np.ndarray) -> Grid:
+    """A grid along the axes of another, over at least `length` mm about `centre` (mm)."""
+    shape = (np.ceil(length / spacing / MULTIPLE - 1e-6).astype(int) * MULTIPLE).clip(MULTIPLE)
+    affine = np.eye(4)
+    affine[:3, :3] = like.affine[:3, :3] / like.spacing * spacing
+    affine[:3, 3] = centre - affine[:3, :3] @ ((shape - 1) / 2)
+    return Grid(tuple(int(size) for size in shape), affine, like.path)
+
+
+def _shared_voxels(fixed: Grid, moving: Grid, matrix: np.ndarray) -> np.ndarray | None:
+    """Points of a lattice over the fixed field of view that the moving one covers, in fixed voxels (n 3)."""
+    ticks = [np.linspace(-0.5, size - 0.5, preprocess.LATTICE * 2 + 1) for size in fixed.shape]
+    points = np.stack(np.meshgrid(*ticks, indexing="ij"), axis=-1).reshape(-1, 3)
+    to_moving = np.linalg.inv(moving.affine) @ matrix @ fixed.affine
+    there = points @ to_moving[:3, :3].T + to_moving[:3, 3]
+    covered = ((there >= -0.5) & (there <= np.asarray(moving.shape) - 0.5)).all(axis=1)
+    return points[covered] if covered.any() else None

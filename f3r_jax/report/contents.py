@@ -1,0 +1,186 @@
+"""Everything that a report shows of a study: its tables, figures and the provenance of its rows."""
+
+import csv
+import dataclasses
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from f3r_jax.models.f3rnet import VARIANTS
+from f3r_jax.report import comparison, control_tables, findings, paper_results, study_figures, wording
+from f3r_jax.report.charts import Drawing
+from f3r_jax.report.comparison import CHOSEN_BY, Table
+from f3r_jax.report.findings import Finding
+from f3r_jax.report.study_runs import Problem, Run, Study
+from f3r_jax.report.wording import Grid
+
+UNRECORDED = "not recorded"
+PARTS = ("FR stream", "encoder", "decoder", "more MRBs")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A table of the paper in one setting, with its figures."""
+
+    stem: str
+    number: int
+    direction: str
+    data: str
+    grid: Grid
+    notes: list[str]
+    controls: Grid
+    control_notes: list[str]
+    order: Grid | None
+    order_words: list[str]
+    figures: list[Drawing]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """A report; `files` are the texts of its CSV files by name."""
+
+    findings: list[Finding]
+    table_1: list[dict]
+    table_1_notes: list[str]
+    parts: list[Part]
+    runs: list[dict]
+    problems: list[Problem]
+    files: dict[str, str]
+
+
+def contents(study: Study, folder: Path) -> Contents:
+    """Makes it all; figures are written into the folder."""
+    tables = comparison.tables(study.runs)
+    problems = list(study.problems)
+    parts, files = [], {"table_1.csv": _csv(table_1())}
+    for table in tables:
+        part = _part(table, tables, folder, problems)
+        parts.append(part)
+        files[f"table_{part.number}_{part.stem}.csv"] = _csv(_numbers(table))
+        files[f"cases_{part.stem}.csv"] = _csv(_cases(table))
+    runs = [_provenance(run, tables) for run in sorted(study.runs, key=_place)]
+    if runs:
+        files["runs.csv"] = _csv([{key: value for key, value in run.items() if key != "config"} for run in runs])
+    return Contents(findings.findings(tables), table_1(), table_1_notes(), parts, runs, problems, files)
+
+
+def table_1() -> list[dict]:
+    """Which parts of each variant use F3D, off the code's own table."""
+    return [{"network": VARIANTS[name].label} | dict(zip(PARTS, _parts(name), strict=True)) for name in VARIANTS]
+
+
+def table_1_notes() -> list[str]:
+    """Where the paper's Table 1 prints something else."""
+    notes = []
+    for name, ours in ((name, _parts(name)) for name in VARIANTS):
+        if ours != paper_results.TABLE_1[name]:
+            other = [part for part, a, b in zip(PARTS, ours, paper_results.TABLE_1[name], strict=True) if a != b]
+            notes.append(
+                f"{VARIANTS[name].label}: the paper's Table 1 says otherwise of the {wording.listed(other)}; ours "
+                f"follows the paper's text and its count of {paper_results.TABLE_2[name].parameters} M parameters."
+            )
+    return notes
+
+
+def _parts(name: str) -> tuple[bool, bool, bool, bool]:
+    variant = VARIANTS[name]
+    return variant.full, variant.encoder, variant.decoder, variant.extra_mrbs > 0
+
+
+def _part(table: Table, tables: Sequence[Table], folder: Path, problems: list[Problem]) -> Part:
+    direction = table.setting.direction
+    alike = [other for other in tables if other.setting.direction == direction]
+    stem = direction + (f"_{alike.index(table) + 1}" if len(alike) > 1 else "")
+    drawn = [
+        *study_figures.overview(table, stem, folder),
+        *study_figures.lambda_figure(table, stem, folder),
+        *study_figures.case_figure(table, stem, folder, problems),
+        *(study_figures.feature_figure(table, stem, folder, problems) if table is tables[0] else ()),
+        *study_figures.training_figures(table, stem, folder),
+    ]
+    return Part(
+        stem,
+        paper_results.TABLE_NUMBERS[direction],
+        paper_results.DIRECTIONS[direction],
+        wording.data_of(table.setting),
+        wording.grid(table),
+        wording.notes(table) + [one for one in drawn if isinstance(one, str)],
+        control_tables.control_grid(table),
+        control_tables.control_notes(table),
+        findings.order_grid(table),
+        findings.order_words(table),
+        [one for one in drawn if isinstance(one, Drawing)],
+    )
+
+
+def _numbers(table: Table) -> list[dict]:
+    """The table in full digits."""
+    lines = []
+    for row in table.rows:
+        line = {"method": row.label, "lambda": row.lam, "parameters": row.parameters, "cases": len(row.cases)}
+        line |= {f"seconds_{device}": row.seconds(device) for device in ("cpu", "gpu")}
+        for measure in comparison.measures(table.rois):
+            cell = table.cell(row, measure)
+            mean, std = cell.printed or (None, None)
+            line |= {f"{measure} mean": cell.mean, f"{measure} std": cell.std, f"{measure} p": cell.p}
+            line |= {f"{measure} seeds": " ".join(map(repr, cell.seeds))}
+            line |= {f"{measure} paper mean": mean, f"{measure} paper std": std}
+        lines.append(line)
+    return lines
+
+
+def _cases(table: Table) -> list[dict]:
+    """A line a method and case."""
+    return [
+        {"method": row.label, "lambda": row.lam, "case": key.name}
+        | {measure: scores.get(measure) for measure in comparison.measures(table.rois)}
+        for row in table.rows
+        for key, scores in row.cases.items()
+    ]
+
+
+def _provenance(run: Run, tables: Sequence[Table]) -> dict:
+    """What a run was, for the end of the page."""
+    summary = run.summary
+    origin = summary.get("origin") or {}
+    pair_specific = (summary.get("controls") or {"pair_specific": {}})["pair_specific"]
+    used = any(run is one for table in tables for row in table.rows for one in row.runs)
+    return {
+        "method": summary["method"],
+        "direction": paper_results.DIRECTIONS[run.setting.direction],
+        "lambda": run.lam,
+        "seed": run.config.seed,
+        "step": summary.get("step"),
+        "device": summary["device"],
+        "in the tables": "yes" if used else "no",
+        "mean Dice": comparison.mean_of(run.cases, CHOSEN_BY)["mean"],
+        "Dice gain over the mean field": pair_specific.get("dice_gain"),
+        "correlation": pair_specific.get("correlation"),
+        "learned the pair": control_tables.verdict(run),
+        "folder": os.path.relpath(run.path),
+        "command": origin.get("command") or summary.get("command") or UNRECORDED,
+        "commit": origin.get("commit") or UNRECORDED,
+        "trained with": _versions(origin.get("versions")),
+        "evaluated with": _versions(summary.get("versions")),
+        "config": json.dumps(json.loads(run.config.to_json()), indent=1),
+    }
+
+
+def _place(run: Run) -> tuple:
+    """The order of the tables."""
+    rank = paper_results.SYSTEMS.index(run.system) if run.system in paper_results.SYSTEMS else len(paper_results.SYSTEMS)
+    return list(paper_results.DIRECTIONS).index(run.setting.direction), rank, run.lam or 0.0, run.config.seed, str(run.path)
+
+
+def _versions(found: Mapping[str, str] | None) -> str:
+    return ", ".join(f"{name} {version}" for name, version in (found or {}).items()) or UNRECORDED
+
+
+def _csv(rows: Sequence[Mapping]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

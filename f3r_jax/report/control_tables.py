@@ -1,0 +1,92 @@
+"""The controls of a study's networks as a table and in words: have they learned the pair, or the average motion?"""
+
+import math
+
+from f3r_jax.report.comparison import Row, Table
+from f3r_jax.report.study_runs import Run
+from f3r_jax.report.wording import Grid, Text, count, listed, number
+from f3r_jax.evaluate.score_tables import NO_CONTROLS, before, explain_controls, mean_over_organs
+
+VERDICTS = {True: "yes", False: "no", None: "unknown"}
+LEGEND = (
+    "Mean field: every test case is moved by the mean of the predictions for the other test cases, the average motion; "
+    "other pair: by the prediction for another test case. Dice is the mean over organs. p: Wilcoxon's signed-rank test "
+    "of the gain over the mean field, one-sided, paired by case. Correlation: of prediction and ground truth inside "
+    "the organs, each less its mean over the other cases. A network that has not learned the pair predicts the average "
+    "motion, and its scores say nothing about registration."
+)
+
+
+def control_grid(table: Table) -> Grid:
+    """One row per run of the table."""
+    rows = [(row.label, _note(row, run), _cells(run)) for row in table.rows for run in row.runs]
+    groups = [("Mean Dice, %", 4), ("Gain over the mean field", 2), ("Correlation", 1), ("Learned the pair", 1)]
+    heads = ["before", "prediction", "mean field", "other pair", "points", "p", "", ""]
+    return Grid(groups, heads, rows)
+
+
+def control_notes(table: Table) -> list[str]:
+    """What the columns are, and the verdict on each run."""
+    verdicts = [
+        f"{row.label}{f' ({note})' if (note := _note(row, run)) else ''}: {explain_controls(run.summary)}"
+        for row in table.rows
+        for run in row.runs
+    ]
+    return [LEGEND, *verdicts]
+
+
+def not_learned(table: Table) -> str:
+    """A sentence on the networks that predict the average motion; empty if there are none."""
+    names = _with_verdict(table, "no")
+    if not names:
+        return ""
+    have, they = ("has", "it predicts") if len(names) == 1 else ("have", "they predict")
+    return f"{listed(names)} {have} not learned the pair: {they} the average motion."
+
+
+def undecided(table: Table) -> str:
+    """A sentence on the networks of which it is unknown; empty if there are none."""
+    parts = []
+    for verdict, why in (("unknown", "the controls can't decide"), (NO_CONTROLS, NO_CONTROLS)):
+        names = _with_verdict(table, verdict)
+        parts += [f"{listed(names)} ({why})"] if names else []
+    return f"Unknown whether the pair was learned: {'; '.join(parts)}." if parts else ""
+
+
+def verdict(run: Run) -> str:
+    """Whether a run has learned the pair: yes, no, unknown or no controls."""
+    controls = run.summary.get("controls")
+    return VERDICTS[controls["pair_specific"]["learned"]] if controls else NO_CONTROLS
+
+
+def _with_verdict(table: Table, wanted: str) -> list[str]:
+    """The networks of the table with such a verdict, each with how many of its seeds."""
+    names = []
+    for row in table.rows:
+        found = [run for run in row.runs if run.trained and verdict(run) == wanted]
+        if found:
+            names.append(row.label + (f" ({len(found)} of {count(len(row.runs), 'run')})" if len(row.runs) > 1 else ""))
+    return names
+
+
+def _note(row: Row, run: Run) -> str:
+    return f"seed {run.config.seed}" if len(row.runs) > 1 else ""
+
+
+def _cells(run: Run) -> list[Text]:
+    summary = run.summary
+    dices = [before(summary), summary]
+    controls = summary.get("controls")
+    if not controls:
+        own = [Text(number(mean_over_organs(side, "dice"), 1)) for side in dices]
+        return [*own, *[Text("–")] * 5, Text(NO_CONTROLS)]
+    dices += [controls["mean_field"], controls["other_pair"]]
+    found = controls["pair_specific"]
+    gain, p = (math.nan if found[key] is None else found[key] for key in ("dice_gain", "dice_gain_p"))
+    return [
+        *(Text(number(mean_over_organs(side, "dice"), 1)) for side in dices),
+        Text("–" if math.isnan(gain) else f"{gain:+.2f}"),
+        Text("–" if math.isnan(p) else f"{p:.2g}"),
+        Text(number(found["correlation"])),
+        Text(verdict(run)),
+    ]

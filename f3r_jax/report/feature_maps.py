@@ -1,0 +1,57 @@
+"""The features inside a trained F3RNet for one case, as the paper's Fig. 6 shows them."""
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from f3r_jax.data.datasets import Case
+from f3r_jax.evaluate.inference import load_network, volume
+
+STREAMS = {"l": "Full-resolution stream", "h": "Multi-scale residual stream"}
+
+
+def feature_slices(workdir, case: Case, *, step: int, index: int) -> dict[str, dict[str, Float[np.ndarray, "c x y"]]]:
+    """An axial slice of the features after every block: {stream: {block: channels}}, in the order of the blocks.
+
+    Args:
+      workdir: the run's folder.
+      case: what the network is shown.
+      step: of the checkpoint.
+      index: of the slice, in voxels of the case; a coarse block shows the slice that holds it.
+
+    Raises:
+      UserError: the checkpoint can't be read.
+    """
+    network, params, _, _ = load_network(workdir, step)
+
+    @jax.jit
+    def slices(params: dict, moving: jax.Array, fixed: jax.Array) -> dict[str, jax.Array]:
+        _, state = network.apply({"params": params}, moving, fixed, mutable="features")
+        # Cut inside the compiled function, so that the volumes of all blocks never lie in memory at once.
+        depth = max(value.shape[3] for (value,) in state["features"].values())
+        return {
+            name: value[0, :, :, index * value.shape[3] // depth].transpose(2, 0, 1)
+            for name, (value,) in state["features"].items()
+        }
+
+    cut = slices(params, volume(case.moving), volume(case.fixed))
+    return {
+        title: {words(name): np.asarray(cut[name]) for name in _in_order(cut) if name.startswith(f"{stream}_")}
+        for stream, title in STREAMS.items()
+    }
+
+
+def words(name: str) -> str:
+    """The name of a block for a reader: "l_encoder_1" is "encoder 1/2"."""
+    _, part, number = name.split("_")
+    return f"extra {int(number) + 1}" if part == "extra" else f"{part} 1/{2 ** int(number)}"
+
+
+def _in_order(names) -> list[str]:
+    """Encoder down, extra blocks, decoder up: JAX hands mappings back sorted by name."""
+
+    def place(name: str) -> tuple[int, int]:
+        _, part, number = name.split("_")
+        return ("encoder", "extra", "decoder").index(part), -int(number) if part == "decoder" else int(number)
+
+    return sorted(names, key=place)

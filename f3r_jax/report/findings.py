@@ -1,0 +1,186 @@
+"""What a study found, in sentences made from its numbers: the summary, and our order beside the paper's."""
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+from f3r_jax.evaluate.controls import SIGNIFICANT
+from f3r_jax.report import paper_results
+from f3r_jax.report.comparison import HARDEST, Row, Table, paired_p, sign
+from f3r_jax.report.control_tables import not_learned, undecided
+from f3r_jax.report.wording import Grid, MEASURES, Text, count, data_of, listed, number, p_value
+
+
+class Finding(NamedTuple):
+    """What one table says."""
+
+    where: str
+    sentences: list[str]
+
+
+class Pair(NamedTuple):
+    """Two systems that stand the other way round than in the paper: `ahead` is better here."""
+
+    ahead: str
+    behind: str
+    p: float | None
+
+
+class Order(NamedTuple):
+    """The systems that both have, from best to worst, and the pairs that stand the other way round."""
+
+    measure: str
+    ours: list[str]
+    papers: list[str]
+    pairs: int
+    swapped: list[Pair]
+
+
+def findings(tables: Sequence[Table]) -> list[Finding]:
+    """The summary of a study."""
+    return [_finding(table) for table in tables]
+
+
+def order_words(table: Table) -> list[str]:
+    """Where our order differs from the paper's."""
+    return [_order(found) for found in _orders(table)]
+
+
+def order_grid(table: Table) -> Grid | None:
+    """The places of the methods here and in the paper; None where there is nothing to compare."""
+    orders = _orders(table)
+    if not orders:
+        return None
+    labels = orders[0].ours + [label for found in orders for label in found.ours if label not in orders[0].ours]
+    rows = []
+    for label in dict.fromkeys(labels):
+        cells = []
+        for found in orders:
+            for side in (found.ours, found.papers):
+                place = side.index(label) + 1 if label in side else None
+                cells.append(Text(str(place or "–"), best=place == 1))
+        rows.append((label, "", cells))
+    groups = [(f"Place in {MEASURES[found.measure].name}", 2) for found in orders]
+    return Grid(groups, ["here", "paper"] * len(orders), rows)
+
+
+def order(table: Table, measure: str) -> Order | None:
+    """Our order of the systems beside the paper's; None with fewer than two to compare."""
+    both = [row for row in table.rows if row.system != paper_results.MOVING and table.cell(row, measure).printed]
+    both = [row for row in both if not math.isnan(table.cell(row, measure).mean)]
+    if len(both) < 2:
+        return None
+    ours = {row.system: sign(measure) * table.cell(row, measure).mean for row in both}
+    printed = {row.system: sign(measure) * table.cell(row, measure).printed[0] for row in both}
+    swapped = []
+    for a, b in combinations(both, 2):
+        if (ours[a.system] - ours[b.system]) * (printed[a.system] - printed[b.system]) < 0:
+            ahead, behind = sorted((a, b), key=lambda row: ours[row.system])
+            swapped.append(Pair(ahead.label, behind.label, paired_p(ahead.cases, behind.cases, measure)))
+    labels = {row.system: row.label for row in both}
+    ranked = [[labels[system] for system in sorted(side, key=side.get)] for side in (ours, printed)]
+    return Order(measure, *ranked, math.comb(len(both), 2), swapped)
+
+
+def is_own(row: Row) -> bool:
+    """Whether it is an F3RNet."""
+    return row.system in paper_results.TABLE_1
+
+
+def _finding(table: Table) -> Finding:
+    ours = [row for row in table.rows if row.runs]
+    cases = count(len(table.row(paper_results.MOVING).cases), "test case")
+    where = f"{paper_results.DIRECTIONS[table.setting.direction]} ({data_of(table.setting)}; {cases})"
+    # What a network that predicts the average motion scores is no finding, so that comes first.
+    sentences = [not_learned(table), _leaders(table, ours), _rivals(table, ours), _worse(table, ours)]
+    sentences += [_folding(table, ours), undecided(table)]
+    differing = [
+        f"{len(found.swapped)} of {found.pairs} pairs in {MEASURES[found.measure].name}" for found in _orders(table)
+    ]
+    if differing and any(found.swapped for found in _orders(table)):
+        sentences.append(f"Our order of the methods is not the paper's: {listed(differing)} stand the other way round.")
+    elif differing:
+        sentences.append("Our order of the methods is the paper's.")
+    return Finding(where, [sentence for sentence in sentences if sentence])
+
+
+def _leaders(table: Table, ours: Sequence[Row]) -> str:
+    moving = table.row(paper_results.MOVING)
+    leaders = {measure: row for measure in MEASURES if (row := _best_of(table, ours, measure))}
+    if not leaders:
+        return "No surface distance and no Dice of any method is known."
+
+    def value(measure: str) -> str:
+        _, unit, digits = MEASURES[measure]
+        now, then = (number(table.cell(row, measure).mean, digits) for row in (leaders[measure], moving))
+        return f"{now} {unit} ({then} before registration)"
+
+    if len(ours) == 1:
+        return f"{ours[0].label} reaches {listed([f'a {MEASURES[m].name} of {value(m)}' for m in leaders])}."
+    if len({row.label for row in leaders.values()}) == 1:
+        both = listed([f"a {MEASURES[measure].name} of {value(measure)}" for measure in leaders])
+        return f"{next(iter(leaders.values())).label} is best, with {both}."
+    return "; ".join(f"{row.label} has the best {MEASURES[m].name}, {value(m)}" for m, row in leaders.items()) + "."
+
+
+def _rivals(table: Table, ours: Sequence[Row]) -> str:
+    """The best F3RNet against the best of the others, where the paper sees its strength."""
+    name, unit, digits = MEASURES[HARDEST]
+    own = _best_of(table, [row for row in ours if is_own(row)], HARDEST)
+    other = _best_of(table, [row for row in ours if not is_own(row)], HARDEST)
+    if own is None or other is None:
+        return ""
+    gap = table.cell(other, HARDEST).mean - table.cell(own, HARDEST).mean
+    side = "ahead of" if gap > 0 else "behind"
+    words = (
+        f"In {name} the best F3RNet, {own.label}, is {abs(gap):.{digits}f} {unit} {side} the best rival, {other.label}"
+    )
+    p = paired_p(own.cases, other.cases, HARDEST)
+    if p is None:
+        return f"{words}."
+    return f"{words} ({p_value(p)}{', which may be chance' if p >= SIGNIFICANT else ''})."
+
+
+def _worse(table: Table, ours: Sequence[Row]) -> str:
+    """A method that does harm is worth a sentence."""
+    moving = table.row(paper_results.MOVING)
+    parts = []
+    for measure, words in MEASURES.items():
+        if (paper_results.MOVING, measure) in table.cells:
+            limit = sign(measure) * table.cell(moving, measure).mean
+            worse = [row.label for row in ours if sign(measure) * table.cell(row, measure).mean > limit]
+            parts += [f"{listed(worse)} in {words.name}"] if worse else []
+    return f"Worse than no registration: {'; '.join(parts)}." if parts else ""
+
+
+def _folding(table: Table, ours: Sequence[Row]) -> str:
+    most = max(ours, key=lambda row: table.cell(row, "folding_percent").mean)
+    percent = table.cell(most, "folding_percent").mean
+    if percent == 0:
+        return "No field folds anywhere."
+    shown = "less than 0.001" if percent < 0.001 else number(percent, 3)
+    return f"Most folding: {most.label}, {shown} % of voxels."
+
+
+def _orders(table: Table) -> list[Order]:
+    return [found for measure in MEASURES if (found := order(table, measure))]
+
+
+def _order(found: Order) -> str:
+    title = MEASURES[found.measure].title
+    if not found.swapped:
+        return f"{title}: the same order as in the paper."
+    sure = [pair for pair in found.swapped if pair.p is not None and pair.p < SIGNIFICANT]
+    pairs = count(found.pairs, "pair")
+    text = f"{title}: of {pairs} of methods, {len(found.swapped)} stand the other way round than in the paper"
+    if not sure:
+        return f"{text}, none of them beyond chance (p < {SIGNIFICANT})."
+    pairs = listed([f"{pair.ahead} before {pair.behind} ({p_value(pair.p)})" for pair in sure])
+    return f"{text}; beyond chance (p < {SIGNIFICANT}): {pairs}."
+
+
+def _best_of(table: Table, rows: Sequence[Row], measure: str) -> Row | None:
+    known = [row for row in rows if (row.system, measure) in table.cells]
+    known = [row for row in known if not math.isnan(table.cell(row, measure).mean)]
+    return min(known, key=lambda row: sign(measure) * table.cell(row, measure).mean, default=None)

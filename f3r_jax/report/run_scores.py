@@ -1,0 +1,135 @@
+"""The scores of a run's test cases, from what its evaluation wrote.
+
+Scores of a case are a flat mapping, {"dice/liver": 88.1, "asd_mm/kidney": 2.9, ..., "folding_percent": 0.0}: a score
+and a region of interest (ROI). The kidneys are one ROI, as in the paper: the mean over both. "dice/mean" is the mean
+over the ROIs.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from f3r_jax.evaluate.controls import KINDS, PairSpecific
+from f3r_jax.evaluate.evaluation import FOLDER
+from f3r_jax.evaluate.scoring import SCORES
+from f3r_jax.evaluate.score_tables import before as before_registration
+
+Scores = dict[str, float]
+OF_THE_FIELD = ("folding_percent", "sd_log_jacobian", "epe_mm")
+AGREEMENT = 1e-6  # relative, between a mean in the summary and the one over the rows
+
+
+class CaseKey(NamedTuple):
+    """A test case: two are the same if their names and their scores before registration agree.
+
+    The name alone does not tell: a phantom of another seed has cases of the same names.
+    """
+
+    name: str
+    before: tuple[tuple[str, float], ...]
+
+
+class Unreadable(Exception):
+    """Why a run can't be used."""
+
+
+def read_cases(path: Path, summary: dict) -> dict[CaseKey, Scores]:
+    """The scores of each case of a cases.csv, which must be of the same evaluation as the summary."""
+    by_name: dict[str, list[dict]] = {}
+    try:
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                by_name.setdefault(row["case"], []).append(row)
+        if not by_name:
+            raise Unreadable(f"{FOLDER}/{path.name}: no cases in it")
+        _check_agreement(summary, by_name)
+        return dict(_case(name, rows) for name, rows in by_name.items())
+    except OSError as error:
+        raise Unreadable(f"{FOLDER}/{path.name}: not readable ({error.strerror})") from error
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise Unreadable(
+            f"{FOLDER}/{path.name}: not as evaluate writes it ({type(error).__name__}: {error})"
+        ) from error
+
+
+def before(key: CaseKey) -> Scores:
+    """The scores of a case before registration."""
+    return dict(key.before)
+
+
+def roi_of(organ: str) -> str:
+    """The ROI an organ belongs to."""
+    return "kidney" if "kidney" in organ else organ
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean of those that are known; NaN if none is."""
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def read_json(path: Path) -> dict:
+    """An object from a file of a run."""
+    name = f"{path.parent.name}/{path.name}" if path.parent.name == FOLDER else path.name
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise Unreadable(f"{name}: not readable ({error})") from error
+    if not isinstance(found, dict):
+        raise Unreadable(f"{name}: expected an object, found {type(found).__name__}")
+    return found
+
+
+def _case(name: str, rows: Sequence[Mapping[str, str]]) -> tuple[CaseKey, Scores]:
+    if not any(row["organ"] for row in rows):
+        raise Unreadable(f"{FOLDER}/cases.csv: {name} has no organ labels, so no Dice and no surface distance")
+    sides = [_roi_scores(rows, suffix) for suffix in ("_before", "")]
+    first = rows[0]
+    fields = {key: _number(first[key]) for key in OF_THE_FIELD}
+    earlier = sides[0] | {"epe_mm": _number(first["epe_mm_before"])}
+    # Seven digits: the text of a float is exact, but another machine's last bit may not be the same.
+    known = tuple((key, float(f"{value:.7g}")) for key, value in sorted(earlier.items()) if not math.isnan(value))
+    return CaseKey(name, known), sides[1] | fields
+
+
+def _roi_scores(rows: Sequence[Mapping[str, str]], suffix: str) -> Scores:
+    scores: Scores = {}
+    for score in SCORES:
+        values: dict[str, list[float]] = {}
+        for row in rows:
+            values.setdefault(roi_of(row["organ"]), []).append(_number(row[score + suffix]))
+        scores |= {f"{score}/{roi}": mean(of_roi) for roi, of_roi in values.items()}
+        scores[f"{score}/mean"] = mean([scores[f"{score}/{roi}"] for roi in values])
+    return scores
+
+
+def _number(text: str) -> float:
+    return float(text) if text else float("nan")
+
+
+def _check_agreement(summary: dict, by_name: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
+    """A summary and rows of two evaluations must not be mixed."""
+    again = f"summary.json and cases.csv in {FOLDER} disagree; evaluate again"
+    try:
+        if summary["cases"] != len(by_name):
+            raise Unreadable(f"{again} ({summary['cases']} and {len(by_name)} cases)")
+        summarised = {organ: scores["dice"]["mean"] for organ, scores in summary["organs"].items()}
+        _ = [summary[key] for key in ("method", "parameters", "seconds_per_pair", "device", "step")]
+        sides = [before_registration(summary)]
+        if found := summary.get("controls"):
+            sides += [found[kind] for kind in KINDS]
+            _ = [found["pair_specific"][key] for key in PairSpecific._fields]
+        _ = [scores["dice"]["mean"] for side in sides for scores in side["organs"].values()]
+    except (KeyError, TypeError) as error:
+        raise Unreadable(
+            f"{FOLDER}/summary.json: not as evaluate writes it ({type(error).__name__}: {error})"
+        ) from error
+    for organ, value in summarised.items():
+        rows = mean([_number(row["dice"]) for of_case in by_name.values() for row in of_case if row["organ"] == organ])
+        if value is not None and not math.isclose(value, rows, rel_tol=AGREEMENT):
+            raise Unreadable(f"{again} (Dice of {organ}: {value:.3f} and {rows:.3f})")

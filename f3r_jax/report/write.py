@@ -1,0 +1,112 @@
+"""Writes a study's report: the paper's tables and figures from finished runs, as one HTML page and as Markdown.
+
+  python -m f3r_jax.report RUNS... --output=report
+
+RUNS are run folders, or folders with runs anywhere below. The output holds index.html, which needs no other file,
+report.md, and the tables and figures as CSV, PNG and SVG. All numbers come from the runs' evaluations. What can't be
+read is listed in the report; the exit status is 0 only if all was read, 1 if not.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import jinja2
+from absl import flags
+
+import f3r_jax
+from f3r_jax.common import cli
+from f3r_jax.common.errors import UserError
+from f3r_jax.report.contents import Contents, contents
+from f3r_jax.report.study_runs import read_study
+from f3r_jax.report.wording import count
+
+MANIFEST = "report.json"  # names the files of a report, so that the next one replaces these and nothing else
+PAGES = {"index.html": "report.html.jinja", "report.md": "report.md.jinja"}
+
+
+def report(paths: Sequence[Path], output: Path) -> Contents:
+    """Writes the report into `output`, in place of an earlier one there.
+
+    Raises:
+      UserError: no run in the folders, or `output` holds files that are no report's.
+    """
+    check_output(output)
+    study = read_study(paths)
+    if not study.folders:
+        reasons = "; ".join(f"{what}: {reason}" for what, reason in study.problems)
+        raise UserError(f"{reasons}; expected folders of runs, or folders that contain them")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".writing-") as made:
+        folder = Path(made) / "report"
+        folder.mkdir()
+        found = contents(study, folder)
+        for name, text in (found.files | _pages(found)).items():
+            (folder / name).write_text(text)
+        names = sorted([*(path.name for path in folder.iterdir()), MANIFEST])
+        (folder / MANIFEST).write_text(json.dumps({"files": names}, indent=1) + "\n")
+        if output.exists():
+            os.replace(output, Path(made) / "old")
+        os.replace(folder, output)
+    return found
+
+
+def check_output(output: Path) -> None:
+    """Raises a UserError if the folder holds anything but an earlier report."""
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise UserError(f"{output}: is a file, expected a folder for --output")
+    try:
+        own = set(json.loads((output / MANIFEST).read_text())["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        own = set()
+    foreign = sorted(path.name for path in output.iterdir() if path.name not in own)
+    if foreign:
+        names = ", ".join([*foreign[:3], *(["..."] if len(foreign) > 3 else [])])
+        raise UserError(
+            f"{output}: holds files that no report wrote ({names}); "
+            "expected a new or empty folder for --output, or an earlier report"
+        )
+
+
+def _pages(found: Contents) -> dict[str, str]:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("f3r_jax.report"),
+        autoescape=lambda name: name is not None and ".html" in name,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
+    made = {
+        "date": datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC").lstrip("0"),
+        "command": " ".join(["python -m f3r_jax.report", *sys.argv[1:]]),
+        "versions": f"f3r_jax {f3r_jax.__version__}, "
+        + ", ".join(f"{n} {version(n)}" for n in ("scipy", "matplotlib")),
+    }
+    return {
+        name: environment.get_template(template).render(report=found, made=made) for name, template in PAGES.items()
+    }
+
+
+if __name__ == "__main__":
+    _OUTPUT = flags.DEFINE_string("output", "report", "Folder of the report; an earlier report there is replaced.")
+
+    def main(argv: Sequence[str]) -> int:
+        """Reads the flags, writes the report and says what could not be read."""
+        if not argv[1:]:
+            raise UserError("expected RUNS... [--output=FOLDER]: folders of runs, or folders that contain them")
+        output = Path(_OUTPUT.value)
+        found = report([Path(name) for name in argv[1:]], output)
+        for what, reason in found.problems:
+            print(f"not read: {what}: {reason}", file=sys.stderr)
+        print(f"report: {output / 'index.html'} ({count(len(found.runs), 'run')})")
+        return int(bool(found.problems))
+
+    cli.run(main)

@@ -1,1 +1,0 @@
-"""What `f3r_jax.report` is made of: reading runs, comparing methods, words, figures and pages."""

@@ -1,0 +1,1 @@
+"""Unsupervised training: batches, augmentation, the jitted step, the loop and its record."""

@@ -1,0 +1,159 @@
+"""Checkpoints of a run: parameters, optimiser state and the config they belong to. The only user of Orbax.
+
+A checkpoint is a folder `<workdir>/checkpoints/<step>` with the items `params`, `optimiser` and `config`; params and
+config are all that an evaluation needs. Orbax writes it beside and renames, so a killed run leaves only whole ones.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from f3r_jax.config import completed
+from f3r_jax.common.errors import UserError
+
+FOLDER = "checkpoints"
+
+
+class Checkpoints:
+    """The checkpoints in one run's folder, newest last."""
+
+    def __init__(self, workdir: Path, *, keep: int = 3) -> None:
+        # Of a training across hosts process 0 alone keeps checkpoints: the state is the same on all.
+        alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+        (workdir / FOLDER).mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            create=False,
+            enable_async_checkpointing=False,
+            multiprocessing_options=alone if jax.process_count() > 1 else ocp.options.MultiprocessingOptions(),
+        )
+        self._manager = ocp.CheckpointManager(
+            (workdir / FOLDER).absolute(), options=options, item_names=("params", "optimiser", "config")
+        )
+
+    def latest(self) -> int | None:
+        """The newest step, or None."""
+        return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """All steps, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def drop_after(self, step: int) -> None:
+        """Deletes the checkpoints of later steps."""
+        for later in self.steps():
+            if later > step:
+                self._manager.delete(later)
+
+    def save(self, step: int, params: dict, optimiser: object, config: ConfigDict) -> None:
+        """Saves the state after `step` steps; does nothing if it is there already."""
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(params),
+                optimiser=ocp.args.StandardSave(optimiser),
+                config=ocp.args.JsonSave(json.loads(config.to_json())),
+            ),
+        )
+
+    def restore(self, step: int, params: dict, optimiser: object) -> tuple[dict, object]:
+        """Parameters and optimiser state after `step` steps, in the structure and types of the given ones."""
+        items = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(params), optimiser=ocp.args.StandardRestore(optimiser)
+            ),
+        )
+        return items["params"], items["optimiser"]
+
+    def close(self) -> None:
+        """Waits for what is being written and lets go of the folder."""
+        self._manager.close()
+
+
+def steps(workdir: Path) -> list[int]:
+    """The steps that have a whole checkpoint, in order. Reads only."""
+    folder = workdir / FOLDER
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def find(workdir: Path, step: int | None = None) -> Path:
+    """The folder of one checkpoint of a run: that of `step`, or the newest.
+
+    Raises:
+      UserError: no such folder, no checkpoint, or none of that step.
+    """
+    if not workdir.is_dir():
+        raise UserError(f"{workdir}: no such folder, expected the --workdir of a training run")
+    have = steps(workdir)
+    if not have:
+        raise UserError(f"{workdir}: no checkpoint found, expected {FOLDER}/<step> as a training run writes it")
+    if step is not None and step not in have:
+        raise UserError(f"{workdir}: no checkpoint of step {step}, found {', '.join(map(str, have))}")
+    return workdir / FOLDER / str(have[-1] if step is None else step)
+
+
+def load_config(checkpoint: Path) -> ConfigDict:
+    """The config that the checkpoint's run was started with, completed by the keys that came later."""
+    restored = _restore(checkpoint, "config", ocp.args.JsonRestore())
+    return completed(ConfigDict(restored))
+
+
+def load_params(checkpoint: Path, abstract: dict) -> dict:
+    """The parameters of a checkpoint, float32.
+
+    Args:
+      checkpoint: its folder.
+      abstract: the parameters expected, arrays or `jax.ShapeDtypeStruct`.
+
+    Raises:
+      UserError: the checkpoint holds a network of another shape, or can't be read.
+    """
+    stored = _shapes(_metadata(checkpoint))
+    expected = _shapes(abstract)
+    if stored != expected:
+        differing = sorted(set(stored.items()) ^ set(expected.items()))
+        name = differing[0][0]
+        raise UserError(
+            f"{checkpoint}: checkpoint of another architecture: {name} is {stored.get(name, 'absent')}, "
+            f"expected {expected.get(name, 'absent')} ({len({n for n, _ in differing})} parameters differ)"
+        )
+    return _restore(checkpoint, "params", ocp.args.StandardRestore(abstract))
+
+
+def _metadata(checkpoint: Path) -> dict:
+    with _reader(checkpoint) as reader:
+        return reader.metadata(checkpoint.absolute()).item_metadata.params.tree
+
+
+def _restore(checkpoint: Path, item: str, args: ocp.args.CheckpointArgs) -> dict:
+    with _reader(checkpoint) as reader:
+        return reader.restore(checkpoint.absolute(), args=ocp.args.Composite(**{item: args}))[item]
+
+
+@contextlib.contextmanager
+def _reader(checkpoint: Path) -> Iterator[ocp.Checkpointer]:
+    # All items have a handler, also those not asked for: Orbax warns of an item that it knows none for.
+    handler = ocp.CompositeCheckpointHandler(
+        params=ocp.StandardCheckpointHandler(),
+        optimiser=ocp.StandardCheckpointHandler(),
+        config=ocp.JsonCheckpointHandler(),
+    )
+    try:
+        with ocp.Checkpointer(handler) as reader:
+            yield reader
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{checkpoint}: not a readable checkpoint of this package ({type(error).__name__})") from error
+
+
+def _shapes(tree: dict) -> dict[str, tuple[int, ...]]:
+    return {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

@@ -1,0 +1,125 @@
+"""The folder of a run: the config it was started with, and where it came from."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from f3r_jax.config import completed
+from f3r_jax.common.errors import UserError
+
+CONFIG_FILE = "config.json"
+ORIGIN_FILE = "origin.json"
+PACKAGES = ("f3r_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "antspyx")
+
+
+def check_same_run(config: ConfigDict, workdir: Path) -> None:
+    """Raises a UserError if the folder holds a run of another config, or something that is no run."""
+    path = workdir / CONFIG_FILE
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir}: is a file, expected a folder for the run")
+    if not path.exists():
+        # A run killed while it wrote its config leaves that half-written file alone.
+        if workdir.is_dir() and any(file.name != f"{CONFIG_FILE}.tmp" for file in workdir.iterdir()):
+            raise UserError(
+                f"{workdir}: holds files but no {CONFIG_FILE}, expected an empty folder or that of a run to resume; "
+                "choose another with --workdir=FOLDER"
+            )
+        return
+    found, wanted = (flat(json.loads(each.to_json())) for each in (read_config(workdir), config))
+    for key in sorted(found.keys() | wanted.keys()):
+        if found.get(key) != wanted.get(key):
+            raise UserError(
+                f"{workdir}: holds a run of another config: {key} is {found.get(key, 'absent')!r} there and "
+                f"{wanted.get(key, 'absent')!r} here; choose another folder with --workdir=FOLDER"
+            )
+
+
+def write_config(config: ConfigDict, workdir: Path) -> None:
+    """Writes the config beside the run, for people and for `check_same_run`."""
+    _write(workdir / CONFIG_FILE, json.loads(config.to_json()))
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """The config that a run was started with, completed by the keys that came later.
+
+    Raises:
+      UserError: the folder is not there, or is that of no run.
+    """
+    path = workdir / CONFIG_FILE
+    if not path.is_file():
+        raise UserError(f"{workdir}: no {CONFIG_FILE} found, expected the --workdir of a run")
+    try:
+        return completed(ConfigDict(_read(path)))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not the config of a run ({error})") from error
+
+
+def write_origin(workdir: Path, argv: Sequence[str]) -> None:
+    """Writes what it takes to make the run again: command, versions, and the commit where the sources are in git."""
+    command = shlex.join(["python", "-m", "f3r_jax.main", *argv[1:]])
+    _write(workdir / ORIGIN_FILE, {"command": command, "versions": versions(), "commit": commit()})
+
+
+def read_origin(workdir: Path) -> dict:
+    """What `write_origin` wrote; empty for a run without it."""
+    path = workdir / ORIGIN_FILE
+    return _read(path) if path.is_file() else {}
+
+
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Versions of Python and of those packages that are installed; by default of all that a result can hang on."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The commit of these sources, with a + where they were changed since; None outside git."""
+    root = Path(__file__).parent.parent
+    try:
+        described = subprocess.run(
+            ["git", "-C", root, "describe", "--always", "--dirty=+", "--abbrev=12", "--match="],
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return described.stdout.strip() or None if (root / ".git").exists() else None
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}), expected what a run writes") from error
+
+
+def _write(path: Path, value: dict) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes beside and renames: a killed run leaves the old file or the new one."""
+    beside = path.with_name(f"{path.name}.tmp")
+    beside.write_text(text)
+    os.replace(beside, path)
+
+
+def flat(tree: Mapping, prefix: str = "") -> dict[str, object]:
+    """A config's values by their dotted keys."""
+    values = {}
+    for key, value in tree.items():
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return values
