@@ -17,10 +17,10 @@ import numpy as np
 from absl import flags
 
 from f3r_jax.common import cli
-from f3r_jax.register import output_files
+from f3r_jax.common.errors import UserError
 from f3r_jax.data import nifti, pairs, transforms
 from f3r_jax.data.nifti import Grid
-from f3r_jax.common.errors import UserError
+from f3r_jax.register import output_files
 
 FORWARD, INVERSE = "displacement.nii.gz", "inverse_displacement.nii.gz"
 

@@ -3,6 +3,8 @@
 A config states what is its own, the system and its lambda; whatever is in neither place doesn't exist.
 """
 
+from collections.abc import Mapping
+
 from ml_collections import ConfigDict, config_dict
 
 from f3r_jax.common.errors import UserError
@@ -211,3 +213,11 @@ def _shared(option: str) -> ConfigDict:
     config.data.mr_percentiles = MR_PERCENTILES
     config.data.organs = ConfigDict(ORGANS)
     return config
+
+
+def flat(tree: Mapping, prefix: str = "") -> dict[str, object]:
+    """A config's values by their dotted keys."""
+    values = {}
+    for key, value in tree.items():
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return values

@@ -26,21 +26,22 @@ import flax.linen as nn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from f3r_jax.common import cli
-from f3r_jax.train import devices
-from f3r_jax.evaluate import instance
 from f3r_jax import models
-from f3r_jax.train.batches import check_batches
-from f3r_jax.workdir.checkpoints import steps
-from f3r_jax.data.datasets import Dataset, open_dataset
-from f3r_jax.config import trains
+from f3r_jax.common import cli
+from f3r_jax.common.compilation_cache import keep_compiled_programs
 from f3r_jax.common.errors import UserError
+from f3r_jax.common.progress import Progress
+from f3r_jax.config import trains
+from f3r_jax.data.datasets import Dataset, open_dataset
+from f3r_jax.evaluate import instance
 from f3r_jax.evaluate.evaluation import evaluate, folder_of, report
 from f3r_jax.evaluate.methods import check_untrained
-from f3r_jax.common.compilation_cache import keep_compiled_programs
-from f3r_jax.common.progress import Progress
+from f3r_jax.train import devices
+from f3r_jax.train.batches import check_batches
+from f3r_jax.train.loop import train, train_together
 from f3r_jax.train.record import TrainingError
-from f3r_jax.train.loop import TrainStep, check_settings, compiled_step, train, train_together
+from f3r_jax.train.step import TrainStep, check_settings, compiled_step
+from f3r_jax.workdir.checkpoints import steps
 from f3r_jax.workdir.metadata import check_same_run, write_config, write_origin
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, e.g. configs/mrb.py", lock_config=True)

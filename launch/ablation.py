@@ -7,9 +7,9 @@ python launch/ablation.py --data=/data/pairs --slurm --slurm_gpus=1
 from argparse import Namespace
 from collections.abc import Sequence
 
-from arguments import DIRECTIONS, make_parser, parse, runs_of
-from launcher import launch, run_launcher
-from runs import Run, config_path
+from study.arguments import DIRECTIONS, make_parser, parse, runs_of
+from study.launcher import launch, run_launcher
+from study.runs import Run, config_path
 
 VARIANTS = ("wo_f3d", "w_f3d", "enc", "dec", "fr", "ms", "mrb")
 

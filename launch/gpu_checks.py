@@ -20,7 +20,10 @@ from multiprocessing import get_context
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ("conv", "warp", "fields", "mind", "losses", "layers", "models", "train")
+TESTS = (
+    *("ops/test_conv", "ops/test_warp", "ops/test_fields", "ops/test_mind", "ops/test_losses"),
+    *("models/test_layers", "models/test_models", "train/test_train"),
+)
 SECTIONS = "large,scaling,convolutions,sweep,small,memory"  # of the benchmark; what matters most comes first
 DATA = {"shape": (144, 144, 128), "spacing": (2.0, 2.0, 2.0), "cases": 48, "validation_cases": 2, "test_cases": 6}
 TRIAL_STEPS = 30
@@ -77,7 +80,7 @@ def run(name: str, command: list[str], output: Path) -> bool:
 
 def check_tests(output: Path) -> bool:
     """The tests whose result hangs on the device."""
-    files = [f"tests/test_{name}.py" for name in TESTS]
+    files = [f"tests/{name}.py" for name in TESTS]
     return run("tests", [sys.executable, "-m", "pytest", "-q", "--durations=10", *files], output)
 
 

@@ -14,11 +14,11 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from ablation import VARIANTS
-from arguments import DIRECTIONS, make_parser, numbers, parse, runs_of, spec_of
-from f3r_jax.config import trains
 from f3r_jax.common.errors import UserError
-from launcher import launch, run_launcher
-from runs import Run, config_path, load_config
+from f3r_jax.config import trains
+from study.arguments import DIRECTIONS, make_parser, numbers, parse, runs_of, spec_of
+from study.launcher import launch, run_launcher
+from study.runs import Run, config_path, load_config
 
 LAMBDAS = (0.1, 0.25, 0.5, 1.0, 2.0)  # about the best one on the phantom
 PAPER_LAMBDAS = (0.5, 1.0, 1.5, 2.0, 3.0)

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 import ablation
 import compare
 import lambda_sweep
-from arguments import make_parser, parse
-from launcher import launch, run_launcher
-from local import gpus
-from runs import Run, config_path
+from study.arguments import make_parser, parse
+from study.launcher import launch, run_launcher
+from study.local import gpus
+from study.runs import Run, config_path
 
 NETWORKS = (*ablation.VARIANTS, "vm1", "vm2", "faim")
 # The small study.

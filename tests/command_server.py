@@ -16,10 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from f3r_jax.workdir import checkpoints
-from f3r_jax.common import cli
 from f3r_jax import models
-from f3r_jax.evaluate import figures
 from f3r_jax.train import loop  # noqa: F401  imported once, for all children
 
 TINY_PARAMETERS = (27 * 2 * 4 + 4) + (27 * 4 * 3 + 3)

@@ -14,15 +14,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import command_server
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+import command_server
 from f3r_jax import models
 from f3r_jax.data import nifti
-from f3r_jax.data.datasets import Case, Dataset
+from f3r_jax.data.cases import Case
+from f3r_jax.data.datasets import Dataset
 
 pytest_plugins = ("extras",)
 REPOSITORY = Path(__file__).parent.parent

@@ -78,16 +78,16 @@ def flop_counter(torch):
 @pytest.fixture
 def torch_f3rnet(torch):
     """F3RNet in PyTorch."""
-    return importlib.import_module("f3r_jax.torch_f3rnet")
+    return importlib.import_module("f3r_jax.benchmark.torch_f3rnet")
 
 
 @pytest.fixture
 def torch_jobs(torch):
     """The jobs of a benchmark in PyTorch."""
-    return importlib.import_module("f3r_jax.torch_jobs")
+    return importlib.import_module("f3r_jax.benchmark.torch_jobs")
 
 
 @pytest.fixture
 def torch_voxelmorph(torch, voxelmorph):
     """VoxelMorph's own network."""
-    return importlib.import_module("f3r_jax.torch_voxelmorph")
+    return importlib.import_module("f3r_jax.benchmark.torch_voxelmorph")

@@ -20,7 +20,7 @@ STEPS = 6
 def main(arguments: list[str]) -> int:
     """The fake `f3r_jax.main`."""
     sys.path.insert(0, str(ROOT / "launch"))
-    import runs
+    from study import runs
 
     given = dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
     workdir, spec, lams = given.pop("workdir"), given.pop("config"), given.pop("lambdas", None)
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
 
 def do(workdir: Path, config: ConfigDict, folder: Path) -> int:
     """One run."""
-    import runs
+    from study import runs
 
     behaviour = folder / workdir.name
     if behaviour.exists() and behaviour.read_text() == "fail":
@@ -76,8 +76,7 @@ def report(arguments: list[str]) -> int:
 def launch(arguments: list[str]) -> int:
     """A launcher of launch/ with the fakes."""
     sys.path.insert(0, str(ROOT / "launch"))
-    import launcher
-    import runs
+    from study import launcher, runs
 
     runs.MAIN, launcher.REPORT_COMMAND = command("main"), command("report")
     launcher.SECONDS_BETWEEN_LOOKS = 0.05

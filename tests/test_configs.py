@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from f3r_jax.data.synthesis.settings import Settings, of_config
-from f3r_jax.config import completed
 from f3r_jax.common.errors import UserError
+from f3r_jax.config import completed
+from f3r_jax.data.synthesis.settings import Settings, of_config
 from f3r_jax.evaluate.instance import settings_of
 from f3r_jax.models import build, label
 from f3r_jax.ops.instance_optimisation import Refinement

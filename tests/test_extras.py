@@ -4,6 +4,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
 from extras import MODULES
 
 pytest_plugins = ("pytester",)

@@ -10,12 +10,12 @@ import jax
 import nibabel
 import numpy as np
 import pytest
-from conftest import REPOSITORY, SHAPE, blob
 
-from f3r_jax.workdir import checkpoints
+from conftest import REPOSITORY, SHAPE, blob
 from f3r_jax import models
 from f3r_jax.data import nifti
-from f3r_jax.train.record import read_rows
+from f3r_jax.workdir import checkpoints
+from f3r_jax.workdir.log import read_rows
 from f3r_jax.workdir.metadata import check_same_run, write_config
 
 AFFINE = np.diag([20.0, 20.0, 16.0, 1.0])

@@ -22,16 +22,15 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from f3r_jax.common import cli
 from f3r_jax.benchmark import registration, suite, workloads
-from f3r_jax.benchmark.tables import as_markdown, replace_section, section_name
-from f3r_jax.common.errors import UserError
 from f3r_jax.benchmark.environment import PACKAGES, environment
-from f3r_jax.models import LABELS, build, check_shape, count_parameters
-from f3r_jax.models.f3rnet import F3RNet, VARIANTS
-from f3r_jax.evaluate.scoring import finite
+from f3r_jax.benchmark.tables import as_markdown, replace_section, section_name
 from f3r_jax.benchmark.timing import measure
-from f3r_jax.workdir.metadata import write_text
+from f3r_jax.common import cli
+from f3r_jax.common.errors import UserError
+from f3r_jax.common.files import finite, write_text
+from f3r_jax.models import LABELS, build, check_shape, count_parameters
+from f3r_jax.models.f3rnet import VARIANTS, F3RNet
 
 WHAT = ("parameters", "compile", "forward", "train", "memory", "conv", "sweep", "torch")
 REGISTRATION = suite.REGISTRATION

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from f3r_jax.workdir.metadata import commit, versions
+from f3r_jax.common.provenance import commit, versions
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "voxelmorph")
 
@@ -32,7 +32,7 @@ def environment(packages: Sequence[str] = PACKAGES) -> dict:
 
 def fingerprint() -> str:
     """Of the package's sources: the commit alone wouldn't tell of changes since, and not at all outside git."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())

@@ -8,7 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from f3r_jax.benchmark.job import GIB, LAM, LEARNING_RATE, MIB, Prepared, available_bytes, peak_mib, random_arrays, timed
+from f3r_jax.benchmark.job import (
+    GIB,
+    LAM,
+    LEARNING_RATE,
+    MIB,
+    Prepared,
+    available_bytes,
+    peak_mib,
+    random_arrays,
+    timed,
+)
 
 MIND = "mind_ssc"
 LAMBDAS = (0.5, 1.5, 3.0)
@@ -57,7 +67,7 @@ def network_of(job: dict) -> tuple[Any, Any]:
     import jax
 
     from f3r_jax.models import initialise
-    from f3r_jax.models.f3rnet import F3RNet, VARIANTS
+    from f3r_jax.models.f3rnet import VARIANTS, F3RNet
     from f3r_jax.models.voxelmorph import DECODERS, VoxelMorph
 
     variant, options = job["variant"], {name: job[name] for name in OPTIONS if name in job}
@@ -97,7 +107,7 @@ def train(job: dict, *, lam: float | tuple[float, ...] = LAM) -> Prepared:
     import optax
 
     from f3r_jax.ops.losses import Batch, Objective
-    from f3r_jax.train.loop import State, make_train_step
+    from f3r_jax.train.step import State, make_train_step
 
     imported = peak_mib()
     network, params = network_of(job)

@@ -21,17 +21,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from f3r_jax.workdir import checkpoints
-from f3r_jax.evaluate import inference, scoring
-from f3r_jax.benchmark.tables import heading, table
-from f3r_jax.data import datasets
-from f3r_jax.data.datasets import Case
-from f3r_jax.config import syn_config
-from f3r_jax.common.errors import UserError
-from f3r_jax.ops.warp import warp
-from f3r_jax.evaluate.classical import RIVALS
 from f3r_jax.benchmark.registration_worker import COST_FILE, FIELD_FILE, NETWORKS, OURS, PAIR_FILE
+from f3r_jax.benchmark.tables import heading, table
+from f3r_jax.common.errors import UserError
+from f3r_jax.config import syn_config
+from f3r_jax.data import datasets
+from f3r_jax.data.cases import Case
+from f3r_jax.evaluate import inference, scoring
+from f3r_jax.evaluate.classical import RIVALS
 from f3r_jax.ops.shapes import Displacement, Volume
+from f3r_jax.ops.warp import warp
+from f3r_jax.workdir import checkpoints
 
 # Of the phantom. Its first two pairs move: a mean Dice of 72 % before. Configs and README use 0, 1 and 2.
 SEED = 1008

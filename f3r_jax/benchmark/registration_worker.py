@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from f3r_jax.common.malloc import keep_freed_memory
-from f3r_jax.evaluate.classical import Field, Pair, RIVALS
 from f3r_jax.benchmark.job import MIB, peak_mib, timed
+from f3r_jax.common.malloc import keep_freed_memory
+from f3r_jax.evaluate.classical import RIVALS, Field, Pair
 
 # What JAX reports while it turns Python into programs: tracing, lowering, and compiling or reading from the cache.
 COMPILING = tuple(
@@ -76,7 +76,7 @@ def refinement(_: None = None, **changes: object) -> Register:
     import dataclasses
 
     from f3r_jax.ops import instance_optimisation
-    from f3r_jax.evaluate.inference import volume
+    from f3r_jax.ops.shapes import volume
 
     settings = dataclasses.replace(instance_optimisation.DEFAULT, **changes)
 
@@ -90,10 +90,10 @@ def network(checkpoint: str, *, refined: bool) -> Register:
     """A trained network, at the spacing that it was trained at, as in `f3r_jax.register`; then refined if so wished."""
     import jax.numpy as jnp
 
-    from f3r_jax.workdir import trained_network
     from f3r_jax.ops import instance_optimisation
+    from f3r_jax.ops.shapes import volume
     from f3r_jax.register import pipeline
-    from f3r_jax.evaluate.inference import volume
+    from f3r_jax.workdir import trained_network
 
     loaded = trained_network.load(Path(checkpoint))
 
@@ -105,7 +105,9 @@ def network(checkpoint: str, *, refined: bool) -> Register:
             return field
         start = jnp.asarray(field)[None]
         return np.asarray(
-            instance_optimisation.refine(volume(pair.fixed), volume(pair.moving), start=start, settings=instance_optimisation.AFTER_NETWORK)
+            instance_optimisation.refine(
+                volume(pair.fixed), volume(pair.moving), start=start, settings=instance_optimisation.AFTER_NETWORK
+            )
         )[0]
 
     return register

@@ -35,7 +35,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from f3r_jax.models.f3rnet import COARSEST, F3RNet, VARIANTS
+from f3r_jax.models.f3rnet import COARSEST, VARIANTS, F3RNet
 from f3r_jax.models.layers import Conv
 from f3r_jax.models.voxelmorph import DECODERS, FACTOR, VoxelMorph
 

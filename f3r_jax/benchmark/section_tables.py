@@ -4,7 +4,19 @@ import math
 import statistics
 from collections.abc import Callable
 
-from f3r_jax.benchmark.tables import HOW, LABELS, bound_cells, conv_row, done, network, pass_row, peak, sweep_row, table, tables
+from f3r_jax.benchmark.tables import (
+    HOW,
+    LABELS,
+    bound_cells,
+    conv_row,
+    done,
+    network,
+    pass_row,
+    peak,
+    sweep_row,
+    table,
+    tables,
+)
 from f3r_jax.benchmark.workloads import MODES, PASSES
 
 STEPS = (1_000, 40_000)

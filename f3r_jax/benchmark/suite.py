@@ -19,11 +19,11 @@ import jax
 
 from f3r_jax.benchmark import environment, registration, roofline, section_tables, workloads
 from f3r_jax.benchmark.tables import heading, remarks, replace_section
-from f3r_jax.evaluate.classical import RIVALS
-from f3r_jax.benchmark.workloads import Group, Machine, PASSES
-from f3r_jax.evaluate.scoring import finite
 from f3r_jax.benchmark.timing import Subject, measure
-from f3r_jax.workdir.metadata import versions, write_text
+from f3r_jax.benchmark.workloads import PASSES, Group, Machine
+from f3r_jax.common.files import finite, write_text
+from f3r_jax.common.provenance import versions
+from f3r_jax.evaluate.classical import RIVALS
 
 SMALL, LARGE, LARGEST, TINY = (64, 64, 64), (144, 144, 128), (192, 160, 192), (48, 32, 32)
 EDGES = (64, 96, 128, 160, 192)

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 
+from f3r_jax.common.files import write_text
 from f3r_jax.models import LABELS as NETWORKS
 from f3r_jax.models.f3rnet import VARIANTS
-from f3r_jax.workdir.metadata import write_text
 
 LABELS = {"jax": "ours", "xla": "XLA", "torch": "PyTorch", "voxelmorph": "VoxelMorph 0.3.4"}
 SWEEP_LABELS = {"jax": "as one program", "alone": "one after another"}

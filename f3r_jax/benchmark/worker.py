@@ -16,8 +16,8 @@ import sys
 import time
 from collections.abc import Callable
 
-from f3r_jax.common.malloc import keep_freed_memory
 from f3r_jax.benchmark.job import Prepared, no_memory, peak_mib, timed
+from f3r_jax.common.malloc import keep_freed_memory
 
 IN_TORCH = ("torch", "voxelmorph")
 WARM_UP = 100  # runs at most

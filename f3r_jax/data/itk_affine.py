@@ -12,9 +12,9 @@ import scipy.io
 from jaxtyping import Float64
 from scipy.io.matlab import MatReadError
 
-from f3r_jax.data.nifti import PathLike
 from f3r_jax.common.errors import UserError
-from f3r_jax.workdir.metadata import write_text
+from f3r_jax.common.files import write_text
+from f3r_jax.data.nifti import PathLike
 
 Matrix = Float64[np.ndarray, "4 4"]
 

@@ -26,9 +26,9 @@ from pathlib import Path
 
 import numpy as np
 
+from f3r_jax.common.errors import UserError
 from f3r_jax.data import nifti
 from f3r_jax.data.preprocess import MODALITIES
-from f3r_jax.common.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 REQUIRED = ("fixed", "moving")

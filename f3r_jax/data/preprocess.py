@@ -15,17 +15,14 @@ Letters: x y z voxels of a grid.
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Shaped
 from scipy import ndimage
 
-from f3r_jax.data.nifti import Grid, Image
-from f3r_jax.data.sampling import by_slabs, sample_along_axes, shared_axes
 from f3r_jax.common.errors import UserError
-
-Numbers = Sequence[float | int] | np.ndarray
+from f3r_jax.data.nifti import Image
+from f3r_jax.data.resample import Numbers
 
 MODALITIES = ("ct", "mr")
 INITIALISATIONS = ("header", "body_centre", "rigid", "affine")
@@ -33,8 +30,6 @@ AIR_HU = -500.0  # below it lie air and lung alone
 OFFSET_HU = 1024.0  # that some scanners and converters add to HU, so that nothing is negative
 BODY_HU = -300.0  # between fat (-100) and air or lung (-1000, -800)
 BODY_SPACING = 4.0  # mm: fine enough for the body's outline, and 100 times faster than 0.8 mm
-FWHM = 2.3548  # full width at half maximum of a Gaussian of standard deviation 1
-LATTICE = 24  # points along an axis by which the overlap of two fields of view is judged
 
 
 def normalise(image: Image, modality: str, *, ct_window: Numbers, mr_percentiles: Numbers) -> Image:
@@ -58,27 +53,6 @@ def normalise(image: Image, modality: str, *, ct_window: Numbers, mr_percentiles
             f"expected a {modality.upper()}{' in HU' if modality == 'ct' else ''} with contrast"
         )
     return dataclasses.replace(image, data=data)
-
-
-def working_grid(fixed: Grid, *, shape: Sequence[int], spacing: Numbers) -> Grid:
-    """The grid of `shape` and `spacing` (mm) along the fixed image's axes, about the centre of its field of view."""
-    linear = fixed.affine[:3, :3] / fixed.spacing * np.asarray(spacing, np.float64)
-    affine = np.eye(4)
-    affine[:3, :3] = linear
-    affine[:3, 3] = _centre(fixed) - linear @ ((np.asarray(shape) - 1) / 2)
-    return Grid(tuple(int(size) for size in shape), affine, fixed.path)
-
-
-def moving_affine(working: Grid, matrix: np.ndarray) -> np.ndarray:
-    """Working voxels to mm in the moving scan's frame, to which `matrix` takes mm of the fixed one's."""
-    return matrix @ working.affine
-
-
-def translation(shift: Numbers) -> np.ndarray:
-    """The 4 x 4 matrix of a shift in mm."""
-    matrix = np.eye(4)
-    matrix[:3, 3] = shift
-    return matrix
 
 
 def recognise_modality(image: Image) -> str:
@@ -155,80 +129,8 @@ def otsu(data: Shaped[np.ndarray, "*shape"]) -> float:
     return float(edges[1:-1][np.argmax(between)])
 
 
-def resample(image: Image, grid: Grid) -> Float[np.ndarray, "x y z"]:
-    """Samples the image at the voxels of `grid` (whose affine leads to the image's frame), trilinearly; 0 outside.
-
-    Where the grid is coarser than the image, a Gaussian is applied first, against aliasing: the width that takes a
-    voxel's point spread to the coarser one's, both Gaussians as wide at half height as their voxels (Cardoso et al.,
-    MICCAI 2015: "Scale factor point spread function matching").
-    """
-    step = np.linalg.norm((np.linalg.inv(image.affine) @ grid.affine)[:3, :3], axis=1)  # image voxels a grid voxel
-    sigma = np.sqrt(np.maximum(step**2 - 1, 0)) / FWHM
-    data = ndimage.gaussian_filter(image.data, sigma, mode="nearest") if sigma.max() > 0.05 else image.data
-    return _sample(data, image, grid, order=1)
-
-
-def field_of_view(image: Grid, grid: Grid) -> Bool[np.ndarray, "x y z"]:
-    """Which voxels of `grid`, whose affine leads to the image's frame, the image reaches."""
-    matrix = np.linalg.inv(image.affine) @ grid.affine
-    axes = np.ogrid[tuple(slice(size) for size in grid.shape)]
-    inside = np.ones(grid.shape, bool)
-    for row, size in zip(matrix[:3], image.shape, strict=True):
-        index = sum(weight * axis for weight, axis in zip(row[:3], axes, strict=True)) + row[3]
-        inside &= (index >= -0.5 - 1e-6) & (index <= size - 0.5 + 1e-6)
-    return inside
-
-
-def resample_labels(labels: Image, grid: Grid) -> Shaped[np.ndarray, "x y z"]:
-    """Samples a label map at the voxels of `grid`, the nearest voxel's label; 0 outside."""
-    return _sample(labels.data, labels, grid, order=0)
-
-
-def has_overlap(fixed: Grid, moving: Grid, matrix: np.ndarray | None = None) -> bool:
-    """Whether two fields of view share more than a sliver (a 48th of a width), in one frame or through `matrix`."""
-    to_moving = np.linalg.inv(moving.affine) @ moving_affine(fixed, np.eye(4) if matrix is None else matrix)
-    return _reaches(fixed, moving, to_moving) or _reaches(moving, fixed, np.linalg.inv(to_moving))
-
-
-def to_voxels(points: Float[np.ndarray, "n 3"], affine: np.ndarray) -> Float[np.ndarray, "n 3"]:
-    """Points in mm to (fractional) voxel indices of the grid with that affine."""
-    inverse = np.linalg.inv(affine)
-    return points @ inverse[:3, :3].T + inverse[:3, 3]
-
-
-def _sample(data: np.ndarray, image: Image, grid: Grid, *, order: int) -> np.ndarray:
-    matrix = np.linalg.inv(image.affine) @ grid.affine
-    # SciPy's constant mode calls a voxel centre outside that rounding puts 1e-15 beyond the last one: extend, then cut.
-    sampled = np.empty(grid.shape, data.dtype)
-
-    axes = shared_axes(matrix)
-
-    def fill(slab: slice) -> None:
-        if axes is not None:
-            sampled[slab] = sample_along_axes(data, matrix, axes, grid.shape, slab, order=order)
-            return
-        offset = matrix[:3, 3] + slab.start * matrix[:3, 0]
-        ndimage.affine_transform(data, matrix[:3, :3], offset, output=sampled[slab], order=order, mode="nearest")
-
-    by_slabs(grid.shape, fill)
-    sampled[~field_of_view(image.grid, grid)] = 0
-    return sampled
-
-
 def _thinned(image: Image) -> Image:
     """Every n-th voxel, for masks that need not be fine."""
     stride = np.maximum(np.rint(BODY_SPACING / image.spacing), 1).astype(int)
     affine = image.affine @ np.diag([*stride, 1.0])
     return Image(image.data[tuple(slice(None, None, n) for n in stride)], affine, image.path)
-
-
-def _centre(grid: Grid) -> np.ndarray:
-    """Centre of the field of view in mm."""
-    return grid.affine[:3, :3] @ ((np.asarray(grid.shape) - 1) / 2) + grid.affine[:3, 3]
-
-
-def _reaches(source: Grid, target: Grid, matrix: np.ndarray) -> bool:
-    """Whether any point of a lattice over the source's field of view lies in the target's, by `matrix`."""
-    ticks = [(np.arange(LATTICE) + 0.5) / LATTICE * size - 0.5 for size in source.shape]
-    points = np.stack(np.meshgrid(*ticks, indexing="ij"), axis=-1).reshape(-1, 3) @ matrix[:3, :3].T + matrix[:3, 3]
-    return bool(((points >= -0.5) & (points <= np.asarray(target.shape) - 0.5)).all(axis=1).any())

@@ -22,7 +22,7 @@ from scipy import ndimage
 
 from f3r_jax.data import nifti
 from f3r_jax.data.nifti import Grid, Image, PathLike
-from f3r_jax.data.sampling import by_slabs, sample_along_axes, shared_axes
+from f3r_jax.data.resample import by_slabs, sample_along_axes, shared_axes
 from f3r_jax.ops.fields import invert
 
 Points = Float[np.ndarray, "n 3"]  # mm, RAS+

@@ -1,17 +1,4 @@
-"""Evaluates a checkpoint on the test cases of its config: scores before and after, pictures, a table.
-
-  python -m f3r_jax.evaluate --workdir=runs/mrb [--step=120] [--refine] [--learn2reg]
-
-Writes <workdir>/evaluation/: cases.csv (one row per case and organ), summary.json, table.md, and for the first cases
-figures and an .npz with displacement, warped volume and warped labels. Everything comes from the checkpoint, which
-holds its config, and from the data; SyN has no checkpoint and registers again. With --learn2reg also
-<workdir>/evaluation/learn2reg/: the challenge's submission files and scores. With --refine each prediction is the start
-of an instance optimisation with the settings `config.instance`, and the folder is <workdir>/evaluation_refined/.
-
-First every case is registered, as the controls of a network (see `controls`) need the predictions for all other cases,
-then each is scored. Until the end the predictions are in a hidden folder. A case registered or scored before a kill is
-not registered or scored again.
-"""
+"""Evaluates a run on the test cases of its config: registers, scores and draws each case, and sums up."""
 
 import json
 import os
@@ -22,21 +9,23 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import flags
 
-from f3r_jax.common import cli
-from f3r_jax.evaluate import controls, figures, learn2reg, learn2reg_files, score_tables, scoring
-from f3r_jax.data.datasets import Case, Dataset, open_dataset, organs_of
-from f3r_jax.data.pairs import Pair
+from f3r_jax.common import files
 from f3r_jax.common.errors import UserError
-from f3r_jax.evaluate.methods import Method, open_method
-from f3r_jax.evaluate.inference import Registration, apply_displacement
-from f3r_jax.evaluate.predictions import ControlFields, Predictions
-from f3r_jax.common.compilation_cache import keep_compiled_programs
+from f3r_jax.common.files import write_text
 from f3r_jax.common.progress import Progress
-from f3r_jax.train.record import AGAINST_FOLDING, FOLDING_LIMIT, read_rows
+from f3r_jax.common.provenance import versions
+from f3r_jax.data.cases import Case
+from f3r_jax.data.datasets import Dataset, open_dataset, organs_of
+from f3r_jax.data.pairs import Pair
+from f3r_jax.evaluate import controls, curves, figures, learn2reg, learn2reg_files, score_tables, scoring
+from f3r_jax.evaluate.inference import Registration, apply_displacement
+from f3r_jax.evaluate.methods import Method, open_method
+from f3r_jax.evaluate.predictions import ControlFields, Predictions
 from f3r_jax.evaluate.resumable_scores import ScoredCases
-from f3r_jax.workdir.metadata import read_origin, versions, write_text
+from f3r_jax.evaluate.scoring import AGAINST_FOLDING, FOLDING_LIMIT
+from f3r_jax.workdir.log import read_rows
+from f3r_jax.workdir.metadata import read_origin
 
 FOLDER, REFINED_FOLDER = "evaluation", "evaluation_refined"
 CHALLENGE = "learn2reg"  # folder in it
@@ -167,10 +156,10 @@ def write_files(folder: Path, summary: dict, names: Sequence[str], rows: Sequenc
     logged = read_rows(folder.parent / "metrics.jsonl")
     kinds = {kind: [_numbers(row) for row in logged if row["kind"] == kind] for kind in ("train", "validation")}
     if logged:
-        figures.training_curves(folder / "training.png", kinds["train"], kinds["validation"])
+        curves.training_curves(folder / "training.png", kinds["train"], kinds["validation"])
     write_text(folder / "cases.csv", scoring.cases_csv(names, rows))
     write_text(folder / "table.md", score_tables.table(summary))
-    write_text(folder / "summary.json", json.dumps(scoring.finite(summary), indent=2) + "\n")
+    write_text(folder / "summary.json", json.dumps(files.finite(summary), indent=2) + "\n")
 
 
 def submit(folder: Path, method: Method, dataset: Dataset, files: dict[str, Pair]) -> dict:
@@ -189,7 +178,7 @@ def submit(folder: Path, method: Method, dataset: Dataset, files: dict[str, Pair
                 progress.advance()
             if cases:
                 summary[split] = {"cases": cases, "aggregates": learn2reg.aggregate(list(cases.values()))}
-    write_text(folder / "summary.json", json.dumps(scoring.finite(summary), indent=2) + "\n")
+    write_text(folder / "summary.json", json.dumps(files.finite(summary), indent=2) + "\n")
     return summary
 
 
@@ -233,27 +222,3 @@ def report(summary: dict, folder: Path) -> None:
     print(f"\n{score_tables.table(summary)}\nevaluation: {folder}")
     if summary["folding_percent"]["mean"] > FOLDING_LIMIT:
         print(f"WARNING: over {FOLDING_LIMIT} % of voxels fold; {AGAINST_FOLDING}")
-
-
-if __name__ == "__main__":
-    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-    _STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.")
-    _PICTURES = flags.DEFINE_integer("pictures", 3, "How many cases get pictures.", lower_bound=0)
-    _REFINE = flags.DEFINE_bool("refine", False, "Optimise each pair further, starting at the network's prediction.")
-    _LEARN2REG = flags.DEFINE_bool("learn2reg", False, "Write Learn2Reg's submission files and scores too.")
-
-    def main(argv: Sequence[str]) -> None:
-        """Reads the flags, evaluates and prints."""
-        if argv[1:] or _WORKDIR.value is None:
-            raise UserError("expected --workdir=FOLDER [--step=N] [--pictures=N] [--refine] [--learn2reg]")
-        keep_compiled_programs()
-        workdir = Path(_WORKDIR.value)
-        summary = evaluate(
-            workdir, step=_STEP.value, refine=_REFINE.value, drawn=_PICTURES.value, challenge=_LEARN2REG.value
-        )
-        folder = folder_of(workdir, refine=_REFINE.value)
-        report(summary, folder)
-        if _LEARN2REG.value:
-            print(f"submission files and the challenge's scores: {folder / CHALLENGE}")
-
-    cli.run(main)

@@ -1,24 +1,16 @@
 """From parameters and a case to a displacement, a warped volume and warped labels."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from ml_collections import ConfigDict
 
-from f3r_jax.workdir import checkpoints
-from f3r_jax import models
-from f3r_jax.data.datasets import Case
+from f3r_jax.data.cases import Case
+from f3r_jax.ops.shapes import Displacement, volume
 from f3r_jax.ops.warp import warp, warp_nearest
-from f3r_jax.ops.shapes import Displacement, Volume
-
-Predictor = Callable[[dict, Volume, Volume], tuple[Displacement, Volume]]
-Loaded = tuple[nn.Module, dict, ConfigDict, int]  # network, parameters, config, step
+from f3r_jax.workdir.trained_network import Predictor
 
 
 class Registration(NamedTuple):
@@ -29,37 +21,8 @@ class Registration(NamedTuple):
     warped_labels: np.ndarray | None  # (x y z), the dtype of the moving labels
 
 
-def load_network(workdir: Path, step: int | None = None) -> Loaded:
-    """(network, parameters, config, step) of a run's checkpoint of `step`, or of the newest.
-
-    Raises:
-      UserError: no such checkpoint, or it doesn't fit its config.
-    """
-    checkpoint = checkpoints.find(workdir, step)
-    config = checkpoints.load_config(checkpoint)
-    network = models.build(config.model, dtype=config.train.dtype)
-    shapes = jax.eval_shape(lambda key: models.initialise(network, key), jax.random.key(0))
-    return network, checkpoints.load_params(checkpoint, shapes), config, int(checkpoint.name)
-
-
-def make_predictor(network: nn.Module) -> Predictor:
-    """A jitted function (params, moving, fixed) -> (displacement, warped moving)."""
-
-    @jax.jit
-    def predict(params: dict, moving: Volume, fixed: Volume) -> tuple[Displacement, Volume]:
-        displacement = network.apply({"params": params}, moving, fixed)
-        return displacement, warp(moving, displacement)
-
-    return predict
-
-
 _warp = jax.jit(warp)
 _warp_nearest = jax.jit(warp_nearest)
-
-
-def volume(array: Float[np.ndarray, "x y z"]) -> Volume:
-    """(x y z) -> (1 x y z 1) on the device."""
-    return jnp.asarray(array)[None, ..., None]
 
 
 def register(predict: Predictor, params: dict, case: Case) -> Registration:

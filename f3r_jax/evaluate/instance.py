@@ -4,11 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from f3r_jax.data.datasets import Case
 from f3r_jax.common.errors import UserError
-from f3r_jax.ops.mind import PRESETS
-from f3r_jax.evaluate.inference import Registration, apply_displacement, volume
+from f3r_jax.data.cases import Case
+from f3r_jax.evaluate.inference import Registration, apply_displacement
 from f3r_jax.ops.instance_optimisation import Level, Refinement, refine
+from f3r_jax.ops.mind import PRESETS
+from f3r_jax.ops.shapes import volume
 
 LABEL = "instance optimisation"
 RATE = 0.3  # of Adam at the start of a level, in voxels of its grid

@@ -27,8 +27,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Real, Shaped
 from scipy.ndimage import map_coordinates
 
-from f3r_jax.data import nifti
 from f3r_jax.common.errors import UserError
+from f3r_jax.data import nifti
 
 Field = Float[np.ndarray, "x y z 3"]
 Labels = Real[np.ndarray, "x y z"]

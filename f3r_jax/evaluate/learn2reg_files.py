@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, Real
 from ml_collections import ConfigDict
 
-from f3r_jax.evaluate import learn2reg
-from f3r_jax.data import nifti, pairs
-from f3r_jax.data.datasets import Case
 from f3r_jax.common.errors import UserError
+from f3r_jax.data import nifti, pairs
+from f3r_jax.data.cases import Case
+from f3r_jax.evaluate import learn2reg
 
 Field = Float[np.ndarray, "x y z 3"]  # voxels of the working grid, pull
 

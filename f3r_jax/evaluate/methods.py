@@ -7,14 +7,15 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from f3r_jax.evaluate import instance, syn
 from f3r_jax import models
-from f3r_jax.data.datasets import Case
-from f3r_jax.config import INSTANCE, SYN, trains
 from f3r_jax.common.errors import UserError
-from f3r_jax.evaluate.inference import Registration, load_network, make_predictor, register
+from f3r_jax.config import INSTANCE, SYN, trains
+from f3r_jax.data.cases import Case
+from f3r_jax.evaluate import instance, syn
+from f3r_jax.evaluate.inference import Registration, register
 from f3r_jax.ops.instance_optimisation import Refinement
 from f3r_jax.workdir.metadata import CONFIG_FILE, read_config
+from f3r_jax.workdir.trained_network import load_network, make_predictor
 
 UNTRAINED = {SYN: syn.LABEL, INSTANCE: instance.LABEL}
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from f3r_jax.data.cases import Case
+from f3r_jax.data.datasets import Dataset
 from f3r_jax.evaluate import controls
 from f3r_jax.evaluate.controls import Deviations
-from f3r_jax.data.datasets import Case, Dataset
 from f3r_jax.evaluate.metrics import Field, Mask
 
 

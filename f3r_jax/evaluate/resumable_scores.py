@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from f3r_jax.train.record import read_rows
-from f3r_jax.workdir.metadata import write_text
+from f3r_jax.common.files import write_text
+from f3r_jax.workdir.log import read_rows
 
 
 class ScoredCases:

@@ -2,16 +2,18 @@
 
 import csv
 import io
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
+from f3r_jax.data.cases import Case
 from f3r_jax.evaluate import controls, metrics
 from f3r_jax.evaluate.controls import Deviations
-from f3r_jax.data.datasets import Case
 from f3r_jax.evaluate.inference import Registration, warp_labels
 from f3r_jax.evaluate.predictions import ControlFields
+
+FOLDING_LIMIT = 0.5  # percent of voxels; a field that folds more is no deformation of a body
+AGAINST_FOLDING = "raise loss.lam or lower optim.learning_rate"
 
 SCORES = ("dice", "asd_mm", "hd95_mm")
 
@@ -114,12 +116,3 @@ def cases_csv(names: Sequence[str], rows: Sequence[dict]) -> str:
             others = {f"{key}_{x}": value for x, side in sides.items() for key, value in side["organs"][organ].items()}
             writer.writerow(shared | {"organ": organ} | after | others)
     return text.getvalue()
-
-
-def finite(value: object) -> object:
-    """JSON has no NaN or infinity: a mean over no case, or over one that lost an organ, becomes null."""
-    if isinstance(value, dict):
-        return {key: finite(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,8 +4,8 @@ import importlib.util
 
 from ml_collections import ConfigDict
 
-from f3r_jax.data.datasets import Case
 from f3r_jax.common.errors import UserError
+from f3r_jax.data.cases import Case
 from f3r_jax.evaluate.classical import Pair, syn
 from f3r_jax.evaluate.inference import Registration, apply_displacement
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from f3r_jax.common.errors import UserError
 from f3r_jax.models.diffeomorphic import Diffeomorphic
-from f3r_jax.models.f3rnet import COARSEST, F3RNet, VARIANTS
+from f3r_jax.models.f3rnet import COARSEST, VARIANTS, F3RNet
 from f3r_jax.models.faim import FAIM
 from f3r_jax.models.voxelmorph import DECODERS, VoxelMorph
 

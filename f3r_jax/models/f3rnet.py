@@ -10,7 +10,19 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from f3r_jax.models.layers import Conv, ResidualBlock, convolution, crop, leaky_relu, normal, pad_to_multiple, pool, resample, upsample, upsample_sum
+from f3r_jax.models.layers import (
+    Conv,
+    ResidualBlock,
+    convolution,
+    crop,
+    leaky_relu,
+    normal,
+    pad_to_multiple,
+    pool,
+    resample,
+    upsample,
+    upsample_sum,
+)
 from f3r_jax.ops.shapes import Displacement, Features, Volume
 
 COARSEST = 4  # the lowest resolution is 1/16, the paper's N = 4

@@ -12,8 +12,8 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
-from f3r_jax.ops.warp import warp, warp_slopes
 from f3r_jax.ops.shapes import Displacement, Volume
+from f3r_jax.ops.warp import warp, warp_slopes
 
 Spacing = Sequence | np.ndarray | Array
 

@@ -27,13 +27,13 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from f3r_jax.ops.losses import gradient_l2
 from f3r_jax.ops.fields import compose, exponential, gradient
+from f3r_jax.ops.losses import gradient_l2
 from f3r_jax.ops.mind import PRESETS, mind
 from f3r_jax.ops.pyramid import Weight, extend, pool, pool_known, resize, smooth
 from f3r_jax.ops.quadratic import chain, evaluate, linearise
-from f3r_jax.ops.warp import warp
 from f3r_jax.ops.shapes import Displacement, Features, Scalar, Volume
+from f3r_jax.ops.warp import warp
 
 
 @dataclass(frozen=True)

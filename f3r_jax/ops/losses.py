@@ -15,8 +15,8 @@ from jaxtyping import Float
 from f3r_jax.ops.fields import forward_differences
 from f3r_jax.ops.mind import TINY, mind
 from f3r_jax.ops.pyramid import pool
-from f3r_jax.ops.warp import warp
 from f3r_jax.ops.shapes import Displacement, Scalar, Volume
+from f3r_jax.ops.warp import warp
 
 POOLED = (2, 4)  # edges in voxels of the cubes of `pooled_mind`
 POOLED_WEIGHT = 2.0  # so that the lambda of "mind" suits "pooled_mind" too

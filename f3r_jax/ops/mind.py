@@ -24,8 +24,6 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
-from f3r_jax.common.errors import UserError
-
 Offset = tuple[int, int, int]
 
 
@@ -42,9 +40,13 @@ class Preset:
 
 @functools.partial(jax.jit, static_argnames="preset")
 def mind(image: Float[Array, "b x y z 1"], *, preset: str = "mind_ssc") -> Float[Array, "b x y z k"]:
-    """The descriptor of an image with intensities in [0, 1]: a channel in [0, 1] for each of the preset's pairs."""
+    """The descriptor of an image with intensities in [0, 1]: a channel in [0, 1] for each of the preset's pairs.
+
+    Raises:
+      ValueError: no such preset.
+    """
     if preset not in PRESETS:
-        raise UserError(f"MIND preset is {preset!r}; expected one of {', '.join(PRESETS)}")
+        raise ValueError(f"MIND preset is {preset!r}; expected one of {', '.join(PRESETS)}")
     row = PRESETS[preset]
     distances = _squared_differences(image[..., 0], row)
     for axis in (-3, -2, -1):

@@ -4,6 +4,8 @@ Letters: b batch, x y z voxels along the axes of a RAS+ grid (z is the slice axi
 Public functions are annotated with these names; the tests check them at run time.
 """
 
+import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float
 
@@ -12,3 +14,8 @@ Features = Float[Array, "_b _x _y _z _c"]  # a volume whose size or channels dif
 WholeVolume = Float[Array, "b _X _Y _Z c"]  # that a displacement on a part of its grid reads
 Displacement = Float[Array, "b x y z 3"]  # voxels of the fixed grid, pull: phi(p) = p + u(p)
 Scalar = Float[Array, ""]
+
+
+def volume(array: Float[np.ndarray, "x y z"]) -> Volume:
+    """(x y z) -> (1 x y z 1) on the device."""
+    return jnp.asarray(array)[None, ..., None]

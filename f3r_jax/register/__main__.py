@@ -18,12 +18,12 @@ from pathlib import Path
 from absl import flags
 
 from f3r_jax.common import cli
-from f3r_jax.register import batch, batch_summary, output_files, pair_spec, pipeline
-from f3r_jax.data.preprocess import MODALITIES
-from f3r_jax.config import CT_WINDOW
-from f3r_jax.common.errors import UserError
-from f3r_jax.ops.mind import PRESETS
 from f3r_jax.common.compilation_cache import keep_compiled_programs
+from f3r_jax.common.errors import UserError
+from f3r_jax.config import CT_WINDOW
+from f3r_jax.data.preprocess import MODALITIES
+from f3r_jax.ops.mind import PRESETS
+from f3r_jax.register import batch, batch_summary, output_files, pair_spec, pipeline
 from f3r_jax.register.pair_spec import Files, Task
 
 DEFAULT = pipeline.Settings()

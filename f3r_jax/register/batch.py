@@ -23,15 +23,15 @@ from pathlib import Path
 
 import jax
 
-from f3r_jax.register import batch_summary, output_files, pair_spec
-from f3r_jax.workdir import metadata
+from f3r_jax.common import provenance
+from f3r_jax.common.errors import EXIT_INTERRUPTED, UserError
+from f3r_jax.common.progress import Progress
 from f3r_jax.data import nifti, preprocess
 from f3r_jax.data.pairs import Pair, read_pairs
-from f3r_jax.common.errors import EXIT_INTERRUPTED, UserError
-from f3r_jax.workdir.trained_network import Network
-from f3r_jax.common.progress import Progress
-from f3r_jax.register.batch_summary import Row, SUMMARY, TABLE
+from f3r_jax.register import batch_summary, output_files, pair_spec
+from f3r_jax.register.batch_summary import SUMMARY, TABLE, Row
 from f3r_jax.register.pair_spec import Files, Task
+from f3r_jax.workdir.trained_network import Network
 
 
 def run(
@@ -65,7 +65,7 @@ def run(
     output.mkdir(parents=True, exist_ok=True)
     settings = pair_spec.recorded(next(iter(tasks.values())), network)
     shared = {key: value for key, value in settings.items() if not key.startswith(pair_spec.SIDES)}
-    facts = {"settings": shared, "command": command, "versions": metadata.versions()}
+    facts = {"settings": shared, "command": command, "versions": provenance.versions()}
     batch_summary.write(output, rows.values(), facts)
     devices = jax.local_devices()
     register = functools.partial(_register, output=output, command=command)

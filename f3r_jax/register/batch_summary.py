@@ -6,8 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from f3r_jax.evaluate import scoring
-from f3r_jax.workdir import metadata
+from f3r_jax.common import files
 
 TABLE, SUMMARY = "summary.csv", "summary.json"
 NUMBERS = (
@@ -68,9 +67,9 @@ def write(output: Path, rows: Iterable[Row], facts: Mapping[str, object]) -> Non
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    metadata.write_text(output / TABLE, text.getvalue())
+    files.write_text(output / TABLE, text.getvalue())
     summary = {"mean": _means(rows), "pairs": list(rows)} | dict(facts)
-    metadata.write_text(output / SUMMARY, json.dumps(scoring.finite(summary), indent=2) + "\n")
+    files.write_text(output / SUMMARY, json.dumps(files.finite(summary), indent=2) + "\n")
 
 
 def told(rows: Sequence[Row]) -> str:

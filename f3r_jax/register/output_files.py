@@ -27,17 +27,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from f3r_jax.evaluate import figures, metrics, scoring
-from f3r_jax.data import itk_affine, nifti, preprocess, transforms
-from f3r_jax.register import scans
-from f3r_jax.register.scans import Scan
-from f3r_jax.data.transforms import Transform
-from f3r_jax.config import ORGANS
+from f3r_jax.common import files
 from f3r_jax.common.errors import UserError
+from f3r_jax.common.files import write_text
+from f3r_jax.config import ORGANS
+from f3r_jax.data import itk_affine, nifti, resample, transforms
+from f3r_jax.data.transforms import Transform
+from f3r_jax.evaluate import figures, metrics
 from f3r_jax.ops.warp import warp, warp_nearest
+from f3r_jax.register import page, scans
 from f3r_jax.register.pipeline import Outcome
-from f3r_jax.register import page
-from f3r_jax.workdir.metadata import write_text
+from f3r_jax.register.scans import Scan
 
 SUMMARY, LEARN2REG = "summary.json", "learn2reg_displacement.nii.gz"
 PICTURES = ("overlay.png", "checkerboard.png", "deformation.png")
@@ -115,7 +115,7 @@ def write(
         }
     summary["seconds"] = outcome.seconds | {"writing": time.perf_counter() - start}
     summary["seconds"]["total"] = sum(summary["seconds"].values())
-    summary = scoring.finite(summary | dict(facts))
+    summary = files.finite(summary | dict(facts))
     (folder / "report.html").write_text(page.page(summary, [folder / name for name in PICTURES]))
     (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
     return summary
@@ -197,12 +197,12 @@ def _scores(
     grid, scores = fixed.stored, {}
     alone = dataclasses.replace(transform, displacement=np.zeros_like(transform.displacement))
     none = dataclasses.replace(alone, matrix=np.eye(4))
-    truth = preprocess.resample_labels(fixed.labels, grid) if organs else None
+    truth = resample.resample_labels(fixed.labels, grid) if organs else None
     for name, each in (("after", transform), ("affine", alone), ("before", none)):
         scores[name] = {}
         if organs:
             there = dataclasses.replace(grid, affine=each.matrix @ grid.affine)
-            labels = warped_labels if name == "after" else preprocess.resample_labels(moving.labels, there)
+            labels = warped_labels if name == "after" else resample.resample_labels(moving.labels, there)
             scores[name]["organs"] = metrics.organ_scores(truth, labels, organs=organs, spacing=grid.spacing)
             scores[name]["mean_dice"] = float(np.nanmean([s["dice"] for s in scores[name]["organs"].values()]))
         if fixed.landmarks is not None and moving.landmarks is not None:
@@ -221,11 +221,11 @@ def draw(folder: Path, fixed: Scan, moving: Scan, outcome: Outcome, organs: Mapp
     images["warped"] = np.asarray(warp(jnp.asarray(images["moving"])[None, ..., None], field))[0, ..., 0]
     labels = {"fixed_labels": None, "moving_labels": None, "warped_labels": None}
     if organs:
-        labels["fixed_labels"] = preprocess.resample_labels(fixed.labels, grid)
-        labels["moving_labels"] = preprocess.resample_labels(moving.labels, there)
+        labels["fixed_labels"] = resample.resample_labels(fixed.labels, grid)
+        labels["moving_labels"] = resample.resample_labels(moving.labels, there)
         nearest = warp_nearest(jnp.asarray(labels["moving_labels"])[None, ..., None], field)
         labels["warped_labels"] = np.asarray(nearest)[0, ..., 0]
-        seen = preprocess.field_of_view(fixed.image.grid, grid)
+        seen = resample.field_of_view(fixed.image.grid, grid)
         for of_moving in ("moving_labels", "warped_labels"):  # the fixed labels end with the fixed field of view
             labels[of_moving] = np.where(seen, labels[of_moving], 0)
     title, spacing = f"{Path(moving.image.path).name} on {Path(fixed.image.path).name}", grid.spacing

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from f3r_jax.workdir import metadata, trained_network
-from f3r_jax.register import output_files, pipeline
-from f3r_jax.data import itk_affine, nifti
-from f3r_jax.register import scans
-from f3r_jax.register.scans import Scan
-from f3r_jax.config import ORGANS
+from f3r_jax.common import provenance
 from f3r_jax.common.errors import UserError
+from f3r_jax.config import ORGANS
+from f3r_jax.data import itk_affine, nifti
+from f3r_jax.register import output_files, pipeline, scans
+from f3r_jax.register.scans import Scan
+from f3r_jax.workdir import trained_network
 from f3r_jax.workdir.trained_network import Network
 
 SIDES = ("fixed", "moving")
@@ -48,7 +48,7 @@ def check(task: Task, network: Network | None) -> None:
     if task.settings.affine not in pipeline.AFFINE_STEPS:
         itk_affine.read_matrix(Path(task.settings.affine))
     if network is not None and task.moving.modality is not None:
-        trained_network.check_direction(network, task.moving.modality, task.moving.path)
+        pipeline.check_direction(network, task.moving.modality, task.moving.path)
     if task.learn2reg:
         nifti.check_same_grid(nifti.read_grid(task.fixed.path), nifti.read_grid(task.moving.path))
 
@@ -83,7 +83,7 @@ def run(
         "moving_modality": moving.modality,
         "settings": recorded(task, network),
         "command": command,
-        "versions": metadata.versions(),
+        "versions": provenance.versions(),
     }
     with output_files.folder_of(output) as folder:
         return output_files.write(folder, fixed, moving, found, organs=organs, learn2reg=task.learn2reg, facts=facts)

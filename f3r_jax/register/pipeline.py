@@ -15,23 +15,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from f3r_jax.workdir import trained_network
-from f3r_jax.evaluate import inference
-from f3r_jax.data.affine.fit import fit
-from f3r_jax.data import itk_affine, preprocess, transforms
-from f3r_jax.register import scans
-from f3r_jax.data.nifti import Grid
-from f3r_jax.register.scans import Scan
-from f3r_jax.data.transforms import Transform
 from f3r_jax.common.errors import UserError
-from f3r_jax.ops.losses import mind_l1
 from f3r_jax.common.malloc import give_back_freed_memory
-from f3r_jax.workdir.trained_network import Network
-from f3r_jax.ops.fields import folding_percent
-from f3r_jax.ops.warp import warp
 from f3r_jax.common.progress import Progress
+from f3r_jax.data import itk_affine, preprocess, resample, transforms
+from f3r_jax.data.affine.fit import fit
+from f3r_jax.data.nifti import Grid, PathLike
+from f3r_jax.data.transforms import Transform
+from f3r_jax.ops import shapes
+from f3r_jax.ops.fields import folding_percent
 from f3r_jax.ops.instance_optimisation import AFTER_NETWORK, Refinement, calls, refine
 from f3r_jax.ops.instance_optimisation import DEFAULT as REFINEMENT
+from f3r_jax.ops.losses import mind_l1
+from f3r_jax.ops.warp import warp
+from f3r_jax.register import scans
+from f3r_jax.register.scans import Scan
+from f3r_jax.workdir import trained_network
+from f3r_jax.workdir.trained_network import Network
 
 AFFINE_STEPS = ("none", "rigid", "affine")
 FINEST = 1.0  # mm, of the working grid by default
@@ -90,7 +90,7 @@ def register(
     clock, chosen = _Clock(note or (lambda line: None)), refinement(settings)
     if settings.checkpoint is not None:
         network = network or trained_network.load(settings.checkpoint, settings.step)
-        trained_network.check_direction(network, moving.modality, moving.image.path)
+        check_direction(network, moving.modality, moving.image.path)
     matrix, initial = align(fixed, moving, settings.affine)
     clock.stop("affine", f"affine step: {settings.affine}")
     spacing = settings.spacing or working_spacing(fixed, moving)
@@ -152,7 +152,7 @@ def align(fixed: Scan, moving: Scan, how: str) -> tuple[Matrix, Matrix]:
     if how not in AFFINE_STEPS:
         matrix = itk_affine.read_matrix(Path(how))
         return matrix, matrix
-    related = preprocess.has_overlap(fixed.image.grid, moving.image.grid)
+    related = resample.has_overlap(fixed.image.grid, moving.image.grid)
     if how == "none":
         if not related:
             raise UserError(
@@ -163,7 +163,7 @@ def align(fixed: Scan, moving: Scan, how: str) -> tuple[Matrix, Matrix]:
     initial = np.eye(4)
     if not related:
         shift = preprocess.body_translation(fixed.image, fixed.modality, moving.image, moving.modality)
-        initial = preprocess.translation(shift)
+        initial = resample.translation(shift)
     found = fit(
         fixed.normalised,
         moving.normalised,
@@ -193,9 +193,9 @@ class Volumes:
         self.grid, self.matrix = grid, matrix
         there = dataclasses.replace(grid, affine=matrix @ grid.affine)
         (fixed_data, fixed_mask), (moving_data, moving_mask) = scans.on_grid(fixed, grid), scans.on_grid(moving, there)
-        self.fixed, self.moving = inference.volume(fixed_data), inference.volume(moving_data)
+        self.fixed, self.moving = shapes.volume(fixed_data), shapes.volume(moving_data)
         self._fixed_mask, self._moving_mask = (
-            inference.volume(mask.astype(np.float32)) for mask in (fixed_mask, moving_mask)
+            shapes.volume(mask.astype(np.float32)) for mask in (fixed_mask, moving_mask)
         )
 
     def images(self) -> tuple[np.ndarray, np.ndarray]:
@@ -239,3 +239,13 @@ class _Clock:
 
 def _data(image: object) -> np.ndarray | None:
     return None if image is None else image.data > 0
+
+
+def check_direction(network: Network, modality: str, moving: PathLike) -> None:
+    """Raises a UserError unless the network was trained to warp a scan of that modality."""
+    expected = "ct" if network.config.data.direction == "ct_to_mr" else "mr"
+    if modality != expected:
+        raise UserError(
+            f"{network.source}: was trained with the {expected.upper()} as the moving scan, found that "
+            f"{moving} is {modality.upper()}; swap fixed and moving, or give another checkpoint"
+        )

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float
 
-from f3r_jax.data import nifti, pairs, preprocess
-from f3r_jax.data.nifti import Grid, Image, PathLike
-from f3r_jax.data.preprocess import Numbers
-from f3r_jax.config import CT_WINDOW, MR_PERCENTILES
 from f3r_jax.common.errors import UserError
+from f3r_jax.config import CT_WINDOW, MR_PERCENTILES
+from f3r_jax.data import nifti, pairs, preprocess, resample
+from f3r_jax.data.nifti import Grid, Image, PathLike
+from f3r_jax.data.resample import Numbers
 
 MULTIPLE = 16  # voxels: grids come in few sizes, so that programs compiled for one serve the next pair too
 MARGIN = 16.0  # mm around the part that both scans show: a field may need to reach there
@@ -99,10 +99,10 @@ def no_finer(grid: Grid, spacing: float) -> Grid:
 
 def on_grid(scan: Scan, grid: Grid) -> tuple[Float[np.ndarray, "x y z"], Bool[np.ndarray, "x y z"]]:
     """(intensities in [0, 1], where they may be compared) at the voxels of a grid that leads to the scan's frame."""
-    inside = preprocess.field_of_view(scan.image.grid, grid)
+    inside = resample.field_of_view(scan.image.grid, grid)
     if scan.mask is not None:
-        inside &= preprocess.resample_labels(scan.mask, grid) > 0
-    return preprocess.resample(scan.normalised, grid), inside
+        inside &= resample.resample_labels(scan.mask, grid) > 0
+    return resample.resample(scan.normalised, grid), inside
 
 
 def _over(like: Grid, centre: np.ndarray, length: np.ndarray, spacing: np.ndarray) -> Grid:
@@ -116,7 +116,7 @@ def _over(like: Grid, centre: np.ndarray, length: np.ndarray, spacing: np.ndarra
 
 def _shared_voxels(fixed: Grid, moving: Grid, matrix: np.ndarray) -> np.ndarray | None:
     """Points of a lattice over the fixed field of view that the moving one covers, in fixed voxels (n 3)."""
-    ticks = [np.linspace(-0.5, size - 0.5, preprocess.LATTICE * 2 + 1) for size in fixed.shape]
+    ticks = [np.linspace(-0.5, size - 0.5, resample.LATTICE * 2 + 1) for size in fixed.shape]
     points = np.stack(np.meshgrid(*ticks, indexing="ij"), axis=-1).reshape(-1, 3)
     to_moving = np.linalg.inv(moving.affine) @ matrix @ fixed.affine
     there = points @ to_moving[:3, :3].T + to_moving[:3, 3]

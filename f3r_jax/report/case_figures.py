@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from f3r_jax.data.cases import Case
 from f3r_jax.evaluate import metrics, slices
-from f3r_jax.data.datasets import Case
 from f3r_jax.evaluate.inference import Registration
-from f3r_jax.report.charts import NORMAL, SMALL, page
 from f3r_jax.evaluate.slices import COLOURS, INK, MUTED, View
+from f3r_jax.report.charts import NORMAL, SMALL, page
 
 WIDTH, RAIL, GAP, HEAD, EDGE = 7.6, 0.34, 0.03, 0.24, 0.05  # inches: page, row names, between panels, headings, margin
 COLUMNS = ("Warped, fixed outlines", "Worst liver region", "Deformed grid", "log Jacobian")

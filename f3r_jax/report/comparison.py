@@ -92,7 +92,9 @@ class Point(NamedTuple):
 
 def tables(runs: Sequence[Run]) -> list[Table]:
     """A table for each setting: CT to MR first, then by size."""
-    settings = sorted({run.setting for run in runs}, key=lambda s: (list(paper_results.DIRECTIONS).index(s.direction), s))
+    settings = sorted(
+        {run.setting for run in runs}, key=lambda s: (list(paper_results.DIRECTIONS).index(s.direction), s)
+    )
     return [_table(setting, [run for run in runs if run.setting == setting]) for setting in settings]
 
 

@@ -170,8 +170,16 @@ def _provenance(run: Run, tables: Sequence[Table]) -> dict:
 
 def _place(run: Run) -> tuple:
     """The order of the tables."""
-    rank = paper_results.SYSTEMS.index(run.system) if run.system in paper_results.SYSTEMS else len(paper_results.SYSTEMS)
-    return list(paper_results.DIRECTIONS).index(run.setting.direction), rank, run.lam or 0.0, run.config.seed, str(run.path)
+    rank = (
+        paper_results.SYSTEMS.index(run.system) if run.system in paper_results.SYSTEMS else len(paper_results.SYSTEMS)
+    )
+    return (
+        list(paper_results.DIRECTIONS).index(run.setting.direction),
+        rank,
+        run.lam or 0.0,
+        run.config.seed,
+        str(run.path),
+    )
 
 
 def _versions(found: Mapping[str, str] | None) -> str:

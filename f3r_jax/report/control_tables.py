@@ -2,10 +2,10 @@
 
 import math
 
+from f3r_jax.evaluate.score_tables import NO_CONTROLS, before, explain_controls, mean_over_organs
 from f3r_jax.report.comparison import Row, Table
 from f3r_jax.report.study_runs import Run
 from f3r_jax.report.wording import Grid, Text, count, listed, number
-from f3r_jax.evaluate.score_tables import NO_CONTROLS, before, explain_controls, mean_over_organs
 
 VERDICTS = {True: "yes", False: "no", None: "unknown"}
 LEGEND = (

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from f3r_jax.data.datasets import Case
-from f3r_jax.evaluate.inference import load_network, volume
+from f3r_jax.data.cases import Case
+from f3r_jax.ops.shapes import volume
+from f3r_jax.workdir.trained_network import load_network
 
 STREAMS = {"l": "Full-resolution stream", "h": "Multi-scale residual stream"}
 

@@ -9,7 +9,7 @@ from f3r_jax.evaluate.controls import SIGNIFICANT
 from f3r_jax.report import paper_results
 from f3r_jax.report.comparison import HARDEST, Row, Table, paired_p, sign
 from f3r_jax.report.control_tables import not_learned, undecided
-from f3r_jax.report.wording import Grid, MEASURES, Text, count, data_of, listed, number, p_value
+from f3r_jax.report.wording import MEASURES, Grid, Text, count, data_of, listed, number, p_value
 
 
 class Finding(NamedTuple):

@@ -16,8 +16,8 @@ import numpy as np
 
 from f3r_jax.evaluate.controls import KINDS, PairSpecific
 from f3r_jax.evaluate.evaluation import FOLDER
-from f3r_jax.evaluate.scoring import SCORES
 from f3r_jax.evaluate.score_tables import before as before_registration
+from f3r_jax.evaluate.scoring import SCORES
 
 Scores = dict[str, float]
 OF_THE_FIELD = ("folding_percent", "sd_log_jacobian", "epe_mm")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from f3r_jax.workdir import checkpoints
-from f3r_jax.evaluate import metrics
-from f3r_jax.data.datasets import Case, open_dataset, organs_of
-from f3r_jax.config import completed
 from f3r_jax.common.errors import UserError
+from f3r_jax.config import completed
+from f3r_jax.data.cases import Case
+from f3r_jax.data.datasets import open_dataset, organs_of
+from f3r_jax.evaluate import metrics
 from f3r_jax.evaluate.evaluation import FOLDER
 from f3r_jax.evaluate.inference import Registration
 from f3r_jax.report import case_figures, charts, comparison, paper_results
@@ -21,6 +21,7 @@ from f3r_jax.report.findings import is_own
 from f3r_jax.report.run_scores import CaseKey
 from f3r_jax.report.study_runs import Problem, Run
 from f3r_jax.report.wording import MEASURES, listed, number
+from f3r_jax.workdir import checkpoints
 
 BEHIND = "the others in grey behind it"
 

@@ -13,13 +13,12 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from f3r_jax.workdir import checkpoints
-from f3r_jax.config import trains
+from f3r_jax.config import flat, trains
 from f3r_jax.evaluate.evaluation import FOLDER
-from f3r_jax.train.record import read_rows
 from f3r_jax.report import paper_results, run_scores
 from f3r_jax.report.run_scores import CaseKey, Scores, Unreadable
-from f3r_jax.workdir.metadata import flat
+from f3r_jax.workdir import checkpoints
+from f3r_jax.workdir.log import read_rows
 
 # Settings that change neither the trained network nor the cases.
 NO_RECIPE = ("seed", "data.root", "train.checkpoint_every", "train.keep_checkpoints", "train.validate_every")

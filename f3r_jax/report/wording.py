@@ -126,13 +126,16 @@ def notes(table: Table) -> list[str]:
         spreads = "; ".join(f"{row.label} ({len(row.seeds)} seeds) {_seed_spread(table, row)}" for row in seeded)
         lines.append(f"Standard deviation between the means of the seeds: {spreads}.")
     lines += [
-        f"FAIM: the network that its authors published has {paper_results.FAIM_PUBLISHED:,} parameters, ours "
-        f"{row.parameters:,}; the paper prints {paper_results.TABLE_2['faim'].parameters} M, which no published FAIM has."
+        f"FAIM: the network that its authors published has {paper_results.FAIM_PUBLISHED:,} parameters, f3r_jax's "
+        f"{row.parameters:,}; the paper prints {paper_results.TABLE_2['faim'].parameters} M, "
+        "which no published FAIM has."
         for row in table.rows
         if row.system == "faim"
     ]
     present = {row.system for row in table.rows}
-    absent = [row.label for system, row in paper_results.TABLES[table.setting.direction].items() if system not in present]
+    absent = [
+        row.label for system, row in paper_results.TABLES[table.setting.direction].items() if system not in present
+    ]
     if absent:
         lines.append(f"No run of {listed(absent)} was given.")
     return lines

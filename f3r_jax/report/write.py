@@ -1,11 +1,4 @@
-"""Writes a study's report: the paper's tables and figures from finished runs, as one HTML page and as Markdown.
-
-  python -m f3r_jax.report RUNS... --output=report
-
-RUNS are run folders, or folders with runs anywhere below. The output holds index.html, which needs no other file,
-report.md, and the tables and figures as CSV, PNG and SVG. All numbers come from the runs' evaluations. What can't be
-read is listed in the report; the exit status is 0 only if all was read, 1 if not.
-"""
+"""Writes the files of a study's report."""
 
 import json
 import os
@@ -17,14 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import jinja2
-from absl import flags
 
 import f3r_jax
-from f3r_jax.common import cli
 from f3r_jax.common.errors import UserError
 from f3r_jax.report.contents import Contents, contents
 from f3r_jax.report.study_runs import read_study
-from f3r_jax.report.wording import count
 
 MANIFEST = "report.json"  # names the files of a report, so that the next one replaces these and nothing else
 PAGES = {"index.html": "report.html.jinja", "report.md": "report.md.jinja"}
@@ -93,20 +83,3 @@ def _pages(found: Contents) -> dict[str, str]:
     return {
         name: environment.get_template(template).render(report=found, made=made) for name, template in PAGES.items()
     }
-
-
-if __name__ == "__main__":
-    _OUTPUT = flags.DEFINE_string("output", "report", "Folder of the report; an earlier report there is replaced.")
-
-    def main(argv: Sequence[str]) -> int:
-        """Reads the flags, writes the report and says what could not be read."""
-        if not argv[1:]:
-            raise UserError("expected RUNS... [--output=FOLDER]: folders of runs, or folders that contain them")
-        output = Path(_OUTPUT.value)
-        found = report([Path(name) for name in argv[1:]], output)
-        for what, reason in found.problems:
-            print(f"not read: {what}: {reason}", file=sys.stderr)
-        print(f"report: {output / 'index.html'} ({count(len(found.runs), 'run')})")
-        return int(bool(found.problems))
-
-    cli.run(main)

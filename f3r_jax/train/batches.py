@@ -16,15 +16,15 @@ from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from f3r_jax.train import devices
-from f3r_jax.train.augment import augment, of_config
+from f3r_jax.common.errors import UserError
 from f3r_jax.data.datasets import Dataset
 from f3r_jax.data.synthesis.pairs import make_pairs
 from f3r_jax.data.synthesis.settings import Settings
 from f3r_jax.data.synthesis.settings import of_config as settings_of_config
-from f3r_jax.common.errors import UserError
-from f3r_jax.ops.losses import Batch, GroundTruth, Prepared
 from f3r_jax.models import check_shape
+from f3r_jax.ops.losses import Batch, GroundTruth, Prepared
+from f3r_jax.train import devices
+from f3r_jax.train.augment import augment, of_config
 
 Loaded = Any  # arrays of a batch as they are sent to the devices: a Batch, or label maps
 Prepare = Callable[[Loaded, Array, Array | int], Prepared]

@@ -3,24 +3,20 @@
 Rows of the log hold nothing that differs between two runs of the same config, so they can be compared to the bit.
 """
 
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
-from tensorboardX import SummaryWriter
 
-from f3r_jax.workdir.checkpoints import Checkpoints
-from f3r_jax.data.datasets import Dataset, organs_of
-from f3r_jax.train.devices import is_main
-from f3r_jax.evaluate.inference import Predictor
 from f3r_jax.common.progress import Progress
+from f3r_jax.data.datasets import Dataset, organs_of
+from f3r_jax.evaluate.scoring import AGAINST_FOLDING, FOLDING_LIMIT
+from f3r_jax.train.devices import is_main
 from f3r_jax.train.validation import validate
-
-FOLDING_LIMIT = 0.5  # percent of voxels; a field that folds more is no deformation of a body
-AGAINST_FOLDING = "raise loss.lam or lower optim.learning_rate"
+from f3r_jax.workdir.checkpoints import Checkpoints
+from f3r_jax.workdir.log import Log
+from f3r_jax.workdir.trained_network import Predictor
 
 
 class TrainingError(Exception):
@@ -125,43 +121,6 @@ def _trouble(step: int, names: Sequence[str], metrics: Mapping[str, float]) -> s
     if np.isfinite(loss) and np.isfinite(norm):
         return None
     return f"the loss is not finite at step {step} (case {', '.join(names)}: loss {loss}, gradient norm {norm})"
-
-
-class Log:
-    """`metrics.jsonl`, one row a step or validation, and the same curves for TensorBoard.
-
-    Rows hold nothing that differs between two runs of the same config, so they can be compared to the bit. On resuming,
-    rows after the checkpoint are dropped, without one all of them: their steps are done again.
-    """
-
-    def __init__(self, workdir: Path, step: int) -> None:
-        self._path = workdir / "metrics.jsonl"
-        kept = [row for row in read_rows(self._path) if row["step"] <= step] if step else []
-        beside = self._path.with_suffix(".tmp")
-        beside.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(beside, self._path)
-        self._file = self._path.open("a")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
-
-    def write(self, row: dict) -> None:
-        """Appends a row and plots its numbers."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        for name, value in row.items():
-            if name not in ("step", "kind"):
-                self._board.add_scalar(f"{row['kind']}/{name}", value, row["step"])
-
-    def close(self) -> None:
-        """Writes out what TensorBoard still holds."""
-        self._file.close()
-        self._board.close()
-
-
-def read_rows(path: Path) -> list[dict]:
-    """The whole rows of a `metrics.jsonl`; a last line cut off by a kill is left out."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def _validation_line(step: int, values: dict[str, float]) -> str:

@@ -6,12 +6,14 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from f3r_jax.data.cases import Case
+from f3r_jax.data.datasets import Dataset
 from f3r_jax.evaluate import controls
-from f3r_jax.data.datasets import Case, Dataset
+from f3r_jax.evaluate.inference import register, warp_labels
 from f3r_jax.evaluate.metrics import end_point_error_mm
-from f3r_jax.ops.fields import folding_percent
-from f3r_jax.evaluate.inference import Predictor, register, warp_labels
 from f3r_jax.evaluate.predictions import ControlFields, Predictions
+from f3r_jax.ops.fields import folding_percent
+from f3r_jax.workdir.trained_network import Predictor
 
 Organs = dict[str, tuple[int, ...]]
 

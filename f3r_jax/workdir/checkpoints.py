@@ -13,8 +13,8 @@ import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from f3r_jax.config import completed
 from f3r_jax.common.errors import UserError
+from f3r_jax.config import completed
 
 FOLDER = "checkpoints"
 

@@ -1,22 +1,19 @@
 """The folder of a run: the config it was started with, and where it came from."""
 
-import importlib.metadata
 import json
-import os
-import platform
 import shlex
-import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from f3r_jax.config import completed
 from f3r_jax.common.errors import UserError
+from f3r_jax.common.files import write_text
+from f3r_jax.common.provenance import commit, versions
+from f3r_jax.config import completed, flat
 
 CONFIG_FILE = "config.json"
 ORIGIN_FILE = "origin.json"
-PACKAGES = ("f3r_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "antspyx")
 
 
 def check_same_run(config: ConfigDict, workdir: Path) -> None:
@@ -73,32 +70,6 @@ def read_origin(workdir: Path) -> dict:
     return _read(path) if path.is_file() else {}
 
 
-def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Versions of Python and of those packages that are installed; by default of all that a result can hang on."""
-    found = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def commit() -> str | None:
-    """The commit of these sources, with a + where they were changed since; None outside git."""
-    root = Path(__file__).parent.parent
-    try:
-        described = subprocess.run(
-            ["git", "-C", root, "describe", "--always", "--dirty=+", "--abbrev=12", "--match="],
-            capture_output=True,
-            text=True,
-            timeout=20,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return described.stdout.strip() or None if (root / ".git").exists() else None
-
-
 def _read(path: Path) -> dict:
     try:
         return json.loads(path.read_text())
@@ -108,18 +79,3 @@ def _read(path: Path) -> dict:
 
 def _write(path: Path, value: dict) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes beside and renames: a killed run leaves the old file or the new one."""
-    beside = path.with_name(f"{path.name}.tmp")
-    beside.write_text(text)
-    os.replace(beside, path)
-
-
-def flat(tree: Mapping, prefix: str = "") -> dict[str, object]:
-    """A config's values by their dotted keys."""
-    values = {}
-    for key, value in tree.items():
-        values |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return values

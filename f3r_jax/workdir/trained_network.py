@@ -1,20 +1,26 @@
 """A trained network as a registration takes it: loaded once, for all pairs and devices of a process."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
-from f3r_jax.evaluate import inference
-from f3r_jax.data.nifti import PathLike
-from f3r_jax.common.errors import UserError
+from f3r_jax import models
+from f3r_jax.ops.shapes import Displacement, Volume
+from f3r_jax.ops.warp import warp
+from f3r_jax.workdir import checkpoints
+
+Predictor = Callable[[dict, Volume, Volume], tuple[Displacement, Volume]]
+Loaded = tuple[nn.Module, dict, ConfigDict, int]  # network, parameters, config, step
 
 
 class Network(NamedTuple):
     """What is compiled for one pair serves the next of that size."""
 
-    predict: inference.Predictor
+    predict: Predictor
     params: dict
     config: ConfigDict
     step: int
@@ -31,15 +37,29 @@ def load(source: Path, step: int | None = None) -> Network:
     Raises:
       UserError: no such checkpoint, or it doesn't fit its config.
     """
-    network, *loaded = inference.load_network(source, step)
-    return Network(inference.make_predictor(network), *loaded, source)
+    network, *loaded = load_network(source, step)
+    return Network(make_predictor(network), *loaded, source)
 
 
-def check_direction(network: Network, modality: str, moving: PathLike) -> None:
-    """Raises a UserError unless the network was trained to warp a scan of that modality."""
-    expected = "ct" if network.config.data.direction == "ct_to_mr" else "mr"
-    if modality != expected:
-        raise UserError(
-            f"{network.source}: was trained with the {expected.upper()} as the moving scan, found that "
-            f"{moving} is {modality.upper()}; swap fixed and moving, or give another checkpoint"
-        )
+def load_network(workdir: Path, step: int | None = None) -> Loaded:
+    """(network, parameters, config, step) of a run's checkpoint of `step`, or of the newest.
+
+    Raises:
+      UserError: no such checkpoint, or it doesn't fit its config.
+    """
+    checkpoint = checkpoints.find(workdir, step)
+    config = checkpoints.load_config(checkpoint)
+    network = models.build(config.model, dtype=config.train.dtype)
+    shapes = jax.eval_shape(lambda key: models.initialise(network, key), jax.random.key(0))
+    return network, checkpoints.load_params(checkpoint, shapes), config, int(checkpoint.name)
+
+
+def make_predictor(network: nn.Module) -> Predictor:
+    """A jitted function (params, moving, fixed) -> (displacement, warped moving)."""
+
+    @jax.jit
+    def predict(params: dict, moving: Volume, fixed: Volume) -> tuple[Displacement, Volume]:
+        displacement = network.apply({"params": params}, moving, fixed)
+        return displacement, warp(moving, displacement)
+
+    return predict

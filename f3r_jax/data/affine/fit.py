@@ -27,12 +27,11 @@ from jax import Array
 from jaxtyping import Float64
 from scipy import optimize
 
-from f3r_jax.data.affine import grids
-from f3r_jax.data.affine.grids import Frame, Mask, Matrix, Scan
-from f3r_jax.data.nifti import Image
 from f3r_jax.common.errors import UserError
-from f3r_jax.data.affine import similarity
+from f3r_jax.data.affine import grids, similarity
+from f3r_jax.data.affine.grids import Frame, Mask, Matrix, Scan
 from f3r_jax.data.affine.similarity import Views
+from f3r_jax.data.nifti import Image
 from f3r_jax.ops.mind import mind
 
 DEGREES = {"translation": 3, "rigid": 6, "affine": 12}  # how many of the parameters are free

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Integer
 from scipy import ndimage
 
-from f3r_jax.data import preprocess
-from f3r_jax.data.nifti import Grid, Image
 from f3r_jax.common.errors import UserError
+from f3r_jax.data import preprocess, resample
+from f3r_jax.data.nifti import Grid, Image
 
 Matrix = Float64[np.ndarray, "4 4"]
 Mask = Bool[np.ndarray, "x y z"]
@@ -88,7 +88,7 @@ def sample(
     inward = np.linalg.inv(scan.image.affine) @ matrix
     smoothed = _smoothed(scan.image, float(np.linalg.norm(matrix[:3, 0])))
     data = ndimage.affine_transform(smoothed, inward[:3, :3], inward[:3, 3], shape, order=1, mode="nearest")
-    return data, np.float32(preprocess.resample(scan.seen, Grid(shape, matrix)) > 0.5)
+    return data, np.float32(resample.resample(scan.seen, Grid(shape, matrix)) > 0.5)
 
 
 def interior(data: Float32[np.ndarray, "x y z"], spacing: float) -> Float32[np.ndarray, "x y z"]:
@@ -117,7 +117,7 @@ def _smoothed(image: Image, spacing: float) -> Float32[np.ndarray, "x y z"]:
     Against aliasing, and against the blur of interpolation, which is none where voxels meet voxels and would draw the
     map there: 5 mm copies ended 1.2 mm off without.
     """
-    return ndimage.gaussian_filter(image.data, spacing / image.spacing / preprocess.FWHM, mode="nearest")
+    return ndimage.gaussian_filter(image.data, spacing / image.spacing / resample.FWHM, mode="nearest")
 
 
 def _corners(image: Image) -> Float64[np.ndarray, "8 3"]:

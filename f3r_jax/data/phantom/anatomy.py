@@ -8,7 +8,27 @@ import numpy as np
 from numpy.random import Generator
 
 from f3r_jax.data.phantom.body import Body, chest, spine, spread
-from f3r_jax.data.phantom.shapes import Anatomy, Frame, LEFT_KIDNEY, LIVER, Number, Part, Points, RIGHT_KIDNEY, SPLEEN, Vector, curve, draw_waves, ellipsoid, ellipsoid_part, frame_of, layers_of, smooth_max, tube_part, turn
+from f3r_jax.data.phantom.shapes import (
+    LEFT_KIDNEY,
+    LIVER,
+    RIGHT_KIDNEY,
+    SPLEEN,
+    Anatomy,
+    Frame,
+    Number,
+    Part,
+    Points,
+    Vector,
+    curve,
+    draw_waves,
+    ellipsoid,
+    ellipsoid_part,
+    frame_of,
+    layers_of,
+    smooth_max,
+    tube_part,
+    turn,
+)
 
 LEFT, RIGHT = -1, 1
 

@@ -6,7 +6,18 @@ Lengths are mm in the frame of `phantom_shapes`: x to the patient's right, y for
 import numpy as np
 from numpy.random import Generator
 
-from f3r_jax.data.phantom.shapes import FAR, Number, Part, Points, box, ellipsoid, frame_of, layers_of, section, smooth_min
+from f3r_jax.data.phantom.shapes import (
+    FAR,
+    Number,
+    Part,
+    Points,
+    box,
+    ellipsoid,
+    frame_of,
+    layers_of,
+    section,
+    smooth_min,
+)
 
 FAT, MUSCLE, LUNG = layers_of("fat"), layers_of("muscle"), layers_of("lung")
 

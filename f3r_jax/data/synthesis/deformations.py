@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
 
-from f3r_jax.data.phantom.generate import breathing
+from f3r_jax.data.phantom.motion import breathing
 from f3r_jax.data.synthesis.settings import Settings
 from f3r_jax.ops.fields import compose, exponential
 from f3r_jax.ops.random_fields import smooth_noise

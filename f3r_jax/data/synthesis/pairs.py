@@ -18,8 +18,8 @@ from f3r_jax.data.synthesis.contrasts import ANY, CT, MR, clean_contrast, contra
 from f3r_jax.data.synthesis.deformations import draw_motion
 from f3r_jax.data.synthesis.labels import shape_map
 from f3r_jax.data.synthesis.settings import Settings
-from f3r_jax.ops.warp import warp
 from f3r_jax.ops.shapes import Displacement, Features, Scalar, Volume
+from f3r_jax.ops.warp import warp
 
 STANDARD = (CT, MR)  # kinds of the moving and the fixed image of a standard pair
 STANDARD_STRENGTH = 0.3  # of what the scanner adds to the standard contrasts

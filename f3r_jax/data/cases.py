@@ -1,0 +1,138 @@
+"""One case of a data set: a pair of volumes on the working grid, and what is known of it."""
+
+import dataclasses
+import threading
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float32, Float64, Integer
+from ml_collections import ConfigDict
+
+from f3r_jax.common.errors import UserError
+from f3r_jax.data import nifti, pairs, preprocess, resample
+from f3r_jax.data.affine.fit import fit
+
+DIRECTIONS = ("ct_to_mr", "mr_to_ct")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A pair on the working grid. Arrays are read-only: the cache hands the same ones out again.
+
+    `affine` takes a voxel of the grid to mm (RAS+) in the fixed scan's frame, `moving_affine` to mm in the moving
+    scan's own; they differ by the initial matrix. So u(p) in voxels sends affine p to moving_affine (p + u(p)).
+    """
+
+    name: str
+    fixed: Float32[np.ndarray, "x y z"]
+    moving: Float32[np.ndarray, "x y z"]
+    fixed_labels: Integer[np.ndarray, "x y z"] | None
+    moving_labels: Integer[np.ndarray, "x y z"] | None
+    displacement: Float32[np.ndarray, "x y z 3"] | None  # the truth, voxels, pull
+    spacing: Float64[np.ndarray, "3"]  # mm
+    affine: Float64[np.ndarray, "4 4"]
+    moving_affine: Float64[np.ndarray, "4 4"]
+    fixed_landmarks: Float64[np.ndarray, "n 3"] | None = None  # voxels of the grid, as are the moving ones
+    moving_landmarks: Float64[np.ndarray, "n 3"] | None = None
+
+    def arrays(self) -> list[np.ndarray]:
+        """All arrays that the case holds."""
+        return [value for value in vars(self).values() if isinstance(value, np.ndarray)]
+
+
+class Matrices:
+    """Initial matrices by case, each made once: a case that the cache has dropped is not fitted again."""
+
+    def __init__(self) -> None:
+        self._matrices: dict[str, np.ndarray] = {}
+        self._lock = threading.Lock()
+
+    def get(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """The case's matrix; other threads wait while one makes it."""
+        with self._lock:
+            if name not in self._matrices:
+                self._matrices[name] = make()
+            return self._matrices[name]
+
+
+def load_pair(pair: pairs.Pair, data_config: ConfigDict, *, fitted: Matrices | None = None) -> Case:
+    """Reads a pair and brings it onto the working grid, each image interpolated once; `fitted` keeps its matrix."""
+    fitted = fitted or Matrices()
+    moving, fixed = in_order(pair.ct, pair.mr, data_config.direction)
+    fixed_image, moving_image = nifti.read(fixed.image), nifti.read(moving.image)
+    matrix = fitted.get(pair.name, lambda: _initial_matrix(fixed, fixed_image, moving, moving_image, data_config))
+    grid = resample.working_grid(fixed_image.grid, shape=data_config.shape, spacing=data_config.spacing)
+    moving_grid = dataclasses.replace(grid, affine=resample.moving_affine(grid, matrix))
+    return Case(
+        name=pair.name,
+        fixed=_on_grid(fixed_image, fixed.modality, grid, data_config),
+        moving=_on_grid(moving_image, moving.modality, moving_grid, data_config),
+        fixed_labels=_labels(fixed, fixed_image, grid),
+        moving_labels=_labels(moving, moving_image, moving_grid),
+        displacement=None,
+        spacing=grid.spacing,
+        affine=grid.affine,
+        moving_affine=moving_grid.affine,
+        fixed_landmarks=_landmarks(fixed, grid),
+        moving_landmarks=_landmarks(moving, moving_grid),
+    )
+
+
+def _initial_matrix(
+    fixed: pairs.Scan, fixed_image: nifti.Image, moving: pairs.Scan, moving_image: nifti.Image, config: ConfigDict
+) -> np.ndarray:
+    """What takes mm of the fixed frame to mm of the moving one, by `data.initialisation`."""
+    how = config.initialisation
+    related = resample.has_overlap(fixed_image.grid, moving_image.grid)
+    if how == "header" or (related and how != "body_centre"):
+        initial = np.eye(4)
+    else:
+        shift = preprocess.body_translation(fixed_image, fixed.modality, moving_image, moving.modality)
+        initial = resample.translation(shift)
+    if how in ("header", "body_centre"):
+        return initial
+    scans = normalised(fixed_image, fixed.modality, config), normalised(moving_image, moving.modality, config)
+    return fit(*scans, initial=initial, degrees=how, related=related).matrix
+
+
+def in_order(ct: object, mr: object, direction: str) -> tuple:
+    """(moving, fixed) of what belongs to the CT and what to the MR."""
+    return (ct, mr) if direction == "ct_to_mr" else (mr, ct)
+
+
+def normalised(image: nifti.Image, modality: str, config: ConfigDict) -> nifti.Image:
+    return preprocess.normalise(image, modality, ct_window=config.ct_window, mr_percentiles=config.mr_percentiles)
+
+
+def _on_grid(image: nifti.Image, modality: str, grid: nifti.Grid, config: ConfigDict) -> np.ndarray:
+    sampled = resample.resample(normalised(image, modality, config), grid)
+    if sampled.min() == sampled.max():
+        raise UserError(
+            f"{image.path}: nothing of it shows on the working grid, {tuple(config.shape)} voxels of "
+            f"{tuple(config.spacing)} mm about the fixed image's centre; expected a larger data.shape or data.spacing"
+        )
+    return sampled
+
+
+def _labels(scan: pairs.Scan, image: nifti.Image, grid: nifti.Grid) -> np.ndarray | None:
+    if scan.labels is None:
+        return None
+    labels = nifti.read_labels(scan.labels)
+    nifti.check_same_grid(image, labels)
+    return resample.resample_labels(labels, grid)
+
+
+def _landmarks(scan: pairs.Scan, grid: nifti.Grid) -> np.ndarray | None:
+    return resample.to_voxels(pairs.read_landmarks(scan.landmarks), grid.affine) if scan.landmarks else None
+
+
+def check_overlap(pair: pairs.Pair, config: ConfigDict) -> None:
+    """Raises a UserError for scans that the initial alignment of the config can't bring together."""
+    if config.initialisation != "header":
+        return
+    moving, fixed = (nifti.read_grid(scan.image) for scan in in_order(pair.ct, pair.mr, config.direction))
+    if not resample.has_overlap(fixed, moving):
+        raise UserError(
+            f"{moving.path}: does not overlap {fixed.path} in space by their headers; for scans in unrelated frames "
+            'set data.initialisation to "body_centre", "rigid" or "affine"'
+        )

@@ -1,0 +1,49 @@
+"""Evaluates a checkpoint on the test cases of its config: scores before and after, pictures, a table.
+
+  python -m f3r_jax.evaluate --workdir=runs/mrb [--step=120] [--refine] [--learn2reg]
+
+Writes <workdir>/evaluation/: cases.csv (one row per case and organ), summary.json, table.md, and for the first cases
+figures and an .npz with displacement, warped volume and warped labels. Everything comes from the checkpoint, which
+holds its config, and from the data; SyN has no checkpoint and registers again. With --learn2reg also
+<workdir>/evaluation/learn2reg/: the challenge's submission files and scores. With --refine each prediction is the start
+of an instance optimisation with the settings `config.instance`, and the folder is <workdir>/evaluation_refined/.
+
+First every case is registered, as the controls of a network (`evaluate/controls.py`) need the predictions for all
+other cases, then each is scored. Until the end the predictions are in a hidden folder. A case that was registered or
+scored before a kill is not registered or scored again.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from f3r_jax.common import cli
+from f3r_jax.common.compilation_cache import keep_compiled_programs
+from f3r_jax.common.errors import UserError
+from f3r_jax.evaluate.evaluation import CHALLENGE, evaluate, folder_of, report
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.")
+_PICTURES = flags.DEFINE_integer("pictures", 3, "How many cases get pictures.", lower_bound=0)
+_REFINE = flags.DEFINE_bool("refine", False, "Optimise each pair further, starting at the network's prediction.")
+_LEARN2REG = flags.DEFINE_bool("learn2reg", False, "Write Learn2Reg's submission files and scores too.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Reads the flags, evaluates and prints."""
+    if argv[1:] or _WORKDIR.value is None:
+        raise UserError("expected --workdir=FOLDER [--step=N] [--pictures=N] [--refine] [--learn2reg]")
+    keep_compiled_programs()
+    workdir = Path(_WORKDIR.value)
+    summary = evaluate(
+        workdir, step=_STEP.value, refine=_REFINE.value, drawn=_PICTURES.value, challenge=_LEARN2REG.value
+    )
+    folder = folder_of(workdir, refine=_REFINE.value)
+    report(summary, folder)
+    if _LEARN2REG.value:
+        print(f"submission files and the challenge's scores: {folder / CHALLENGE}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,171 @@
+"""The training step: similarity + lambda x smoothness (Eq. 3) as one jitted pure function."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from f3r_jax.common.errors import UserError
+from f3r_jax.models import initialise
+from f3r_jax.ops.fields import folding_percent
+from f3r_jax.ops.losses import SIMILARITIES, Batch, Objective, Prepared, terms
+from f3r_jax.ops.mind import PRESETS
+from f3r_jax.ops.shapes import Scalar
+from f3r_jax.train import augment, devices
+from f3r_jax.train.batches import Prepare, source_of
+
+DECAYS = ("cosine", "constant")
+
+
+class State(NamedTuple):
+    """What a step changes. `step` counts the steps done."""
+
+    step: jax.Array
+    params: dict
+    optimiser: optax.OptState
+
+
+TrainStep = Callable[[State, Batch, Scalar], tuple[State, dict[str, Scalar]]]
+
+
+def check_settings(config: ConfigDict) -> None:
+    """Raises a UserError for a value of `loss`, `optim` or `train` that can't be trained with."""
+    positive = {
+        "optim.learning_rate": config.optim.learning_rate,
+        "optim.clip_norm": config.optim.clip_norm,
+        "train.steps": config.train.steps,
+        "train.batch_size": config.train.batch_size,
+        "train.validate_every": config.train.validate_every,
+        "train.checkpoint_every": config.train.checkpoint_every,
+        "train.keep_checkpoints": config.train.keep_checkpoints,
+    }
+    for name, value in positive.items():
+        if not value > 0:
+            raise UserError(f"{name} is {value}, expected a number above 0")
+    for name, value in {
+        "loss.lam": config.loss.lam,
+        "loss.epe": config.loss.epe,
+        "loss.second_from": config.loss.second_from,
+        "optim.warmup_steps": config.optim.warmup_steps,
+    }.items():
+        if not value >= 0:
+            raise UserError(f"{name} is {value}, expected 0 or more")
+    for name, value, known in (
+        ("loss.mind", config.loss.mind, PRESETS),
+        ("loss.similarity", config.loss.similarity, SIMILARITIES),
+        ("loss.second_similarity", config.loss.second_similarity, ("", *SIMILARITIES)),
+        ("optim.decay", config.optim.decay, DECAYS),
+    ):
+        if value not in known:
+            raise UserError(f"{name} is {value!r}, expected one of {', '.join(known)}")
+    augment.of_config(config.augment)
+    if objective_of(config.loss).needs_truth and config.data.source != "synthetic":
+        raise UserError('loss.similarity "clean" and loss.epe need the ground truth, expected data.source "synthetic"')
+
+
+def make_optimiser(optim: ConfigDict, steps: int) -> optax.GradientTransformation:
+    """Adam (Sec. 3.1), with linear warm-up, optional cosine decay to zero, and clipping by the global norm."""
+    warm, peak = optim.warmup_steps, optim.learning_rate
+    if optim.decay == "cosine":
+        schedule = optax.warmup_cosine_decay_schedule(0.0, peak, warm, max(steps, warm + 1))
+    else:
+        schedule = optax.join_schedules([optax.linear_schedule(0.0, peak, warm), optax.constant_schedule(peak)], [warm])
+    return optax.chain(optax.clip_by_global_norm(optim.clip_norm), optax.adam(schedule))
+
+
+def create_state(network: nn.Module, optimiser: optax.GradientTransformation, seed: int) -> State:
+    """The state before the first step."""
+    params = initialise(network, jax.random.key(seed))
+    return State(jnp.zeros((), jnp.int32), params, optimiser.init(params))
+
+
+def make_train_step(
+    network: nn.Module,
+    optimiser: optax.GradientTransformation,
+    objective: Objective,
+    *,
+    prepare: Prepare | None = None,
+    together: bool = False,
+    mesh: Mesh | None = None,
+) -> TrainStep:
+    """A jitted function (state, batch, lam) -> (state, metrics). The given state is donated; lam is traced.
+
+    Metrics are scalars: those of `losses.terms`, gradient_norm and folding (percent of voxels). `prepare` makes from a
+    loaded batch and the number of the step what it works on (`batches`); without it that is the loaded batch.
+    With `together`, parameters, optimiser states, lambdas and metrics have a leading axis, one entry per run; all runs
+    have done the same number of steps and see the same batch. With a mesh of several devices the batch is divided among
+    them (`devices.divided`) and the state is on each (`devices.on_each`).
+    """
+
+    def loss_function(
+        params: dict, prepared: Prepared, lam: Scalar, step: jax.Array
+    ) -> tuple[Scalar, dict[str, Scalar]]:
+        u = network.apply({"params": params}, *prepared.given)
+        values = terms(objective, prepared, u, lam, step)
+        return values["loss"], values | {"folding": folding_percent(jax.lax.stop_gradient(u)).mean()}
+
+    def differentiate(params: dict, batch: Batch | jax.Array, rest: tuple[Scalar, jax.Array]) -> tuple:
+        lam, step = rest
+        first = devices.first_example(mesh, len(jax.tree.leaves(batch)[0]))
+        prepared = Prepared(batch, batch, None) if prepare is None else prepare(batch, step, first)
+        return jax.grad(loss_function, has_aux=True)(params, prepared, lam, step)
+
+    # Each device prepares its own share: the partitioner would gather the batch on all of them.
+    differentiate_all = differentiate if mesh is None else devices.mean_over(mesh, differentiate)
+
+    def step(state: State, batch: Batch | jax.Array, lam: Scalar) -> tuple[State, dict[str, Scalar]]:
+        gradients, metrics = differentiate_all(state.params, batch, (lam, state.step))
+        updates, optimiser_state = optimiser.update(gradients, state.optimiser, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics["gradient_norm"] = optax.tree.norm(gradients)
+        return State(state.step + 1, params, optimiser_state), metrics
+
+    if together:
+        # The number of the step has no axis: the choice between two similarities stays a choice.
+        states = State(None, 0, 0)
+        step = jax.vmap(step, in_axes=(states, None, 0), out_axes=(states, 0))
+    return jax.jit(step, donate_argnums=0)
+
+
+def objective_of(loss: ConfigDict) -> Objective:
+    """The objective that `config.loss` describes."""
+    return Objective(
+        mind=loss.mind,
+        similarity=loss.similarity,
+        epe=loss.epe,
+        second_similarity=loss.second_similarity,
+        second_from=loss.second_from,
+    )
+
+
+def compiled_step(network: nn.Module, configs: Sequence[ConfigDict]) -> TrainStep:
+    """`make_train_step` of one run, or of several that differ in lambda alone, compiled for their volumes.
+
+    Needs no data, so that it can be made while the cases are read.
+    """
+    config, together = configs[0], len(configs) > 1
+    mesh, optimiser = devices.mesh_for(config.train.batch_size), make_optimiser(config.optim, config.train.steps)
+    source = source_of(config)
+    step = make_train_step(
+        network, optimiser, objective_of(config.loss), prepare=source.prepare, together=together, mesh=mesh
+    )
+    runs = (len(configs),) if together else ()
+    everywhere, shared = devices.on_each_sharding(mesh), devices.divided_sharding(mesh)
+    start = jax.eval_shape(lambda: create_state(network, optimiser, config.seed))
+    state = State(
+        jax.ShapeDtypeStruct((), start.step.dtype, sharding=everywhere),
+        *jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(runs + leaf.shape, leaf.dtype, sharding=everywhere), tuple(start[1:])
+        ),
+    )
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((config.train.batch_size, *leaf.shape), leaf.dtype, sharding=shared),
+        source.example,
+    )
+    lam = jax.ShapeDtypeStruct(runs, jnp.float32, sharding=everywhere)
+    return step.lower(state, batch, lam).compile()

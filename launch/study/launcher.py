@@ -1,0 +1,201 @@
+"""The way from a plan to its report, which all launchers share.
+
+Finished runs are skipped, those that were cut off go on, failed ones are tried again. A run that fails leaves the
+others running and is named at the end. Exit status: 0 if all is well, 1 if a run or the report failed, 2 for a user's
+mistake, 130 if interrupted.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from f3r_jax.common.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error
+from f3r_jax.common.progress import Progress
+from f3r_jax.data.datasets import open_dataset
+from study.local import Local
+from study.runs import (
+    CUT_OFF,
+    FAILED,
+    FINISHED,
+    LOCK,
+    NOT_BEGUN,
+    REPORT,
+    Run,
+    check_output,
+    programs,
+    state_of,
+    together,
+    unique,
+)
+from study.slurm import Slurm, check_slurm
+from study.view import View
+
+REPORT_COMMAND = (sys.executable, "-m", "f3r_jax.report")
+SECONDS_BETWEEN_LOOKS = 0.5
+
+
+class Workers(Protocol):
+    """Where runs are done: `local.Local` or `slurm.Slurm`."""
+
+    running: list[Run]
+    after_interrupt: str  # what to tell a user who interrupted
+
+    def poll(self) -> list[Run]:
+        """Starts what can be started; returns the runs that have ended since the last call."""
+
+    def busy(self) -> bool:
+        """Whether anything runs or waits."""
+
+    def close(self) -> None:
+        """Lets go."""
+
+
+def launch(plan: Sequence[Run], options: argparse.Namespace) -> int:
+    """Does what is left of a plan and writes the report; returns the exit status."""
+    plan = unique(plan)
+    check_output(options.output, plan)
+    finished = {run.name for run in plan if state_of(run)[0] == FINISHED}
+    if options.together:
+        plan = together(plan, finished)
+    show(plan, options)
+    if options.dry_run:
+        return 0
+    todo = [run for run in plan if run.name not in finished]
+    check_data(todo)
+    if options.slurm:
+        check_slurm()
+    with signals_as_interrupt(), only_launcher(options.output):
+        try:
+            if todo:
+                make_phantoms(todo)
+                processes = programs(todo)
+                leaders = list(processes)
+                workers = Slurm(leaders, options) if options.slurm else Local(leaders, options.jobs or 1)
+                follow(workers, View(processes, done=len(finished)))
+            good = tell(plan)
+            return 0 if report(options.output) and good else 1
+        except KeyboardInterrupt as interrupt:
+            print(f"\ninterrupted; {interrupt or 'launch again to go on'}", file=sys.stderr)
+            return EXIT_INTERRUPTED
+
+
+def show(plan: Sequence[Run], options: argparse.Namespace) -> None:
+    """Prints how many runs stand how; for a dry run every run with its state and command."""
+    states = {run.name: state_of(run) for run in plan}
+    kinds = [state for state, _ in states.values()]
+    counts = ", ".join(
+        f"{kinds.count(kind)} {kind}" for kind in (FINISHED, CUT_OFF, FAILED, NOT_BEGUN) if kind in kinds
+    )
+    print(f"{options.output}: {len(plan)} runs: {counts}", flush=True)
+    if options.dry_run:
+        for run in plan:
+            print(f"\n{run.name}: {': '.join(filter(None, states[run.name]))}\n  {shlex.join(run.command)}")
+
+
+def check_data(todo: Sequence[Run]) -> None:
+    """Raises a UserError for a mistake in the settings of the data or in the headers of the pairs."""
+    for run in todo:
+        if run.config.data.root is None:
+            raise UserError(f"{run.spec}: data.root is not set, expected the folder of the pairs: --data=FOLDER")
+    for run in one_a_data_set(todo):
+        open_dataset(run.config.data, seed=run.config.seed)
+
+
+def make_phantoms(todo: Sequence[Run]) -> None:
+    """Generates the phantoms that the runs share: they would all do it at once."""
+    for run in one_a_data_set(todo):
+        if run.config.data.source == "phantom":
+            dataset = open_dataset(run.config.data, seed=run.config.seed)
+            with Progress("phantom", len(dataset.makers)) as progress:
+                for make in dataset.makers.values():
+                    make()
+                    progress.advance()
+
+
+def one_a_data_set(runs: Sequence[Run]) -> list[Run]:
+    """The first run of each data set; both directions share one."""
+    first = {}
+    for run in runs:
+        data = run.config.data.to_dict() | {"direction": None}
+        first.setdefault((repr(sorted(data.items())), run.config.seed), run)
+    return list(first.values())
+
+
+def follow(workers: Workers, view: View) -> None:
+    """Shows the runs until all have ended."""
+    try:
+        while workers.busy():
+            for run in workers.poll():
+                view.ended(run)
+            view.look(workers.running)
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(workers.after_interrupt) from None
+    finally:
+        workers.close()
+        view.close()
+
+
+def tell(plan: Sequence[Run]) -> bool:
+    """Prints what became of the plan, failed runs with error and log; true if all are finished."""
+    states = {run: state_of(run) for run in plan}
+    missing = [run for run in plan if states[run][0] != FINISHED]
+    print(f"{len(plan) - len(missing)} of {len(plan)} runs finished", flush=True)
+    for run in missing:
+        print(
+            f"{': '.join(filter(None, (states[run][0], run.name, states[run][1])))} (log: {run.log})", file=sys.stderr
+        )
+    return not missing
+
+
+def report(output: Path) -> bool:
+    """Writes the report over the study's folder; true if it read all runs."""
+    return subprocess.run([*REPORT_COMMAND, str(output), "--output", str(output / REPORT)], check=False).returncode == 0
+
+
+@contextlib.contextmanager
+def signals_as_interrupt() -> Iterator[None]:
+    """Being told to end, or losing the terminal, is like Ctrl-C; but what nohup ignores stays ignored."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    heeded = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def only_launcher(output: Path) -> Iterator[None]:
+    """Holds the study's folder; the lock ends with the process, however it ends."""
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{output}: another launcher is at work here; wait for it or give another --output"
+            ) from None
+        yield
+
+
+def run_launcher(main: Callable[[Sequence[str]], int]) -> None:
+    """Ends the program with the exit status of `main`; a user's mistake is one line and status 2."""
+    try:
+        sys.exit(exit_on_user_error(main)(sys.argv[1:]))
+    except BrokenPipeError:  # ... | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

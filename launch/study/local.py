@@ -1,0 +1,116 @@
+"""Runs on this machine, some at a time, each with its share of the cores or a GPU of its own.
+
+They end with the launcher: told to when it is interrupted, by the kernel when it is killed (on Linux).
+"""
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from study.runs import Run, environment, mark_end, mark_start
+
+SECONDS_TO_END = 10
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+class Local:
+    """A queue of runs and as many processes as `jobs`."""
+
+    after_interrupt = "launch again to go on where the runs were"
+
+    def __init__(self, runs: Sequence[Run], jobs: int) -> None:
+        self._waiting = list(runs)
+        self._processes: dict[int, tuple[Run, subprocess.Popen]] = {}  # by slot
+        self._shares = shares(min(jobs, len(runs)))
+
+    @property
+    def running(self) -> list[Run]:
+        """The runs that have a process."""
+        return [run for run, _ in self._processes.values()]
+
+    def busy(self) -> bool:
+        """Whether anything runs or waits."""
+        return bool(self._waiting or self._processes)
+
+    def poll(self) -> list[Run]:
+        """Fills free slots; returns the runs that have ended since the last call."""
+        ended = []
+        for slot, (run, process) in list(self._processes.items()):
+            status = process.poll()
+            if status is not None:
+                mark_end(run.log, status)
+                del self._processes[slot]
+                ended.append(run)
+        for slot, share in enumerate(self._shares):
+            if slot not in self._processes and self._waiting:
+                run = self._waiting.pop(0)
+                self._processes[slot] = run, start(run, *share)
+        return ended
+
+    def close(self) -> None:
+        """Ends what still runs; nothing interrupts this."""
+        before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+        processes = [process for _, process in self._processes.values()]
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            try:
+                process.wait(SECONDS_TO_END)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._processes.clear()
+        self._waiting.clear()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def start(run: Run, cores: Sequence[int], variables: dict[str, str]) -> subprocess.Popen:
+    """Starts a run in a session of its own, so that a Ctrl-C reaches the launcher alone."""
+    mark_start(run.log, run.command)
+    with run.log.open("a") as log:
+        process = subprocess.Popen(
+            run.command,
+            env=environment(run.output) | variables,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_end_with_parent if _LIBC else None,
+        )
+    if cores:  # before it has any threads, which get the same
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(process.pid, cores)
+    return process
+
+
+def _end_with_parent() -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def shares(jobs: int) -> list[tuple[list[int], dict[str, str]]]:
+    """(cores, environment variables) of each job: a part of the cores, or the GPUs in turn."""
+    devices = gpus()
+    if devices:
+        common = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if jobs > len(devices) else {}
+        return [([], common | {"CUDA_VISIBLE_DEVICES": devices[job % len(devices)]}) for job in range(jobs)]
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if jobs > len(cores):
+        cores = []
+    return [(cores[job * len(cores) // jobs : (job + 1) * len(cores) // jobs], {}) for job in range(jobs)]
+
+
+def gpus() -> list[str]:
+    """The NVIDIA GPUs that runs may use, as CUDA_VISIBLE_DEVICES names them."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [device for device in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if device]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
+    return [str(number) for number, _ in enumerate(listed.stdout.splitlines())] if listed.returncode == 0 else []

@@ -1,0 +1,84 @@
+"""Progress of several runs at once: a bar a run on a terminal, plain lines now and then elsewhere."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+import tqdm
+
+from f3r_jax.common.progress import Progress
+from f3r_jax.config import trains
+from study.runs import FINISHED, Run, last_row, state_of
+
+SECONDS_BETWEEN_LINES = 60.0
+
+
+class View:
+    """Counts the runs of a plan, of which `done` are, and shows where those are that run.
+
+    A process is known by the first of the runs that it does.
+    """
+
+    def __init__(self, processes: Mapping[Run, Sequence[Run]], *, done: int) -> None:
+        self._runs = processes
+        total = done + sum(map(len, processes.values()))
+        tqdm.tqdm.monitor_interval = 0  # no thread beside: processes are started while bars are shown
+        self._whole = Progress("runs", total, done=done)
+        self._bars: dict[Run, tqdm.tqdm] = {}
+        self._since: dict[Run, float] = {}
+        self._terminal = sys.stderr.isatty()
+        self._last_lines = time.monotonic()
+        self._failed = 0
+
+    def look(self, running: Sequence[Run]) -> None:
+        """Brings the bars up to date, or writes lines if the last ones are old."""
+        now = time.monotonic()
+        for run in running:
+            self._since.setdefault(run, now)
+        if self._terminal:
+            for run in running:
+                self._move(run)
+        elif now - self._last_lines >= SECONDS_BETWEEN_LINES:
+            self._last_lines = now
+            for run in running:
+                self._whole.note(f"  {run.program}: {where(run)}")
+
+    def _move(self, run: Run) -> None:
+        row = last_row(run.workdir)
+        if run not in self._bars:
+            steps = run.config.train.steps if trains(run.config) else None
+            look = {"desc": run.program, "leave": False, "dynamic_ncols": True}
+            self._bars[run] = tqdm.tqdm(total=steps, initial=row.get("step", 0), **look)
+        bar = self._bars[run]
+        if row:
+            bar.n = row["step"]
+            bar.set_postfix_str(f"loss {row['loss']:.4g}", refresh=False)
+        bar.refresh()
+
+    def ended(self, run: Run) -> None:
+        """A line that stays, for each run of a process that ended."""
+        if run in self._bars:
+            self._bars.pop(run).close()
+        seconds = time.monotonic() - self._since.pop(run, time.monotonic())
+        for each in self._runs[run]:
+            state, remark = state_of(each)
+            self._failed += state != FINISHED
+            self._whole.note(f"{': '.join(filter(None, (state, each.name, remark)))} ({seconds:.0f} s)")
+            self._whole.advance(**{"failed": float(self._failed)} if self._failed else {})
+
+    def close(self) -> None:
+        """Takes the bars away."""
+        for bar in self._bars.values():
+            bar.close()
+        self._bars.clear()
+        self._whole.__exit__(None, None, None)
+
+
+def where(run: Run) -> str:
+    """How far a running run is."""
+    row = last_row(run.workdir)
+    if not row:
+        return "begins" if trains(run.config) else "registers"
+    if row["step"] == run.config.train.steps:
+        return "evaluates"
+    return f"step {row['step']}/{run.config.train.steps}, loss {row['loss']:.4g}"

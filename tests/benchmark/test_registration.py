@@ -1,0 +1,142 @@
+"""The table of ours and the rivals: what is scored, what is told, what a failure leaves."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from conftest import make_case
+from f3r_jax.benchmark import registration as benchmark
+from f3r_jax.benchmark import registration_worker
+from f3r_jax.common.errors import UserError
+from f3r_jax.evaluate import classical
+
+COST = {"seconds": 2.0, "cpu_seconds": 3.0, "imported_mib": 100.0, "peak_mib": 300.0, "device_peak_mib": None}
+ORGANS = {"liver": (1,), "spleen": (2,)}
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """What `run` reports for two tiny pairs: "ours" finds nothing, SyN the truth, greedy dies, another is missing."""
+
+    def register(method, *, folder, checkpoint):
+        with np.load(folder / benchmark.PAIR_FILE) as pair:
+            assert set(pair) == {"fixed", "moving", "spacing"}  # and neither labels nor truth
+            shape = pair["fixed"].shape
+        if method == "greedy":
+            raise ChildProcessError("ValueError: no")
+        number = sum(line.startswith("pair ") for line in told) - 1
+        truth = cases[number].displacement if method == "SyN" else np.zeros((*shape, 3), np.float32)
+        return truth, COST | {"device": "cpu", "seconds": 2.0 + number}
+
+    opened, cases, told = benchmark.datasets.open_dataset, [], []
+
+    def open_dataset(config, *, seed):
+        dataset = opened(config, seed=seed)
+        cases.extend(dataset.load(name) for name in dataset.makers)
+        return dataset
+
+    rivals = {name: classical.Rival(classical.syn, "json", name) for name in ("SyN", "greedy")}
+    monkeypatch.setattr(
+        benchmark, "RIVALS", rivals | {"other": classical.Rival(classical.syn, "no_such_module", "other-one")}
+    )
+    monkeypatch.setattr(benchmark, "OURS", {"ours": None})
+    monkeypatch.setattr(benchmark, "register", register)
+    monkeypatch.setattr(benchmark.datasets, "open_dataset", open_dataset)
+    found = benchmark.run(shape=(24, 20, 20), spacing=13.0, cases=2, checkpoint=None, note=told.append)
+    return found, told
+
+
+def test_scores_and_costs_of_each_method_and_case(measured):
+    found, told = measured
+    assert list(found["methods"]) == ["ours", "SyN", "greedy"]
+    for before, ours, truth in zip(found["before"], found["methods"]["ours"], found["methods"]["SyN"], strict=True):
+        assert all(ours[name] == before[name] for name in ("dice", "liver_dice", "hd95_mm", "epe_mm"))
+        assert ours["folding_percent"] == ours["sd_log_jacobian"] == 0
+        assert truth["epe_mm"] == 0 and truth["dice"] > before["dice"] + 5
+        assert truth["sd_log_jacobian"] > 0
+        assert truth["peak_mib"] == 300
+    assert [case["seconds"] for case in found["methods"]["SyN"]] == [2.0, 3.0]
+    assert found["first_seconds"] == {"ours": 2.0}
+    assert sum(line.startswith("pair ") for line in told) == 2
+    assert any("SyN" in line and "2.0 s" in line for line in told)
+
+
+def test_table_has_a_row_a_method_and_tells_what_failed_or_is_missing(measured):
+    machine = {"cpu": "one", "cores": 2, "memory_gib": 8.0}
+    origin = {"date": "2026-01-01", "commit": "abc", "machine": machine, "versions": {"jax": "1"}, "command": "python"}
+    text = benchmark.as_markdown(origin | {"registration": measured[0]})
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    titles, _, before, ours, syn = rows
+    assert titles[0] == "method" and "HD95, mm" in titles and "end-point error, mm" in titles
+    assert [row[0] for row in (before, ours, syn)] == ["before", "ours", "SyN"]
+    cell = dict(zip(titles, syn, strict=True))
+    assert cell["seconds"] == "2.5 (2.0-3.0)" and cell["peak MiB (imports)"] == "300 (100)"
+    assert cell["end-point error, mm"] == "0.00 (0.00-0.00)" and cell["first, s"] == ""
+    assert dict(zip(titles, before, strict=True))["seconds"] == ""
+    assert "Failed: greedy, pair 2: ValueError: no." in text
+    measured[0]["methods"]["SyN"][1] = {"error": "killed: out of memory?"}
+    assert "| SyN (1 of 2 pairs) |" in benchmark.as_markdown(origin | {"registration": measured[0]})
+    assert "other is left out" in text and "pip install other-one" in text
+
+
+def test_scores_mean_over_organs_and_tell_the_liver_apart():
+    case = make_case("ball", 2.0)
+    found = benchmark.scores(case, case.displacement, {"liver": (1,)})
+    assert found["epe_mm"] == 0 and found["dice"] == found["liver_dice"] > 95
+    assert benchmark.before(case, {"liver": (1,)})["epe_mm"] == pytest.approx(2 * np.linalg.norm(case.spacing))
+
+
+@pytest.mark.parametrize(("shape", "spacing"), [((64, 48, 48), 4.8), ((144, 144, 128), 2.2), ((32, 64, 64), 9.6)])
+def test_spacing_lets_the_trunk_fit_in(shape, spacing):
+    assert benchmark.fitting_spacing(shape) == spacing
+
+
+def test_process_that_fails_is_told_by_its_last_line(tmp_path):
+    with pytest.raises(ChildProcessError, match="No such file"):
+        benchmark.register("SyN", folder=tmp_path, checkpoint=None)
+
+
+def test_process_that_is_killed_says_so(tmp_path, monkeypatch):
+    killed = tmp_path / "killed"
+    killed.write_text("#!/bin/sh\nkill -9 $$\n")
+    killed.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(killed))
+    with pytest.raises(ChildProcessError, match="out of memory"):
+        benchmark.register("SyN", folder=tmp_path, checkpoint=None)
+
+
+def test_checkpoint_has_to_be_there_and_to_warp_ct_to_mr(tmp_path, monkeypatch, config):
+    with pytest.raises(UserError, match=str(tmp_path)):
+        benchmark.check_checkpoint(str(tmp_path))
+    config.data.direction = "mr_to_ct"
+    monkeypatch.setattr(benchmark.checkpoints, "find", lambda folder, step: folder)
+    monkeypatch.setattr(benchmark.checkpoints, "load_config", lambda folder: config)
+    with pytest.raises(UserError, match="mr_to_ct, expected ct_to_mr"):
+        benchmark.check_checkpoint("runs/other")
+
+
+def test_network_registers_through_the_spacing_it_was_trained_at(finished, tiny_network):
+    case = make_case("ball", 1.5)
+    pair = classical.Pair(case.fixed, case.moving, case.spacing)
+    field = registration_worker.network(str(finished[0]), refined=False)(pair)
+    assert field.shape == (*case.fixed.shape, 3) and np.isfinite(field).all() and np.ptp(field) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.extras("ants", "picsl_greedy", "convexAdam")
+def test_command_writes_table_and_json(commands, tmp_path):
+    """f3r_jax and all baselines for real. On a grid coarser than this MIND is a poor guide, and ours may lose."""
+    page, numbers = tmp_path / "B.md", tmp_path / "b.json"
+    options = ["--what=registration", "--shape=48,36,36", "--cases=1"]
+    result = commands.run("benchmark", *options, f"--markdown={page}", f"--json={numbers}")
+    assert result.status == 0, result.out + result.err
+    found = json.loads(numbers.read_text())["registration"]
+    assert found["spacing"] == 6.4
+    for name in ("ours", "ours, not diffeomorphic", *classical.RIVALS):
+        (case,) = found["methods"][name]
+        assert case["dice"] > found["before"][0]["dice"] or name in classical.RIVALS  # too coarse a grid for SyN
+        assert ("compile_seconds" in case) == (name not in classical.RIVALS)
+        assert case["peak_mib"] > case["imported_mib"] > 0 and case["seconds"] > 0
+    assert "## Registration, 48 x 36 x 36 on cpu\n" in page.read_text()

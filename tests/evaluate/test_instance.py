@@ -1,0 +1,65 @@
+"""Instance optimisation as a system of a study and after a network."""
+
+import json
+
+import numpy as np
+import pytest
+
+from conftest import TINY_DATA, make_case
+from f3r_jax.common.errors import UserError
+from f3r_jax.config import instance_config
+from f3r_jax.evaluate import metrics
+from f3r_jax.evaluate.instance import register, settings_of
+
+
+@pytest.fixture
+def section():
+    section = instance_config(option="").instance
+    section.update(spacings=(4, 2), steps=20, lam=0.05, mind="mind_ssc_near")
+    return section
+
+
+def error(case, displacement):
+    return metrics.end_point_error_mm(displacement, case.displacement, case.spacing, case.fixed_labels > 0)
+
+
+def test_moves_a_case_towards_the_ground_truth_and_keeps_a_good_start(section):
+    case = make_case("ball", 1.5)
+    zero = np.zeros_like(case.displacement)
+    found = register(case, settings_of(section)).displacement
+    assert error(case, found) < 0.7 * error(case, zero)
+    started = register(case, settings_of(section), start=case.displacement).displacement
+    assert error(case, started) < 0.5 * error(case, zero)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mind": "mint"}, "instance.mind is 'mint', expected one of"),
+        ({"lam": -1.0}, "instance.lam is -1.0, expected 0 or more"),
+        ({"spacings": ()}, r"instance.spacings is \(\), expected grid spacings"),
+        ({"spacings": (6, 4)}, r"instance: the grids have spacings \[6, 4\]"),
+        ({"steps": 0}, "instance.steps is 0, expected a number above 0"),
+        ({"steps": 7}, "instance: a level has 7 steps"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(section, changes, message):
+    section.update(changes)
+    with pytest.raises(UserError, match=message):
+        settings_of(section)
+
+
+def test_main_evaluates_it_without_training(commands, phantoms, tmp_path):
+    workdir = tmp_path / "instance"
+    changes = TINY_DATA | {"data.root": phantoms, "instance.steps": 5}
+    arguments = ["--config=configs/instance.py", f"--workdir={workdir}"]
+    arguments += [f"--config.{key}={value}" for key, value in changes.items()]
+    result = commands.run("main", *arguments)
+    assert result.status == 0, result.err
+    summary = json.loads((workdir / "evaluation" / "summary.json").read_text())
+    assert (summary["method"], summary["step"], summary["controls"]) == ("instance optimisation", None, None)
+    for flag in ("--step=3", "--refine"):
+        refused = commands.run("evaluate", f"--workdir={workdir}", flag)
+        assert refused.status == 2 and f"is not trained, expected no {flag.split('=')[0]}" in refused.err
+    wrong = commands.run("main", *arguments, "--config.instance.lam=-1")
+    assert wrong.status == 2 and "instance.lam is -1" in wrong.err

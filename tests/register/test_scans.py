@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+
+from conftest import blob
+from f3r_jax.common.errors import UserError
+from f3r_jax.data import nifti
+from f3r_jax.data.nifti import Grid
+from f3r_jax.register import scans
+
+SHAPE = (16, 16, 16)
+
+
+def grid(spacing=2.0, shape=SHAPE, origin=(0.0, 0.0, 0.0), turn=0.0):
+    """A grid turned about z by an angle in radians."""
+    affine = np.eye(4)
+    cosine, sine = np.cos(turn), np.sin(turn)
+    affine[:3, :3] = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]]) * spacing
+    affine[:3, 3] = origin
+    return Grid(shape, affine, "scan.nii")
+
+
+def corners(of):
+    """The outer corners of a field of view, mm."""
+    ends = np.array(np.meshgrid(*[(-0.5, size - 0.5) for size in of.shape], indexing="ij")).reshape(3, -1).T
+    return ends @ of.affine[:3, :3].T + of.affine[:3, 3]
+
+
+def inside(points, of):
+    voxels = (points - of.affine[:3, 3]) @ np.linalg.inv(of.affine[:3, :3]).T
+    return ((voxels >= -0.5 - 1e-6) & (voxels <= np.array(of.shape) - 0.5 + 1e-6)).all()
+
+
+@pytest.fixture
+def files(tmp_path):
+    """An MR-like and a CT-like ball."""
+    affine = np.diag([2.0, 2.0, 3.0, 1.0])
+    nifti.write(tmp_path / "mr.nii.gz", 500 * blob(0.0), affine)
+    nifti.write(tmp_path / "ct.nii.gz", (2500 * blob(0.0) - 1000).astype(np.int16), affine)
+    nifti.write(tmp_path / "labels.nii.gz", (blob(0.0) > 0.3).astype(np.uint8), affine)
+    nifti.write(tmp_path / "empty.nii.gz", np.zeros(SHAPE, np.uint8), affine)
+    nifti.write(tmp_path / "elsewhere.nii.gz", np.ones(SHAPE, np.uint8), np.diag([2.0, 2.0, 2.0, 1.0]))
+    return tmp_path
+
+
+def test_one_grid_for_two_scans_of_one_place_covers_them():
+    turned = grid(turn=0.3, origin=(5.0, -7.0, 11.0))
+    made = scans.common_grid(turned, turned, np.eye(4), spacing=1.5)
+    assert inside(corners(turned), made)
+    np.testing.assert_allclose(made.spacing, 1.5)
+    assert all(size % scans.MULTIPLE == 0 for size in made.shape)
+    np.testing.assert_allclose(made.affine[:3, :3] / 1.5, turned.affine[:3, :3] / 2.0, atol=1e-12)
+    # Both about the same centre.
+    np.testing.assert_allclose(corners(made).mean(axis=0), corners(turned).mean(axis=0))
+
+
+def test_what_one_scan_alone_shows_is_left_out_but_for_a_margin():
+    long = grid(shape=(16, 16, 200))
+    slab = grid(shape=(16, 16, 16), origin=(0.0, 0.0, 200.0))
+    made = scans.common_grid(long, slab, np.eye(4), spacing=2.0)
+    low, high = corners(made)[:, 2].min(), corners(made)[:, 2].max()
+    assert low <= 199 - scans.MARGIN + 8 and high >= 231 + scans.MARGIN - 8  # the lattice has steps of 8 mm
+    assert made.shape[2] <= 64
+
+
+def test_the_matrix_says_where_the_moving_scan_lies():
+    far = grid(origin=(500.0, 0.0, 0.0))
+    matrix = np.eye(4)
+    matrix[0, 3] = 500.0
+    made = scans.common_grid(grid(), far, matrix, spacing=2.0)
+    assert inside(corners(grid()), made)
+    with pytest.raises(UserError, match="shows nothing of what"):
+        scans.common_grid(grid(), far, np.eye(4), spacing=2.0)
+
+
+def test_a_covering_grid_has_the_field_of_view_at_least():
+    whole = grid(turn=-0.2, shape=(20, 33, 7))
+    made = scans.covering(whole, spacing=(5.0, 4.0, 3.0))
+    np.testing.assert_allclose(made.spacing, (5.0, 4.0, 3.0))
+    assert inside(corners(whole), made)
+
+
+def test_a_grid_is_made_no_finer_than_asked():
+    same = grid(2.0)
+    assert scans.no_finer(same, 2.0) is same
+    coarse = scans.no_finer(grid(0.5), 1.0)
+    np.testing.assert_allclose(coarse.spacing, 1.0)
+    assert inside(corners(grid(0.5)), coarse)
+
+
+def test_a_scan_on_a_grid_is_known_within_its_field_of_view_and_mask(files):
+    scan = scans.read(str(files / "mr.nii.gz"), modality="mr", mask=str(files / "labels.nii.gz"))
+    bigger = Grid((20, 16, 16), scan.image.affine.copy())
+    values, known = scans.on_grid(scan, bigger)
+    assert values.shape == known.shape == (20, 16, 16)
+    np.testing.assert_array_equal(known[:16], scan.mask.data > 0)
+    assert not known[16:].any() and not values[16:].any()
+    free = scans.read(str(files / "mr.nii.gz"), modality="mr")
+    assert scans.on_grid(free, bigger)[1].sum() == 16**3
+
+
+def test_the_modality_is_told_by_the_intensities(files):
+    assert scans.read(str(files / "ct.nii.gz")).modality == "ct"
+    assert scans.read(str(files / "mr.nii.gz")).modality == "mr"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"labels": "elsewhere.nii.gz"}, "elsewhere.nii.gz: affine of the label map differs"),
+        ({"mask": "elsewhere.nii.gz"}, "elsewhere.nii.gz: affine of the label map differs"),
+        ({"mask": "empty.nii.gz"}, "empty.nii.gz: the mask is empty"),
+        ({"labels": "none.nii.gz"}, "none.nii.gz: no such file"),
+        ({"landmarks": "none.csv"}, "none.csv: no such file"),
+    ],
+)
+def test_what_does_not_fit_the_scan_is_a_mistake(files, given, words):
+    with pytest.raises(UserError, match=words):
+        scans.read(str(files / "mr.nii.gz"), modality="mr", **{name: str(files / file) for name, file in given.items()})
