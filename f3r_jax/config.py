@@ -15,7 +15,7 @@ UNTRAINED = (SYN, INSTANCE)
 CT_WINDOW = (-160.0, 240.0)  # HU: soft tissue
 MR_PERCENTILES = (1.0, 99.0)
 ORGANS = {"liver": (1,), "spleen": (2,), "right_kidney": (3,), "left_kidney": (4,)}  # label values, as in Learn2Reg
-# The phantom's, `data/phantom_appearance.py`
+# The phantom's, `data/phantom/appearance.py`
 CT_PHASES = ("venous", "plain")
 MR_SEQUENCES = ("t2", "t2_fat_suppressed", "t1_fat_suppressed", "in_phase", "out_of_phase")
 # What a config from before a key meant by leaving it out.
@@ -40,7 +40,7 @@ SYNTHESIS = {
     "clean_blur": 0.8,
 }
 AUGMENTATIONS = ("deformation", "rotation", "scaling", "shift", "gamma", "bias", "noise", "blur")
-# Instance optimisation (`refine.py`): at voxels of about 5 mm, as the phantom has, and at 1 to 2 mm
+# Instance optimisation (`ops/instance_optimisation.py`): at voxels of about 5 mm, as the phantom has, and at 1 to 2 mm
 COARSE_INSTANCE = {"mind": "mind_ssc_robust", "lam": 0.4, "spacings": (8, 4, 2), "steps": 80, "diffeomorphic": True}
 FINE_INSTANCE = {"mind": "mind_ssc", "lam": 0.2, "spacings": (16, 8, 4, 2), "steps": 80, "diffeomorphic": True}
 # A network has found the large motion

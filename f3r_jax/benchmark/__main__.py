@@ -11,7 +11,7 @@ measures everything (`suite`; on two cores a few hours) and goes on where it was
 
 Every subject gets a fresh process, whose peak memory is its own. Subjects to compare are timed in turn, A B A B, and
 the ratio is the median over the pairs, because the speed of a machine drifts; both need to fit into memory at once.
-Registrations are described in `registration_benchmark`.
+Registrations are described in `registration`.
 """
 
 import json

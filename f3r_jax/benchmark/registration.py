@@ -2,9 +2,9 @@
 
 The pairs are those of one seed that no config uses, so no network was trained on them; the MR is fixed, the CT moves,
 and no method sees labels or the truth. Every method registers the first pair, then every method the second, and each
-registration has a process of its own (`registration_job`), whose peak memory is the method's. Ours registers the first
-pair once before that: its programs are then in JAX's compilation cache, as they are from a user's second registration
-of a size on.
+registration has a process of its own (`registration_worker`), whose peak memory is the method's. f3r_jax registers the
+first pair once before that: its compiled functions are then in JAX's compilation cache, as they are from a user's
+second registration of a size on.
 """
 
 import json

@@ -1,6 +1,6 @@
 """One registration in a process of its own: `python -m f3r_jax.registration_job JOB`, where JOB is JSON.
 
-A job: `method`, a name of OURS, of NETWORKS or of `peers.RIVALS`; `folder`, which holds the pair; `checkpoint`, the
+A job: `method`, a name of OURS, of NETWORKS or of `classical.RIVALS`; `folder`, which holds the pair; `checkpoint`, the
 folder of a training run or null. The process writes the displacement and what it cost into the folder. What a method
 needs is imported before its clock starts, and nothing that only others need is imported at all: peak memory is its own.
 """

@@ -54,7 +54,8 @@ def bounds(peaks: dict[str, dict]) -> str:
     moved = peaks["float32"]["bytes_per_second"] / 1e9
     return (
         f"Measured on this device: {reached} (product of large matrices), {moved:,.0f} GB/s (a = a / 2 + b). "
-        "Percent of these: what the network needs at least (`f3r_jax/costs.py`) over what the device could do then."
+        "Percent of these: what the network needs at least (`f3r_jax/benchmark/roofline.py`) over what the device "
+        "could do then."
     )
 
 

@@ -36,7 +36,7 @@ def done(report: dict, *what: str) -> list[dict]:
 
 
 def heading(report: dict, *, device: str) -> str:
-    """Where and how something was measured, of what `machine.environment` tells."""
+    """Where and how something was measured, of what `environment.environment` tells."""
     machine = report["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     return (

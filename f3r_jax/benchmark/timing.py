@@ -1,4 +1,4 @@
-"""Jobs timed in turn, A B A B, each in a process of its own (`measurements`)."""
+"""Jobs timed in turn, A B A B, each in a process of its own (`worker`)."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""What a benchmark measures: groups of jobs (`measurements`) to be timed in turn. The first of a group is ours."""
+"""What a benchmark measures: groups of jobs (`worker`) to be timed in turn. The first of a group is ours."""
 
 import importlib.util
 import math

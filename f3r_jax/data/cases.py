@@ -101,6 +101,7 @@ def in_order(ct: object, mr: object, direction: str) -> tuple:
 
 
 def normalised(image: nifti.Image, modality: str, config: ConfigDict) -> nifti.Image:
+    """A scan with the intensities in [0, 1] that the config asks for."""
     return preprocess.normalise(image, modality, ct_window=config.ct_window, mr_percentiles=config.mr_percentiles)
 
 

@@ -91,7 +91,7 @@ def _mind(objective: Objective, batch: Batch, truth: GroundTruth | None, places:
 
 
 def _pooled_mind(objective: Objective, batch: Batch, truth: GroundTruth | None, places: Displacement) -> Scalar:
-    """Mean squared difference of pooled descriptors, those of the moving volume warped, as in `refine`.
+    """Mean squared difference of pooled descriptors, those of the moving volume warped, as in `instance_optimisation`.
 
     Descriptors are averaged over cubes of 2 and of 4 voxels. The network can't lower it by what the interpolation of a
     warped image does to the image's noise.

@@ -5,7 +5,7 @@
   python -m f3r_jax.register --pairs=data/pairs.csv --output=out
 
 An affine step, then the network of a checkpoint if one is given, then refinement by gradient descent on this one pair.
-`f3r_jax/outcome.py` lists what is written, and `f3r_jax/folder.py` what of many pairs.
+`f3r_jax/register/output_files.py` lists what is written, and `f3r_jax/register/batch.py` what of many pairs.
 `python -m f3r_jax.apply` carries the result to further images and points.
 """
 

@@ -1,6 +1,6 @@
 """Registers every pair of a table, each into a folder of its own, on all devices of this machine at once.
 
-  NAME/          of each pair: what `f3r_jax/outcome.py` lists
+  NAME/          of each pair: what `f3r_jax/register/output_files.py` lists
   summary.csv    a row a pair
   summary.json   the same, with means, settings, command and versions
 

@@ -1,4 +1,4 @@
-"""SyN, greedy and convexAdam from PyPI: each field means to us what it means to its maker. Needs the extra `peers`."""
+"""SyN, greedy and convexAdam from PyPI: f3r_jax reads each field as its maker does. Needs the extras."""
 
 import importlib.util
 import tomllib
