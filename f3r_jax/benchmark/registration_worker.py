@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from f3r_jax.benchmark.job import MIB, peak_mib, timed
+from f3r_jax.common.arrays import VoxelField
 from f3r_jax.common.malloc import keep_freed_memory
-from f3r_jax.evaluate.classical import RIVALS, Field, Pair
+from f3r_jax.evaluate.classical import RIVALS, Pair
 
 # What JAX reports while it turns Python into programs: tracing, lowering, and compiling or reading from the cache.
 COMPILING = tuple(
@@ -24,7 +25,7 @@ COMPILING = tuple(
 )
 PAIR_FILE, FIELD_FILE, COST_FILE = "pair.npz", "displacement.npy", "cost.json"
 
-Register = Callable[[Pair], Field]
+Register = Callable[[Pair], VoxelField]
 
 
 def main(argument: str) -> None:
@@ -80,7 +81,7 @@ def refinement(_: None = None, **changes: object) -> Register:
 
     settings = dataclasses.replace(instance_optimisation.DEFAULT, **changes)
 
-    def register(pair: Pair) -> Field:
+    def register(pair: Pair) -> VoxelField:
         return np.asarray(instance_optimisation.refine(volume(pair.fixed), volume(pair.moving), settings=settings))[0]
 
     return register
@@ -97,7 +98,7 @@ def network(checkpoint: str, *, refined: bool) -> Register:
 
     loaded = trained_network.load(Path(checkpoint))
 
-    def register(pair: Pair) -> Field:
+    def register(pair: Pair) -> VoxelField:
         fixed, moving = scan_of(pair, "fixed"), scan_of(pair, "moving")
         volumes = pipeline.Volumes(fixed, moving, fixed.image.grid, np.eye(4))
         field = pipeline.with_network(loaded, fixed, moving, volumes)

@@ -9,14 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import scipy.io
-from jaxtyping import Float64
 from scipy.io.matlab import MatReadError
 
+from f3r_jax.common.arrays import Matrix
 from f3r_jax.common.errors import UserError
 from f3r_jax.common.files import write_text
 from f3r_jax.data.nifti import PathLike
-
-Matrix = Float64[np.ndarray, "4 4"]
 
 HEADER = "#Insight Transform File V1.0"
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS to LPS and back

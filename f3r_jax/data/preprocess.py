@@ -20,9 +20,9 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 from scipy import ndimage
 
+from f3r_jax.common.arrays import Numbers
 from f3r_jax.common.errors import UserError
 from f3r_jax.data.nifti import Image
-from f3r_jax.data.resample import Numbers
 
 MODALITIES = ("ct", "mr")
 INITIALISATIONS = ("header", "body_centre", "rigid", "affine")

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from scipy import ndimage
 
+from f3r_jax.common.arrays import Numbers
 from f3r_jax.data.nifti import Grid, Image
 
 FWHM = 2.3548  # full width at half maximum of a Gaussian of standard deviation 1
@@ -16,7 +17,6 @@ VOXELS = 2**19  # a slab's at most: below 0.1 GB of coordinates, whatever the gr
 THREADS = min(os.cpu_count() or 1, 8)  # SciPy samples without Python's lock; eight slabs stay below 1 GB
 PARALLEL = 1e-9  # of a matrix's largest entry: what rounding leaves of a zero
 
-Numbers = Sequence[float | int] | np.ndarray
 LATTICE = 24  # points along an axis by which the overlap of two fields of view is judged
 
 

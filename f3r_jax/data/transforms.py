@@ -20,13 +20,13 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, Shaped
 from scipy import ndimage
 
+from f3r_jax.common.arrays import WorldField
 from f3r_jax.data import nifti
 from f3r_jax.data.nifti import Grid, Image, PathLike
 from f3r_jax.data.resample import by_slabs, sample_along_axes, shared_axes
 from f3r_jax.ops.fields import invert
 
 Points = Float[np.ndarray, "n 3"]  # mm, RAS+
-Field = Float32[np.ndarray, "x y z 3"]  # mm, RAS+
 
 OUTSIDE = 0.5  # voxels beyond the outermost centres: as far as their voxels reach, and ITK's rule
 ROUNDING = 1e-6  # voxels
@@ -56,7 +56,7 @@ def to_moving(transform: Transform, points: Points) -> Float64[np.ndarray, "n 3"
     return _apply(transform.matrix @ transform.grid.affine, p + _sample(transform.displacement, p)).T
 
 
-def field_on(transform: Transform, grid: Grid) -> Field:
+def field_on(transform: Transform, grid: Grid) -> WorldField:
     """The whole transform, affine included: M A_w (p + u(p)) - x at each voxel x of a grid of the fixed frame."""
     to_working = np.linalg.inv(transform.grid.affine) @ grid.affine
     from_working = transform.matrix @ transform.grid.affine
@@ -71,12 +71,12 @@ def field_on(transform: Transform, grid: Grid) -> Field:
     return np.moveaxis(field, 0, -1)
 
 
-def deformation_on(transform: Transform, grid: Grid) -> Field:
+def deformation_on(transform: Transform, grid: Grid) -> WorldField:
     """The deformation alone, A_w (p + u(p)) - x; followed by the matrix M it is the whole transform."""
     return field_on(dataclasses.replace(transform, matrix=np.eye(4)), grid)
 
 
-def followed_by(deformation: Field, matrix: Float64[np.ndarray, "4 4"], grid: Grid) -> Field:
+def followed_by(deformation: WorldField, matrix: Float64[np.ndarray, "4 4"], grid: Grid) -> WorldField:
     """The whole transform, M (x + d(x)) - x at each voxel x of `grid`, from the deformation d on it."""
     linear, rest = matrix[:3, :3].astype(np.float32), (matrix - np.eye(4)) @ grid.affine
     field = np.empty((3, *grid.shape), np.float32)
@@ -146,12 +146,12 @@ def resampled(transform: Transform, grid: Grid) -> Float32[np.ndarray, "x y z 3"
     return _in_voxels(deformation_on(transform, grid), grid)
 
 
-def sample_field(field: Field, grid: Grid, points: Points) -> Float32[np.ndarray, "n 3"]:
+def sample_field(field: WorldField, grid: Grid, points: Points) -> Float32[np.ndarray, "n 3"]:
     """The vectors of a field at points in mm, trilinearly; beyond its grid, the edge value."""
     return _sample(field, _apply(np.linalg.inv(grid.affine), np.asarray(points, np.float64).T)).T
 
 
-def resample_field(field: Field, grid: Grid, target: Grid) -> Float32[np.ndarray, "x2 y2 z2 3"]:
+def resample_field(field: WorldField, grid: Grid, target: Grid) -> Float32[np.ndarray, "x2 y2 z2 3"]:
     """The same at the voxels of another grid."""
     look_up = _look_up(field, np.linalg.inv(grid.affine) @ target.affine, target.shape)
     out = np.empty((3, *target.shape), np.float32)
@@ -184,7 +184,7 @@ def write_learn2reg(path: PathLike, field: Float32[np.ndarray, "x y z 3"], affin
 
 
 def warp_image(
-    image: Image, field: Field, grid: Grid, *, order: int = 1, outside: float = 0.0
+    image: Image, field: WorldField, grid: Grid, *, order: int = 1, outside: float = 0.0
 ) -> Shaped[np.ndarray, "x y z"]:
     """Samples the image at x + field(x) for each voxel x of `grid`, on which the field lies.
 

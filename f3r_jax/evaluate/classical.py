@@ -18,9 +18,8 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
+from f3r_jax.common.arrays import VoxelField
 from f3r_jax.config import syn_config
-
-Field = Float[np.ndarray, "x y z 3"]  # voxels, pull
 
 
 class Pair(NamedTuple):
@@ -31,7 +30,7 @@ class Pair(NamedTuple):
     spacing: Float[np.ndarray, "3"]
 
 
-def syn(pair: Pair, *, settings: ConfigDict | None = None, seed: int = 0) -> Field:
+def syn(pair: Pair, *, settings: ConfigDict | None = None, seed: int = 0) -> VoxelField:
     """SyN (Avants et al., 2008) with mutual information through ANTsPy.
 
     The default iterations of ANTsPy never run at full resolution; the paper's do (`configs/syn.py`).
@@ -66,7 +65,7 @@ def syn(pair: Pair, *, settings: ConfigDict | None = None, seed: int = 0) -> Fie
         return (ants.image_read(fields[0]).numpy() / np.asarray(pair.spacing)).astype(np.float32)
 
 
-def greedy(pair: Pair, *, iterations: Sequence[int] = (100, 100, 50)) -> Field:
+def greedy(pair: Pair, *, iterations: Sequence[int] = (100, 100, 50)) -> VoxelField:
     """Greedy (Yushkevich et al., 2016) with normalised mutual information; smoothing and step are its defaults.
 
     Its own iterations, 100 at half and 100 at full resolution, begin too fine for the motion of breathing: here there
@@ -92,7 +91,7 @@ def greedy(pair: Pair, *, iterations: Sequence[int] = (100, 100, 50)) -> Field:
     return (mm / np.asarray(pair.spacing)).astype(np.float32)
 
 
-def convex_adam(pair: Pair) -> Field:
+def convex_adam(pair: Pair) -> VoxelField:
     """ConvexAdam (Siebert et al., 2021) by its authors, with MIND and the package's defaults, on the CPU.
 
     It knows no spacing: everything, its field as well, is in voxels along the axes of the array.
@@ -107,7 +106,7 @@ def convex_adam(pair: Pair) -> Field:
 class Rival(NamedTuple):
     """How to register with it, which module that needs and in which package it comes."""
 
-    register: Callable[[Pair], Field]
+    register: Callable[[Pair], VoxelField]
     module: str
     package: str
 
@@ -116,7 +115,7 @@ class Rival(NamedTuple):
         """Whether its package is there."""
         return importlib.util.find_spec(self.module.partition(".")[0]) is not None
 
-    def prepare(self) -> Callable[[Pair], Field]:
+    def prepare(self) -> Callable[[Pair], VoxelField]:
         """`register`, with the module imported."""
         importlib.import_module(self.module)
         return self.register

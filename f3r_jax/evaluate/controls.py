@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import wilcoxon
 
+from f3r_jax.common.arrays import LabelMap, Mask, Spacing, VoxelField
 from f3r_jax.evaluate import metrics
-from f3r_jax.evaluate.metrics import Field, Labels, Mask, Spacing
 
 SIGNIFICANT = 0.05
 SMALLEST_DEVIATION_MM = 1e-3  # below it, predictions differ by rounding alone
@@ -67,22 +67,22 @@ def other_of(name: str, references: Sequence[str]) -> str:
     return references[(references.index(name) + 1) % len(references)] if name in references else references[0]
 
 
-def mean_of_others(total: Float[np.ndarray, "x y z 3"], count: int, own: Field | None) -> Field:
+def mean_of_others(total: Float[np.ndarray, "x y z 3"], count: int, own: VoxelField | None) -> VoxelField:
     """The mean of the fields in a float64 sum of `count`, without `own` where the sum holds it, as float32."""
     others = total / count if own is None else (total - own) / (count - 1)
     return others.astype(np.float32)
 
 
-def inside_organs(fixed_labels: Labels | None, organs: Mapping[str, Sequence[int]]) -> Mask | None:
+def inside_organs(fixed_labels: LabelMap | None, organs: Mapping[str, Sequence[int]]) -> Mask | None:
     """The voxels of all organs; None without labels."""
     return None if fixed_labels is None else np.isin(fixed_labels, [v for values in organs.values() for v in values])
 
 
 def deviations(
-    prediction: Field,
-    mean_prediction: Field,
-    truth: Field | None,
-    mean_truth: Field | None,
+    prediction: VoxelField,
+    mean_prediction: VoxelField,
+    truth: VoxelField | None,
+    mean_truth: VoxelField | None,
     *,
     spacing: Spacing,
     mask: Mask | None,
@@ -90,7 +90,7 @@ def deviations(
     """The sums that `correlate` pools, over all voxels or over `mask`; without ground truth those of x alone."""
     inside = ... if mask is None else mask
 
-    def deviation(field: Field, mean: Field) -> np.ndarray:
+    def deviation(field: VoxelField, mean: VoxelField) -> np.ndarray:
         return (field[inside].astype(np.float64) - mean[inside]) * np.asarray(spacing)
 
     x = deviation(prediction, mean_prediction)
@@ -124,7 +124,7 @@ def deviation_mm(cases: Sequence[Deviations]) -> float | None:
     return found if np.isfinite(found) else None
 
 
-def organ_dices(fixed_labels: Labels, labels: Labels, organs: Mapping[str, Sequence[int]]) -> dict[str, float]:
+def organ_dices(fixed_labels: LabelMap, labels: LabelMap, organs: Mapping[str, Sequence[int]]) -> dict[str, float]:
     """Dice of each organ in percent; NaN for one that neither label map has."""
     return {
         name: metrics.dice(np.isin(fixed_labels, values), np.isin(labels, values)) for name, values in organs.items()

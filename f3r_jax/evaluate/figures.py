@@ -15,10 +15,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path as Outline
 
+from f3r_jax.common.arrays import Intensities, LabelMap, Spacing, VoxelField
 from f3r_jax.evaluate import metrics, slices
 from f3r_jax.evaluate.drawing import DPI, WIDTH, as_words, save
-from f3r_jax.evaluate.metrics import Field, Labels, Spacing
-from f3r_jax.evaluate.slices import COLOURS, INK, LARGE, MUTED, NORMAL, SMALL, STYLES, ZOOM_ASPECT, Image
+from f3r_jax.evaluate.slices import COLOURS, INK, LARGE, MUTED, NORMAL, SMALL, STYLES, ZOOM_ASPECT
 
 SCALES = {"Axial": 50.0, "Coronal": None, "Zoom": 20.0}  # mm, of the bar in each row; axial and coronal share one
 MARGIN, GAP, RAIL = 0.06, 0.04, 0.2  # inches: around the page, between panels, the row names' column
@@ -27,12 +27,12 @@ MARGIN, GAP, RAIL = 0.06, 0.04, 0.2  # inches: around the page, between panels, 
 def overlay(
     path: str | os.PathLike,
     *,
-    fixed: Image,
-    moving: Image,
-    warped: Image,
-    fixed_labels: Labels | None,
-    moving_labels: Labels | None,
-    warped_labels: Labels | None,
+    fixed: Intensities,
+    moving: Intensities,
+    warped: Intensities,
+    fixed_labels: LabelMap | None,
+    moving_labels: LabelMap | None,
+    warped_labels: LabelMap | None,
     spacing: Spacing,
     title: str,
     organs: Mapping[str, Sequence[int]],
@@ -85,7 +85,13 @@ def overlay(
 
 
 def checkerboard(
-    path: str | os.PathLike, *, fixed: Image, moving: Image, warped: Image, spacing: Spacing, title: str
+    path: str | os.PathLike,
+    *,
+    fixed: Intensities,
+    moving: Intensities,
+    warped: Intensities,
+    spacing: Spacing,
+    title: str,
 ) -> None:
     """Tiles of the fixed image (grey) and the moving one (tinted) in turn, before and after, on the middle slices."""
     views = slices.sections(None, fixed.shape)
@@ -104,7 +110,9 @@ def checkerboard(
     save(figure, path)
 
 
-def deformation(path: str | os.PathLike, *, fixed: Image, displacement: Field, spacing: Spacing, title: str) -> None:
+def deformation(
+    path: str | os.PathLike, *, fixed: Intensities, displacement: VoxelField, spacing: Spacing, title: str
+) -> None:
     """The grid that the field makes of straight lines, and the log of its Jacobian determinant with folds in black.
 
     The slices are those with the most folded voxels, or the middle ones where nothing folds. The grid shows the
@@ -207,7 +215,7 @@ def _every_other_tile(ax: Axes, tile: float) -> PathPatch:
     return PathPatch(Outline.make_compound_path(*squares), transform=ax.transData)
 
 
-def _add_legend(figure: Figure, organs: Mapping[str, Sequence[int]], labelled: Mapping[str, Labels]) -> None:
+def _add_legend(figure: Figure, organs: Mapping[str, Sequence[int]], labelled: Mapping[str, LabelMap]) -> None:
     """Names the organs by colour, with their Dice where it is known, and below them the line styles."""
     colours = (
         [Line2D([], [], linestyle="none", label="Dice before \N{RIGHTWARDS ARROW} after:")]

@@ -27,11 +27,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Real, Shaped
 from scipy.ndimage import map_coordinates
 
+from f3r_jax.common.arrays import VoxelField
 from f3r_jax.common.errors import UserError
 from f3r_jax.data import nifti
 
-Field = Float[np.ndarray, "x y z 3"]
-Labels = Real[np.ndarray, "x y z"]
+StoredLabels = Real[np.ndarray, "x y z"]
 OtherLabels = Real[np.ndarray, "_x _y _z"]  # the moving file may have another size
 
 LABELS = (1, 2, 3, 4)  # of the challenge's configs for AbdomenMRCT: liver, spleen, right and left kidney
@@ -48,8 +48,8 @@ class Keypoints(NamedTuple):
 
 
 def evaluate_case(
-    displacement: Field,
-    fixed_labels: Labels | None,
+    displacement: VoxelField,
+    fixed_labels: StoredLabels | None,
     moving_labels: OtherLabels | None,
     *,
     labels: Sequence[int] = LABELS,
@@ -104,7 +104,7 @@ def aggregate(cases: Sequence[Mapping[str, dict]]) -> dict[str, dict[str, float]
         }
 
 
-def jacobian_determinant(displacement: Field) -> Float64[np.ndarray, "_x _y _z"]:
+def jacobian_determinant(displacement: VoxelField) -> Float64[np.ndarray, "_x _y _z"]:
     """Determinant of d phi / dp by central differences, without the two outer voxels on each side."""
     identity = np.eye(3)  # in float64, so that what follows is so for a field of float32 too
     # In one memory order whatever the file's, because the sum of the deviation depends on it.
@@ -119,13 +119,13 @@ def jacobian_determinant(displacement: Field) -> Float64[np.ndarray, "_x _y _z"]
     return xx * (yy * zz - yz * zy) - yx * (xy * zz - xz * zy) + zx * (xy * yz - xz * yy)
 
 
-def warp_labels(moving_labels: OtherLabels, displacement: Field) -> Labels:
+def warp_labels(moving_labels: OtherLabels, displacement: VoxelField) -> StoredLabels:
     """The moving label map at p + u(p), nearest voxel; 0 outside it."""
     positions = np.indices(displacement.shape[:3]) + np.moveaxis(displacement, -1, 0)
     return map_coordinates(moving_labels, positions, order=0)
 
 
-def target_registration_error(displacement: Field, keypoints: Keypoints) -> Float[np.ndarray, "n"]:  # noqa: F821
+def target_registration_error(displacement: VoxelField, keypoints: Keypoints) -> Float[np.ndarray, "n"]:  # noqa: F821
     """Distance in mm between each fixed keypoint sent through phi, by a cubic spline, and its moving keypoint."""
     fixed, moving, spacing = keypoints
     shifts = [map_coordinates(displacement[..., axis], fixed.T) for axis in range(3)]
@@ -146,7 +146,7 @@ def submission_name(fixed_id: int | str, moving_id: int | str) -> str:
     return f"disp_{int(fixed_id):04d}_{int(moving_id):04d}.nii.gz"
 
 
-def write_submission(folder: Path, name: str, displacement: Field) -> Path:
+def write_submission(folder: Path, name: str, displacement: VoxelField) -> Path:
     """Writes a field in the order of the challenge's files, voxels, as (x y z 3) float32; returns its path.
 
     The evaluator reads .nii.gz as well as .npz; the half precision that the challenge asked for until 2021 would round
@@ -158,7 +158,7 @@ def write_submission(folder: Path, name: str, displacement: Field) -> Path:
     return folder / name
 
 
-def read_submission(path: Path) -> Field:
+def read_submission(path: Path) -> VoxelField:
     """Reads a field as the evaluator does: float64 from .nii.gz, float32 from an .npz with one array.
 
     Raises:
@@ -197,7 +197,7 @@ def _difference(values: Float64[np.ndarray, "x y z"], axis: int) -> Float64[np.n
 
 
 def _over_labels(
-    score: Callable, fixed: Labels, moving: OtherLabels, warped: Labels, labels: Sequence[int]
+    score: Callable, fixed: StoredLabels, moving: OtherLabels, warped: StoredLabels, labels: Sequence[int]
 ) -> dict[str, float | dict[int, float]]:
     """A score of each label, NaN where a file lacks it, and their mean without NaN."""
     detailed = {}

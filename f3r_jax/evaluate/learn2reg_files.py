@@ -8,15 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Real
+from jaxtyping import Float32, Float64, Real
 from ml_collections import ConfigDict
 
+from f3r_jax.common.arrays import VoxelField
 from f3r_jax.common.errors import UserError
 from f3r_jax.data import nifti, pairs
 from f3r_jax.data.cases import Case
 from f3r_jax.evaluate import learn2reg
-
-Field = Float[np.ndarray, "x y z 3"]  # voxels of the working grid, pull
 
 SAME_GRID = 1e-3  # voxels: what float32 headers leave between grids that are one
 
@@ -47,7 +46,7 @@ def open_pairs(data_config: ConfigDict, names: Iterable[str]) -> dict[str, pairs
     return {name: found[name] for name in names}
 
 
-def submit(folder: Path, displacement: Field, case: Case, pair: pairs.Pair) -> dict:
+def submit(folder: Path, displacement: VoxelField, case: Case, pair: pairs.Pair) -> dict:
     """Writes a case's field as a submission and returns its scores, with the file's name under "submission".
 
     Files that aren't numbered as Learn2Reg's are only scored: "submission" is None. LogJacDetStd is taken in the mask
@@ -76,7 +75,7 @@ def submit(folder: Path, displacement: Field, case: Case, pair: pairs.Pair) -> d
     return {"submission": name, **learn2reg.evaluate_case(field.astype(np.float64), *maps, mask=mask)}
 
 
-def to_file_order(displacement: Field, case: Case, pair: pairs.Pair) -> Float32[np.ndarray, "_x _y _z 3"]:
+def to_file_order(displacement: VoxelField, case: Case, pair: pairs.Pair) -> Float32[np.ndarray, "_x _y _z 3"]:
     """A field of the working grid, which is the fixed file's in RAS+, in the voxels and order of the files.
 
     Where both files lie on that grid it is the field itself, but for flips and swaps of axes. Else the moving file's

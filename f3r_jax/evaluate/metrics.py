@@ -14,14 +14,11 @@ only one of them has is lost: Dice 0 and infinite distance, which `summarise` ke
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer, Real
+from jaxtyping import Float, Real
 from scipy.ndimage import map_coordinates
 from scipy.spatial import KDTree
 
-Mask = Bool[np.ndarray, "x y z"]
-Labels = Integer[np.ndarray, "x y z"]
-Field = Float[np.ndarray, "x y z 3"]  # one displacement, voxels of the fixed grid, pull: phi(p) = p + u(p)
-Spacing = Sequence[float | int] | Real[np.ndarray, "3"]  # mm, along x, y, z
+from f3r_jax.common.arrays import LabelMap, Mask, Spacing, VoxelField
 
 SMALLEST_DETERMINANT = 1e-9  # log det of a folded voxel is taken here, as in Learn2Reg
 
@@ -56,7 +53,7 @@ def hd95(a: Mask, b: Mask, spacing: Spacing) -> float:
 
 
 def organ_scores(
-    fixed_labels: Labels, warped_labels: Labels, *, organs: Mapping[str, Sequence[int]], spacing: Spacing
+    fixed_labels: LabelMap, warped_labels: LabelMap, *, organs: Mapping[str, Sequence[int]], spacing: Spacing
 ) -> dict[str, dict[str, float]]:
     """Scores of each organ, {name: {"dice", "asd_mm", "hd95_mm"}}; an organ is the union of its label values."""
     scores = {}
@@ -67,7 +64,7 @@ def organ_scores(
     return scores
 
 
-def jacobian_determinant(displacement: Field) -> Float[np.ndarray, "x y z"]:
+def jacobian_determinant(displacement: VoxelField) -> Float[np.ndarray, "x y z"]:
     """Determinant of d phi / dp by central differences, one-sided at the border, in float64.
 
     It is 1 where volume is kept and at most 0 where the map folds. In voxels it equals the one in mm: spacing cancels.
@@ -78,17 +75,19 @@ def jacobian_determinant(displacement: Field) -> Float[np.ndarray, "x y z"]:
     return xx * (yy * zz - yz * zy) - xy * (yx * zz - yz * zx) + xz * (yx * zy - yy * zx)
 
 
-def folding_percent(displacement: Field) -> float:
+def folding_percent(displacement: VoxelField) -> float:
     """Percent of all voxels where the Jacobian determinant is at most zero."""
     return 100.0 * float(np.mean(jacobian_determinant(displacement) <= 0))
 
 
-def sd_log_jacobian(displacement: Field) -> float:
+def sd_log_jacobian(displacement: VoxelField) -> float:
     """Standard deviation over all voxels of the log Jacobian determinant, which is clipped from below at 1e-9."""
     return float(np.std(np.log(np.maximum(jacobian_determinant(displacement), SMALLEST_DETERMINANT))))
 
 
-def end_point_error_mm(displacement: Field, truth: Field, spacing: Spacing, mask: Mask | None = None) -> float:
+def end_point_error_mm(
+    displacement: VoxelField, truth: VoxelField, spacing: Spacing, mask: Mask | None = None
+) -> float:
     """Mean distance in mm between where two fields send a voxel, over all or over `mask`; NaN for an empty mask."""
     error = np.linalg.norm((displacement.astype(np.float64) - truth) * np.asarray(spacing), axis=-1)
     error = error if mask is None else error[mask]
@@ -98,7 +97,7 @@ def end_point_error_mm(displacement: Field, truth: Field, spacing: Spacing, mask
 def target_registration_error(
     fixed_points: Real[np.ndarray, "n 3"],
     moving_points: Real[np.ndarray, "n 3"],
-    displacement: Field,
+    displacement: VoxelField,
     *,
     affine: Real[np.ndarray, "4 4"],
 ) -> Float[np.ndarray, "n"]:  # noqa: F821

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from f3r_jax.common.arrays import Mask, VoxelField
 from f3r_jax.data.cases import Case
 from f3r_jax.data.datasets import Dataset
 from f3r_jax.evaluate import controls
 from f3r_jax.evaluate.controls import Deviations
-from f3r_jax.evaluate.metrics import Field, Mask
 
 
 class Predictions:
@@ -27,7 +27,7 @@ class Predictions:
     def __contains__(self, name: str) -> bool:
         return self._path(name).exists()
 
-    def add(self, name: str, displacement: Field, seconds: float = 0.0) -> None:
+    def add(self, name: str, displacement: VoxelField, seconds: float = 0.0) -> None:
         """Keeps a field and the time that it took."""
         path = self._path(name)
         unfinished = path.with_name(f"{path.name}.tmp")
@@ -35,7 +35,7 @@ class Predictions:
             np.savez(file, displacement=displacement, seconds=seconds)
         os.replace(unfinished, path)
 
-    def read(self, name: str) -> Field:
+    def read(self, name: str) -> VoxelField:
         """The field of a case."""
         with np.load(self._path(name)) as file:
             return file["displacement"]
@@ -68,16 +68,16 @@ class ControlFields:
                 break
             self._truths = truth.astype(np.float64) if self._truths is None else self._truths + truth
 
-    def mean_field(self, name: str) -> Field:
+    def mean_field(self, name: str) -> VoxelField:
         """The mean of the predictions for the other references."""
         own = self._predictions.read(name) if name in self._references else None
         return controls.mean_of_others(self._total, len(self._references), own)
 
-    def other_pair(self, name: str) -> Field:
+    def other_pair(self, name: str) -> VoxelField:
         """The prediction for another reference."""
         return self._predictions.read(controls.other_of(name, self._references))
 
-    def deviations(self, case: Case, prediction: Field, mean_field: Field, mask: Mask | None) -> Deviations:
+    def deviations(self, case: Case, prediction: VoxelField, mean_field: VoxelField, mask: Mask | None) -> Deviations:
         """What deviates from the mean in the prediction and the ground truth of a case."""
         mean_truth = None
         if self._truths is not None and case.displacement is not None:

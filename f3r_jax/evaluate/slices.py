@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
@@ -17,9 +16,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patheffects import withStroke
 from scipy.ndimage import binary_fill_holes, gaussian_filter, uniform_filter
 
-from f3r_jax.evaluate.metrics import Field, Labels, Mask, Spacing
-
-Image = Float[np.ndarray, "x y z"]
+from f3r_jax.common.arrays import Intensities, LabelMap, Mask, Spacing, VoxelField
 
 COLOURS = ("#E69F00", "#56B4E9", "#CC79A7", "#2CC295", "#F0E442", "#D55E00", "#0072B2")
 INK, MUTED = "#1a1a1a", "#6b6b6b"
@@ -65,7 +62,7 @@ def draw(
     return image
 
 
-def outline_organs(ax: Axes, labels: Labels, view: View, spacing: Spacing, organs: Mapping, role: str) -> None:
+def outline_organs(ax: Axes, labels: LabelMap, view: View, spacing: Spacing, organs: Mapping, role: str) -> None:
     """Draws the border of each organ in its colour, lighter but for the fixed image's, in the line style of a role."""
     section = view.cut(labels)
     for number, values in enumerate(organs.values()):
@@ -89,14 +86,14 @@ def outline(
     ax.contour(x, y, section, levels=[0.5], colors=color, linewidths=linewidth, linestyles=[linestyle])
 
 
-def body(volume: Image) -> Mask:
+def body(volume: Intensities) -> Mask:
     """The patient, roughly: what is brighter than a tenth of the grey scale, filled slice by slice."""
     low, high = display_range(volume)
     bright = gaussian_filter(volume, 1.0) > low + 0.1 * (high - low)
     return np.stack([binary_fill_holes(section) for section in np.moveaxis(bright, 2, 0)], axis=2)
 
 
-def draw_grid(ax: Axes, displacement: Field, view: View, spacing: Spacing) -> None:
+def draw_grid(ax: Axes, displacement: VoxelField, view: View, spacing: Spacing) -> None:
     """Draws where the field sends every few rows and columns of voxels."""
     across, up = view.steps(spacing)
     shifts = [view.cut(displacement[..., axis]) for axis in (0, 3 - view.axis)]
@@ -128,7 +125,7 @@ def sections(mask: Mask | None, shape: Sequence[int]) -> dict[str, View]:
     return views
 
 
-def shared_section(labels: Labels, organs: Mapping[str, Sequence[int]]) -> View:
+def shared_section(labels: LabelMap, organs: Mapping[str, Sequence[int]]) -> View:
     """The coronal slice that holds most of all organs, each measured by its own largest section."""
     shares = np.zeros(labels.shape[CORONAL])
     for values in organs.values():
@@ -138,7 +135,7 @@ def shared_section(labels: Labels, organs: Mapping[str, Sequence[int]]) -> View:
 
 
 def busiest_window(
-    amount: Image, views: Sequence[View], spacing: Spacing
+    amount: Intensities, views: Sequence[View], spacing: Spacing
 ) -> tuple[View, tuple[float, float, float, float]]:
     """The view and the window in it (left, low, width, height in mm) that hold most of an amount."""
     best = (-1.0, views[0], (0.0, 0.0, 1.0, 1.0))
@@ -172,7 +169,7 @@ def aspect(shape: Sequence[int], spacing: Spacing, view: View) -> float:
     return shape[3 - view.axis] * up / (shape[0] * across)
 
 
-def display_range(volume: Image) -> tuple[float, float]:
+def display_range(volume: Intensities) -> tuple[float, float]:
     """Black and white of the grey scale: robust extremes, so that a few bright voxels do not darken the rest."""
     low, high = np.percentile(volume, (0.5, 99.7))
     return float(low), float(high) if high > low else float(low) + 1.0

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from f3r_jax.common.arrays import Matrix
 from f3r_jax.common.errors import UserError
 from f3r_jax.common.malloc import give_back_freed_memory
 from f3r_jax.common.progress import Progress
@@ -36,7 +37,6 @@ from f3r_jax.workdir.trained_network import Network
 AFFINE_STEPS = ("none", "rigid", "affine")
 FINEST = 1.0  # mm, of the working grid by default
 LARGE = 2**23  # voxels: from there on the peaks of all parts together could be 16 GB
-Matrix = Float[np.ndarray, "4 4"]
 
 
 @dataclasses.dataclass(frozen=True)

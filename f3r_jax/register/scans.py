@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float
 
+from f3r_jax.common.arrays import Numbers
 from f3r_jax.common.errors import UserError
 from f3r_jax.config import CT_WINDOW, MR_PERCENTILES
 from f3r_jax.data import nifti, pairs, preprocess, resample
 from f3r_jax.data.nifti import Grid, Image, PathLike
-from f3r_jax.data.resample import Numbers
 
 MULTIPLE = 16  # voxels: grids come in few sizes, so that programs compiled for one serve the next pair too
 MARGIN = 16.0  # mm around the part that both scans show: a field may need to reach there

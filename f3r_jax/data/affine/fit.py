@@ -27,9 +27,10 @@ from jax import Array
 from jaxtyping import Float64
 from scipy import optimize
 
+from f3r_jax.common.arrays import Mask, Matrix
 from f3r_jax.common.errors import UserError
 from f3r_jax.data.affine import grids, similarity
-from f3r_jax.data.affine.grids import Frame, Mask, Matrix, Scan
+from f3r_jax.data.affine.grids import Frame, Scan
 from f3r_jax.data.affine.similarity import Views
 from f3r_jax.data.nifti import Image
 from f3r_jax.ops.mind import mind

@@ -7,15 +7,13 @@ scans of like size share compiled programs. Letters: x y z voxels.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Integer
+from jaxtyping import Float32, Float64, Integer
 from scipy import ndimage
 
+from f3r_jax.common.arrays import Mask, Matrix
 from f3r_jax.common.errors import UserError
 from f3r_jax.data import preprocess, resample
 from f3r_jax.data.nifti import Grid, Image
-
-Matrix = Float64[np.ndarray, "4 4"]
-Mask = Bool[np.ndarray, "x y z"]
 
 MULTIPLE = 8  # voxels that sizes are rounded to
 DEPTH = 30.0  # mm below the body's surface at which a point counts in full
