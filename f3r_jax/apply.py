@@ -107,4 +107,4 @@ def carry_volume(
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_main(main)

@@ -162,10 +162,10 @@ def syn_config(*, option: str) -> ConfigDict:
     return config
 
 
-def completed(config: ConfigDict) -> ConfigDict:
+def upgraded(config: ConfigDict) -> ConfigDict:
     """A copy of the config of a run, with the keys that have come since the run was started."""
     config = config.copy_and_resolve_references()
-    if trains(config):
+    if is_trained(config):
         known = network_config(option="", lam=0.0, paper_lam=0.0, name=config.model.name)
         if "instance" not in config:
             fine = min(config.data.spacing) < COARSE_VOXELS
@@ -183,7 +183,7 @@ def completed(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def trains(config: ConfigDict) -> bool:
+def is_trained(config: ConfigDict) -> bool:
     """Whether the system has something to train: SyN and instance optimisation have not."""
     return config.model.name not in UNTRAINED
 
@@ -215,9 +215,9 @@ def _shared(option: str) -> ConfigDict:
     return config
 
 
-def flat(tree: Mapping, prefix: str = "") -> dict[str, object]:
+def flatten(tree: Mapping, prefix: str = "") -> dict[str, object]:
     """A config's values by their dotted keys."""
     values = {}
     for key, value in tree.items():
-        values |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        values |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return values

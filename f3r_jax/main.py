@@ -31,16 +31,16 @@ from f3r_jax.common import cli
 from f3r_jax.common.compilation_cache import keep_compiled_programs
 from f3r_jax.common.errors import UserError
 from f3r_jax.common.progress import Progress
-from f3r_jax.config import trains
+from f3r_jax.config import is_trained
 from f3r_jax.data.datasets import Dataset, open_dataset
 from f3r_jax.evaluate import instance
-from f3r_jax.evaluate.evaluation import evaluate, folder_of, report
+from f3r_jax.evaluate.evaluation import evaluate, folder_of, print_report
 from f3r_jax.evaluate.methods import check_untrained
 from f3r_jax.train import devices
 from f3r_jax.train.batches import check_batches
 from f3r_jax.train.loop import train, train_together
 from f3r_jax.train.record import TrainingError
-from f3r_jax.train.step import TrainStep, check_settings, compiled_step
+from f3r_jax.train.step import TrainStep, check_settings, compile_train_step
 from f3r_jax.workdir.checkpoints import steps
 from f3r_jax.workdir.metadata import check_same_run, write_config, write_origin
 
@@ -80,17 +80,17 @@ def main(argv: Sequence[str]) -> int:
     workdir = _WORKDIR.value
     if workdir is None:
         workdir = default_workdir(spec, several=_LAMBDAS.value is not None)
-    runs = {Path(workdir): config} if _LAMBDAS.value is None else of_lambdas(config, workdir)
+    runs = {Path(workdir): config} if _LAMBDAS.value is None else runs_by_lambda(config, workdir)
     if not _DISTRIBUTED.value:
-        return do(runs)
-    devices.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        return train_and_evaluate(runs)
+    devices.join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(devices.leaving_at_once())
+        stack.enter_context(devices.exit_on_failure())
         if not devices.is_main():  # one of them tells how it goes
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-        status = do(runs)
+        status = train_and_evaluate(runs)
         alone = devices.is_main()
-        devices.part()
+        devices.leave_processes()
     if alone and status == 0:
         # The same command without the others finds the training done, and evaluates it.
         sys.stdout.flush()
@@ -117,9 +117,9 @@ def check_processes() -> None:
         raise UserError(f"--process is {_PROCESS.value}, expected 0 to {_PROCESSES.value - 1} with --processes")
 
 
-def of_lambdas(config: ConfigDict, workdir: str) -> dict[Path, ConfigDict]:
+def runs_by_lambda(config: ConfigDict, workdir: str) -> dict[Path, ConfigDict]:
     """A run for each of the lambdas, by its folder."""
-    if not trains(config):
+    if not is_trained(config):
         raise UserError("--lambdas: this config has no lambda, it isn't trained")
     if "{lam}" not in workdir:
         raise UserError(f"--workdir is {workdir}, expected {{lam}} in it with --lambdas, such as runs/mrb_lam{{lam}}")
@@ -137,12 +137,12 @@ def of_lambdas(config: ConfigDict, workdir: str) -> dict[Path, ConfigDict]:
     return runs
 
 
-def do(runs: dict[Path, ConfigDict]) -> int:
+def train_and_evaluate(runs: dict[Path, ConfigDict]) -> int:
     """Trains and evaluates runs that differ at most in lambda; returns the exit status."""
     workdirs, configs = zip(*runs.items(), strict=True)
     config = configs[0]
     # Everything that can be wrong is looked at before anything is written.
-    if trains(config):
+    if is_trained(config):
         devices.mesh_for(config.train.batch_size)
         network = models.build(config.model, dtype=config.train.dtype)
         for each in configs:
@@ -152,33 +152,35 @@ def do(runs: dict[Path, ConfigDict]) -> int:
         check_untrained(config)
     dataset = open_dataset(config.data, seed=config.seed)
     models.check_shape(config.data.shape, "data.shape")
-    if trains(config):
+    if is_trained(config):
         check_batches(config)
     for workdir, each in runs.items():
         check_same_run(each, workdir)
     if _WORKDIR.value is None:
         print(f"no --workdir given, writing to {', '.join(map(str, workdirs))}", flush=True)
-    ahead = compiling(network, configs, workdirs) if trains(config) else None
-    devices.main_first(partial(read_all, dataset))  # the phantom is made by one process
+    ahead = compile_in_background(network, configs, workdirs) if is_trained(config) else None
+    devices.main_first(partial(load_all_cases, dataset))  # the phantom is made by one process
     if devices.is_main():
         for workdir, each in runs.items():
             workdir.mkdir(parents=True, exist_ok=True)
             write_config(each, workdir)
             write_origin(workdir, argv=sys.argv)
-    errors = train_runs(network, dataset, configs, workdirs, ahead) if trains(config) else [None]
+    errors = train_runs(network, dataset, configs, workdirs, ahead) if is_trained(config) else [None]
     for error in filter(None, errors):
         print(f"error: {error}", file=sys.stderr)
     for workdir, error in zip(workdirs, errors, strict=True):
         if error is None and not _DISTRIBUTED.value:
-            report(evaluate(workdir, dataset=dataset), folder_of(workdir, refine=False))
+            print_report(evaluate(workdir, dataset=dataset), folder_of(workdir, refine=False))
     return 1 if any(errors) else 0
 
 
-def compiling(network: nn.Module, configs: Sequence[ConfigDict], workdirs: Sequence[Path]) -> Future[TrainStep] | None:
+def compile_in_background(
+    network: nn.Module, configs: Sequence[ConfigDict], workdirs: Sequence[Path]
+) -> Future[TrainStep] | None:
     """The training step, which another thread compiles from now on; None if every run is done."""
     if all(max(steps(workdir), default=0) == configs[0].train.steps for workdir in workdirs):
         return None
-    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile").submit(compiled_step, network, configs)
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile").submit(compile_train_step, network, configs)
 
 
 def train_runs(
@@ -198,11 +200,11 @@ def train_runs(
     return [None]
 
 
-def read_all(dataset: Dataset) -> None:
+def load_all_cases(dataset: Dataset) -> None:
     """Reads every case once, so that a voxel unfit for use shows before the run writes anything."""
     with Progress("reading cases", len(dataset.makers) + len(dataset.painters)) as progress:
         dataset.check(progress.advance)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_main(main)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from ablation import VARIANTS
 from f3r_jax.common.errors import UserError
-from f3r_jax.config import trains
+from f3r_jax.config import is_trained
 from study.arguments import DIRECTIONS, make_parser, numbers, parse, runs_of, spec_of
 from study.launcher import launch, run_launcher
 from study.runs import Run, config_path, load_config
@@ -31,7 +31,7 @@ def plan(
     runs = []
     for config in configs:
         spec = spec_of(config, options)
-        if not trains(load_config(spec, ())):
+        if not is_trained(load_config(spec, ())):
             raise UserError(f"{spec}: has no lambda to sweep, it isn't trained")
         chosen = lambdas or (PAPER_LAMBDAS if spec.endswith(":paper") else LAMBDAS)
         runs += runs_of([config], options, lambdas=chosen, directions=[direction])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from f3r_jax.common.errors import UserError
-from f3r_jax.config import completed
+from f3r_jax.config import upgraded
 from f3r_jax.data.synthesis.settings import Settings, of_config
 from f3r_jax.evaluate.instance import settings_of
 from f3r_jax.models import build, label
@@ -111,7 +111,7 @@ def test_a_config_from_before_a_key_is_completed():
         old.model["remat"],
         old["instance"],
     )
-    found = completed(old)
+    found = upgraded(old)
     assert not any(found.augment.values())
     assert (found.loss.similarity, found.loss.epe, found.model.remat) == ("mind", 0.0, False)
     assert tuple(found.train.crop) == (0, 0, 0)

@@ -28,7 +28,7 @@ from f3r_jax.benchmark.tables import as_markdown, replace_section, section_name
 from f3r_jax.benchmark.timing import measure
 from f3r_jax.common import cli
 from f3r_jax.common.errors import UserError
-from f3r_jax.common.files import finite, write_text
+from f3r_jax.common.files import json_safe, write_text
 from f3r_jax.models import LABELS, build, check_shape, count_parameters
 from f3r_jax.models.f3rnet import VARIANTS, F3RNet
 
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> int:
     report, text, name, failed = (registrations if REGISTRATION in FLAGS.what else networks)(shape)
     print(f"\n{text}")
     if FLAGS.json:
-        write_text(Path(FLAGS.json), json.dumps(finite(report), indent=1) + "\n")
+        write_text(Path(FLAGS.json), json.dumps(json_safe(report), indent=1) + "\n")
     if FLAGS.markdown:
         replace_section(Path(FLAGS.markdown), text, name=name)
     return int(failed)
@@ -98,7 +98,7 @@ def whole() -> int:
     """Measures the suite."""
     page = Path(FLAGS.markdown) if FLAGS.markdown else None
     started = suite.start(record=Path(FLAGS.record), page=page, minutes=FLAGS.minutes, checkpoint=FLAGS.checkpoint)
-    return suite.run(FLAGS.sections, started, fresh=FLAGS.fresh)
+    return suite.run_suite(FLAGS.sections, started, fresh=FLAGS.fresh)
 
 
 def networks(shape: tuple[int, ...]) -> tuple[dict, str, str, bool]:
@@ -116,7 +116,7 @@ def networks(shape: tuple[int, ...]) -> tuple[dict, str, str, bool]:
 
 def registrations(shape: tuple[int, ...]) -> tuple[dict, str, str, bool]:
     """The same for the registrations."""
-    found = registration.run(
+    found = registration.measure_registration(
         shape=shape,
         spacing=FLAGS.spacing or registration.fitting_spacing(shape),
         cases=FLAGS.cases,
@@ -180,4 +180,4 @@ def check_meaning() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_main(main)

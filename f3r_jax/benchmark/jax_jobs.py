@@ -13,7 +13,7 @@ from f3r_jax.benchmark.job import (
     LAM,
     LEARNING_RATE,
     MIB,
-    Prepared,
+    ReadyJob,
     available_bytes,
     peak_mib,
     random_arrays,
@@ -25,7 +25,7 @@ LAMBDAS = (0.5, 1.5, 3.0)
 OPTIONS = ("dtype", "remat")  # of a job, handed to the network
 
 
-def prepare(function: Any, arguments: tuple, *, imported_mib: float, feedback: bool = False) -> Prepared:
+def prepare(function: Any, arguments: tuple, *, imported_mib: float, feedback: bool = False) -> ReadyJob:
     """Compiles a jitted function; with `feedback`, its first result replaces the first argument of the next run.
 
     Raises:
@@ -44,7 +44,7 @@ def prepare(function: Any, arguments: tuple, *, imported_mib: float, feedback: b
             arguments[0] = results[0]
 
     stats = jax.devices()[0].memory_stats
-    return Prepared(run, imported_mib, device_name(), lambda: stats() and stats()["peak_bytes_in_use"] / MIB, cost)
+    return ReadyJob(run, imported_mib, device_name(), lambda: stats() and stats()["peak_bytes_in_use"] / MIB, cost)
 
 
 def check_fits(needs: Any, available: float) -> None:
@@ -87,7 +87,7 @@ def count(params: Any) -> dict[str, int]:
     return {"parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))}
 
 
-def forward(job: dict) -> Prepared:
+def forward(job: dict) -> ReadyJob:
     """The network alone."""
     import jax
 
@@ -100,7 +100,7 @@ def forward(job: dict) -> Prepared:
     return prepared._replace(facts=count(params))
 
 
-def train(job: dict, *, lam: float | tuple[float, ...] = LAM) -> Prepared:
+def train(job: dict, *, lam: float | tuple[float, ...] = LAM) -> ReadyJob:
     """A step of the training: network, warp, loss, gradient and Adam; of several lambdas, as one program."""
     import jax
     import jax.numpy as jnp
@@ -121,7 +121,7 @@ def train(job: dict, *, lam: float | tuple[float, ...] = LAM) -> Prepared:
     return prepared._replace(facts=count(params))
 
 
-def sweep(job: dict) -> Prepared:
+def sweep(job: dict) -> ReadyJob:
     """A step of each of the lambdas."""
     if job["who"] == "jax":
         return train(job, lam=LAMBDAS)
@@ -134,7 +134,7 @@ def sweep(job: dict) -> Prepared:
     return alone._replace(run=run)
 
 
-def conv(job: dict) -> Prepared:
+def conv(job: dict) -> ReadyJob:
     """One convolution with its bias, or the gradient with respect to its input, kernel and bias."""
     import jax
 
@@ -159,12 +159,12 @@ def conv(job: dict) -> Prepared:
     return prepare(jax.jit(gradient), (x, kernel, bias, cotangent), imported_mib=imported)
 
 
-def device(_: dict) -> Prepared:
+def device(_: dict) -> ReadyJob:
     """Nothing but the name of the device."""
-    return Prepared(lambda: None, peak_mib(), device_name(), lambda: None)
+    return ReadyJob(lambda: None, peak_mib(), device_name(), lambda: None)
 
 
-def peaks(job: dict) -> Prepared:
+def peaks(job: dict) -> ReadyJob:
     """The floating-point operations and bytes a second that the device reaches, as the fact "peaks"."""
     from f3r_jax.benchmark import roofline
 

@@ -14,7 +14,7 @@ LEARNING_RATE, LAM = 1e-5, 1.5  # Section 3.1; speed hangs on neither
 NO_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "allocate memory")  # of XLA, CUDA, PyTorch's own allocator
 
 
-class Prepared(NamedTuple):
+class ReadyJob(NamedTuple):
     """A job ready to run."""
 
     run: Callable[[], Any]  # returns when the device has finished

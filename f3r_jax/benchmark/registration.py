@@ -28,7 +28,7 @@ from f3r_jax.config import syn_config
 from f3r_jax.data import datasets
 from f3r_jax.data.cases import Case
 from f3r_jax.evaluate import inference, scoring
-from f3r_jax.evaluate.classical import RIVALS
+from f3r_jax.evaluate.classical import BASELINES
 from f3r_jax.ops.shapes import Displacement, Volume
 from f3r_jax.ops.warp import warp
 from f3r_jax.workdir import checkpoints
@@ -64,7 +64,9 @@ def check_checkpoint(checkpoint: str) -> None:
         )
 
 
-def run(*, shape: tuple[int, ...], spacing: float, cases: int, checkpoint: str | None, note: Note) -> dict:
+def measure_registration(
+    *, shape: tuple[int, ...], spacing: float, cases: int, checkpoint: str | None, note: Note
+) -> dict:
     """What was measured: scores before, and of each method and case the scores and the cost, or an "error"."""
     jax.config.update("jax_platforms", "cpu")  # this process must not take the memory of an accelerator
     config = syn_config(option="").data
@@ -72,7 +74,7 @@ def run(*, shape: tuple[int, ...], spacing: float, cases: int, checkpoint: str |
     config.cases = max(cases, datasets.MIN_TRAINING_CASES)  # made on demand
     organs = datasets.organs_of(config)
     report = {"seed": SEED, "spacing": spacing, "left_out": left_out(), "before": []}
-    methods = [*OURS, *(NETWORKS if checkpoint else ()), *(name for name in RIVALS if RIVALS[name].installed)]
+    methods = [*OURS, *(NETWORKS if checkpoint else ()), *(name for name in BASELINES if BASELINES[name].installed)]
     report["methods"] = {name: [] for name in methods}
     with tempfile.TemporaryDirectory(prefix="registrations-") as folder:
         config.root = folder
@@ -87,7 +89,7 @@ def run(*, shape: tuple[int, ...], spacing: float, cases: int, checkpoint: str |
             for method in methods:
                 found = measure(method, case, organs, folder=Path(folder), checkpoint=checkpoint)
                 report["methods"][method].append(found)
-                note(f"  {method}: {found['error'] if 'error' in found else told(found)}")
+                note(f"  {method}: {found['error'] if 'error' in found else format_progress(found)}")
     return report
 
 
@@ -95,7 +97,7 @@ def left_out() -> list[str]:
     """A line for each rival that isn't installed."""
     return [
         f"{name} is left out, its package is not installed: make bench EXTRAS=peers, or pip install {rival.package}"
-        for name, rival in RIVALS.items()
+        for name, rival in BASELINES.items()
         if not rival.installed
     ]
 
@@ -103,13 +105,13 @@ def left_out() -> list[str]:
 def measure(method: str, case: Case, organs: dict, *, folder: Path, checkpoint: str | None) -> dict:
     """Scores and cost of one registration, or {"error"}."""
     try:
-        field, cost = register(method, folder=folder, checkpoint=checkpoint)
+        field, cost = register_in_worker(method, folder=folder, checkpoint=checkpoint)
     except ChildProcessError as error:
         return {"error": str(error)}
     return scores(case, field, organs) | cost
 
 
-def register(method: str, *, folder: Path, checkpoint: str | None) -> tuple[np.ndarray, dict]:
+def register_in_worker(method: str, *, folder: Path, checkpoint: str | None) -> tuple[np.ndarray, dict]:
     """(displacement, cost) of the pair in the folder; ChildProcessError with the process's last words if it failed."""
     job = {"method": method, "folder": str(folder), "checkpoint": checkpoint}
     # A cache in the folder starts empty, so that the first registration compiles whatever this machine compiled before.
@@ -137,7 +139,7 @@ def scores(case: Case, field: np.ndarray, organs: dict) -> dict[str, float]:
     def known(_: dict, moving: Volume, __: Volume) -> tuple[Displacement, Volume]:
         return displacement, warp(moving, displacement)
 
-    found = scoring.score(case, inference.register(known, {}, case), organs)
+    found = scoring.score(case, inference.register_case(known, {}, case), organs)
     return overlap(found) | {name: found[name] for name in ("epe_mm", "sd_log_jacobian", "folding_percent")}
 
 
@@ -155,7 +157,7 @@ def overlap(found: dict) -> dict[str, float]:
     return means | {"liver_dice": found["organs"]["liver"]["dice"]}
 
 
-def told(found: dict) -> str:
+def format_progress(found: dict) -> str:
     """A line of progress."""
     return f"Dice {found['dice']:.1f}, {found['seconds']:.1f} s, {peak(found):.0f} MiB"
 
@@ -178,8 +180,8 @@ def as_markdown(report: dict) -> str:
         "compilation cache; what it still took to trace and read programs is told apart, as is the first "
         "registration of a size, which compiles them all. Each registration ran in a process of its own: peak memory, "
         "of it after the imports.",
-        table([row("before", found["before"], None)] + [
-            row(name, cases, found["first_seconds"].get(name))
+        table([row_of("before", found["before"], None)] + [
+            row_of(name, cases, found["first_seconds"].get(name))
             for name, cases in found["methods"].items() if any("error" not in case for case in cases)
         ]),
         *(f"Failed: {name}, pair {number + 1}: {case['error']}." for name, number, case in failures(found)),
@@ -194,19 +196,19 @@ def failures(found: dict) -> Iterable[tuple[str, int, dict]]:
         yield from ((name, number, case) for number, case in enumerate(cases) if "error" in case)
 
 
-def row(name: str, cases: list[dict], first_seconds: float | None) -> dict[str, str]:
+def row_of(name: str, cases: list[dict], first_seconds: float | None) -> dict[str, str]:
     """A row of the table: the cases that ended well; what a method has not stays empty."""
     count, cases = len(cases), [case for case in cases if "error" not in case]
     cells = {"method": name if len(cases) == count else f"{name} ({len(cases)} of {count} pairs)"}
     for key, (label, digits) in COLUMNS.items():
-        cells[label] = spread([case[key] for case in cases], digits) if key in cases[0] else ""
+        cells[label] = format_range([case[key] for case in cases], digits) if key in cases[0] else ""
     cells["first, s"] = "" if first_seconds is None else f"{first_seconds:.1f}"
     costs = [case for case in cases if "peak_mib" in case]
     memory = f"{max(map(peak, costs)):.0f} ({max(case['imported_mib'] for case in costs):.0f})" if costs else ""
     return cells | {"peak MiB (imports)": memory}
 
 
-def spread(values: list[float], digits: int) -> str:
+def format_range(values: list[float], digits: int) -> str:
     """As in 87.3 (85.1-89.4)."""
     mean, low, high = (f"{value:.{digits}f}" for value in (np.mean(values), min(values), max(values)))
     return f"{mean} ({low}-{high})"
@@ -220,9 +222,9 @@ def _first(methods: list[str], folder: Path, checkpoint: str | None, note: Note)
     """The first registration of each of ours, which compiles: the device, and seconds by method."""
     found = {"device": "cpu", "first_seconds": {}}
     for method in methods:
-        if method not in RIVALS:
+        if method not in BASELINES:
             try:
-                _, cost = register(method, folder=folder, checkpoint=checkpoint)
+                _, cost = register_in_worker(method, folder=folder, checkpoint=checkpoint)
             except ChildProcessError as error:
                 note(f"  {method}, the first time: {error}")
                 continue

@@ -17,7 +17,7 @@ import numpy as np
 from f3r_jax.benchmark.job import MIB, peak_mib, timed
 from f3r_jax.common.arrays import VoxelField
 from f3r_jax.common.malloc import keep_freed_memory
-from f3r_jax.evaluate.classical import RIVALS, Pair
+from f3r_jax.evaluate.classical import BASELINES, VolumePair
 
 # What JAX reports while it turns Python into programs: tracing, lowering, and compiling or reading from the cache.
 COMPILING = tuple(
@@ -25,7 +25,7 @@ COMPILING = tuple(
 )
 PAIR_FILE, FIELD_FILE, COST_FILE = "pair.npz", "displacement.npy", "cost.json"
 
-Register = Callable[[Pair], VoxelField]
+Register = Callable[[VolumePair], VoxelField]
 
 
 def main(argument: str) -> None:
@@ -33,9 +33,9 @@ def main(argument: str) -> None:
     job = json.loads(argument)
     folder, method = Path(job["folder"]), job["method"]
     with np.load(folder / PAIR_FILE) as stored:
-        pair = Pair(**stored)
-    if method in RIVALS:
-        register, told = RIVALS[method].prepare(), lambda: {"device": "cpu", "device_peak_mib": None}
+        pair = VolumePair(**stored)
+    if method in BASELINES:
+        register, told = BASELINES[method].prepare(), lambda: {"device": "cpu", "device_peak_mib": None}
     else:
         register, told = prepare_jax(method, job["checkpoint"])
     imported = peak_mib()
@@ -77,12 +77,14 @@ def refinement(_: None = None, **changes: object) -> Register:
     import dataclasses
 
     from f3r_jax.ops import instance_optimisation
-    from f3r_jax.ops.shapes import volume
+    from f3r_jax.ops.shapes import as_volume
 
     settings = dataclasses.replace(instance_optimisation.DEFAULT, **changes)
 
-    def register(pair: Pair) -> VoxelField:
-        return np.asarray(instance_optimisation.refine(volume(pair.fixed), volume(pair.moving), settings=settings))[0]
+    def register(pair: VolumePair) -> VoxelField:
+        return np.asarray(
+            instance_optimisation.refine(as_volume(pair.fixed), as_volume(pair.moving), settings=settings)
+        )[0]
 
     return register
 
@@ -92,29 +94,29 @@ def network(checkpoint: str, *, refined: bool) -> Register:
     import jax.numpy as jnp
 
     from f3r_jax.ops import instance_optimisation
-    from f3r_jax.ops.shapes import volume
+    from f3r_jax.ops.shapes import as_volume
     from f3r_jax.register import pipeline
     from f3r_jax.workdir import trained_network
 
     loaded = trained_network.load(Path(checkpoint))
 
-    def register(pair: Pair) -> VoxelField:
+    def register(pair: VolumePair) -> VoxelField:
         fixed, moving = scan_of(pair, "fixed"), scan_of(pair, "moving")
-        volumes = pipeline.Volumes(fixed, moving, fixed.image.grid, np.eye(4))
-        field = pipeline.with_network(loaded, fixed, moving, volumes)
+        volumes = pipeline.WorkingVolumes(fixed, moving, fixed.image.grid, np.eye(4))
+        field = pipeline.predict_displacement(loaded, fixed, moving, volumes)
         if not refined:
             return field
         start = jnp.asarray(field)[None]
         return np.asarray(
             instance_optimisation.refine(
-                volume(pair.fixed), volume(pair.moving), start=start, settings=instance_optimisation.AFTER_NETWORK
+                as_volume(pair.fixed), as_volume(pair.moving), start=start, settings=instance_optimisation.AFTER_NETWORK
             )
         )[0]
 
     return register
 
 
-def scan_of(pair: Pair, which: str) -> Any:
+def scan_of(pair: VolumePair, which: str) -> Any:
     """One volume of the pair as a scan: the fixed one is the MR, the moving one the CT."""
     from f3r_jax.data.nifti import Image
     from f3r_jax.register.scans import Scan

@@ -10,12 +10,12 @@ from f3r_jax.benchmark.tables import (
     bound_cells,
     conv_row,
     done,
+    format_tables,
     network,
     pass_row,
     peak,
     sweep_row,
     table,
-    tables,
 )
 from f3r_jax.benchmark.workloads import MODES, PASSES
 
@@ -43,7 +43,7 @@ def networks(report: dict) -> list[str]:
     return [
         f"{HOW.format(**report)} {SETTINGS[report['device'] != 'cpu']}",
         bounds(report["peaks"]),
-        *tables([pass_row(row, what=what, peaks=report["peaks"]) for row in rows]),
+        *format_tables([pass_row(row, what=what, peaks=report["peaks"]) for row in rows]),
         *([TRAINING, table([training(row) for row in trained])] if trained else []),
     ]
 
@@ -88,7 +88,7 @@ def scaling(report: dict) -> list[str]:
                 if who == "jax":
                     cells |= bound_cells(row or {}, report["peaks"])
             rows.append(cells)
-        lines += tables(rows)
+        lines += format_tables(rows)
     return lines
 
 
@@ -145,7 +145,7 @@ def rows_of(make: Callable[[dict], dict[str, str]]) -> Callable[[dict], list[str
 
     def told(report: dict) -> list[str]:
         rows = done(report)
-        return [HOW.format(**report), *tables([make(row) for row in rows])]
+        return [HOW.format(**report), *format_tables([make(row) for row in rows])]
 
     return told
 

@@ -21,9 +21,9 @@ from f3r_jax.benchmark import environment, registration, roofline, section_table
 from f3r_jax.benchmark.tables import heading, remarks, replace_section
 from f3r_jax.benchmark.timing import Subject, measure
 from f3r_jax.benchmark.workloads import PASSES, Group, Machine
-from f3r_jax.common.files import finite, write_text
+from f3r_jax.common.files import json_safe, write_text
 from f3r_jax.common.provenance import versions
-from f3r_jax.evaluate.classical import RIVALS
+from f3r_jax.evaluate.classical import BASELINES
 
 SMALL, LARGE, LARGEST, TINY = (64, 64, 64), (144, 144, 128), (192, 160, 192), (48, 32, 32)
 EDGES = (64, 96, 128, 160, 192)
@@ -93,7 +93,7 @@ class Suite:
     def write(self, name: str, **values: object) -> dict:
         """Keeps and returns a record."""
         record = {"key": self.key} | values
-        write_text(self.folder / f"{name}.json", json.dumps(finite(record), indent=1) + "\n")
+        write_text(self.folder / f"{name}.json", json.dumps(json_safe(record), indent=1) + "\n")
         return record
 
     def publish(self, title: str, text: str) -> None:
@@ -135,7 +135,7 @@ def ask(job: dict) -> dict:
         return subject.answer()
 
 
-def run(names: Iterable[str], suite: Suite, *, fresh: bool = False) -> int:
+def run_suite(names: Iterable[str], suite: Suite, *, fresh: bool = False) -> int:
     """Measures the sections of these names, of those that were measured before only with `fresh`.
 
     Returns:
@@ -208,7 +208,7 @@ def bounds_of(job: dict) -> dict:
 
 def why_no_registrations(suite: Suite) -> str | None:
     """Why that section is left as it stands, if it is."""
-    if not any(rival.installed for rival in RIVALS.values()):
+    if not any(rival.installed for rival in BASELINES.values()):
         return "left as it stands, no rival is installed: make bench EXTRAS=peers"
     if not suite.checkpoint:
         return "left as it stands, as it needs --checkpoint, the folder of a training run"
@@ -229,14 +229,14 @@ def registrations(suite: Suite) -> int:
     if not record and suite.late:
         return UNFINISHED
     if not record:
-        found = registration.run(
+        found = registration.measure_registration(
             shape=LARGE,
             spacing=registration.fitting_spacing(LARGE),
             cases=CASES,
             checkpoint=suite.checkpoint,
             note=lambda line: print(line, flush=True),
         )
-        packages = versions([rival.package for rival in RIVALS.values()])
+        packages = versions([rival.package for rival in BASELINES.values()])
         facts = suite.environment | {"versions": suite.environment["versions"] | packages}
         text = registration.as_markdown(facts | {"shape": LARGE, REGISTRATION: found})
         record = {"text": text, "failed": any(registration.failures(found))}

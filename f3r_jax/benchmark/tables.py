@@ -27,7 +27,7 @@ def as_markdown(report: dict, *, what: list[str]) -> str:
     rows = [pass_row(row, what=what) for row in done(report, "forward", "train")]
     rows += [sweep_row(row) for row in done(report, "sweep")]
     rows += [conv_row(row) for row in done(report, "conv", "conv_gradient")]
-    return "\n\n".join([*lines, *tables(rows), *remarks(report)]) + "\n"
+    return "\n\n".join([*lines, *format_tables(rows), *remarks(report)]) + "\n"
 
 
 def done(report: dict, *what: str) -> list[dict]:
@@ -107,10 +107,10 @@ def conv_row(row: dict) -> dict[str, str]:
 def time_cells(row: dict) -> dict[str, str]:
     """Seconds of each subject, and the ratios."""
     results = row["results"].items()
-    cells = {f"{label(who, row)}, s": spread(summary(result["wall"]), 3) for who, result in results}
+    cells = {f"{label(who, row)}, s": format_range(summary(result["wall"]), 3) for who, result in results}
     for other, ratios in row["ratios"].items():
-        cells[f"ratio to {label(other, row)}"] = spread(ratios["wall"], 2)
-        cells[f"CPU ratio to {label(other, row)}"] = spread(ratios["cpu"], 2)
+        cells[f"ratio to {label(other, row)}"] = format_range(ratios["wall"], 2)
+        cells[f"CPU ratio to {label(other, row)}"] = format_range(ratios["cpu"], 2)
     return cells
 
 
@@ -126,13 +126,13 @@ def label(who: str, row: dict) -> str:
     return (SWEEP_LABELS if row["what"] == "sweep" else LABELS)[who]
 
 
-def spread(values: dict[str, float], digits: int) -> str:
+def format_range(values: dict[str, float], digits: int) -> str:
     """As in 1.25 (1.20-1.31)."""
     median, low, high = (f"{values[key]:.{digits}f}" for key in ("median", "min", "max"))
     return f"{median} ({low}-{high})"
 
 
-def tables(rows: list[dict[str, str]]) -> list[str]:
+def format_tables(rows: list[dict[str, str]]) -> list[str]:
     """A table for each run of rows with the same keys."""
     return [table(list(alike)) for _, alike in groupby(rows, key=tuple)]
 

@@ -77,13 +77,13 @@ def measure(jobs: list[dict], *, repeats: int) -> dict:
     where a process died.
     """
     task = {key: value for key, value in jobs[0].items() if key != "who"} | {"who": [job["who"] for job in jobs]}
-    say(f"{title(task)}:")
+    print_progress(f"{title(task)}:")
     subjects = []
     try:
         with contextlib.ExitStack() as stack:
             results = {}
             for job in jobs:
-                say(f" {job['who']} gets ready,")
+                print_progress(f" {job['who']} gets ready,")
                 subjects.append(subject := stack.enter_context(Subject(job)))
                 results[subject.who] = subject.answer() | {"wall": [], "cpu": []}
             check_devices(results)
@@ -91,16 +91,16 @@ def measure(jobs: list[dict], *, repeats: int) -> dict:
                 for subject in subjects:
                     for clock, seconds in subject.run().items():
                         results[subject.who][clock].append(seconds)
-                say(f" {n + 1}")
+                print_progress(f" {n + 1}")
             for subject in subjects:
                 results[subject.who] |= subject.peak()
     except NoMemoryError as error:
-        say(f" {subject.who} does not fit into memory: {error}\n")
+        print_progress(f" {subject.who} does not fit into memory: {error}\n")
         return task | {"no_memory": [subject.who, str(error)]}
     except OSError as error:
-        say(f" {error}\n")
+        print_progress(f" {error}\n")
         return task | {"error": str(error)}
-    say(f" of {repeats}\n")
+    print_progress(f" of {repeats}\n")
     return task | {"results": results, "ratios": ratios(results) if repeats else {}}
 
 
@@ -123,6 +123,6 @@ def ratios(results: dict[str, dict]) -> dict[str, dict]:
     }
 
 
-def say(text: str) -> None:
+def print_progress(text: str) -> None:
     """A piece of a line of progress."""
     print(text, end="", flush=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from f3r_jax.benchmark.job import LAM, LEARNING_RATE, MIB, Prepared, no_memory, peak_mib, random_arrays
+from f3r_jax.benchmark.job import LAM, LEARNING_RATE, MIB, ReadyJob, no_memory, peak_mib, random_arrays
 
 CHANNELS_LAST = torch.channels_last_3d
 
@@ -42,7 +42,7 @@ def best_settings() -> str:
 
 def prepare(
     function: Callable[..., Any], inputs: list[Tensor], *, imported_mib: float, compiled: bool, inference: bool = False
-) -> Prepared:
+) -> ReadyJob:
     """A job that calls the function with the inputs, compiled on a GPU if so wished, and waits for the device."""
     device = inputs[0].device.type
 
@@ -56,14 +56,14 @@ def prepare(
         return run
 
     if device == "cpu":
-        return Prepared(runner(function), imported_mib, "cpu", lambda: None)
+        return ReadyJob(runner(function), imported_mib, "cpu", lambda: None)
     run, facts = runner(function), {}
     if compiled:
         run, facts = first_that_runs(runner(torch.compile(function)), run)
     run()
     torch.cuda.reset_peak_memory_stats()  # what the search for algorithms took, a later run doesn't need
     peak = lambda: torch.cuda.max_memory_allocated() / MIB  # noqa: E731
-    return Prepared(run, imported_mib, torch.cuda.get_device_name(), peak, facts=facts)
+    return ReadyJob(run, imported_mib, torch.cuda.get_device_name(), peak, facts=facts)
 
 
 def first_that_runs(compiled: Callable[[], None], plain: Callable[[], None]) -> tuple[Callable[[], None], dict]:
@@ -100,28 +100,30 @@ def volumes_of(job: dict) -> list[Tensor]:
     return [torch.from_numpy(array).to(best_settings()) for array in random_arrays([(1, 1, *job["shape"])] * 2)]
 
 
-def told(prepared: Prepared, network: nn.Module) -> Prepared:
+def with_parameter_count(prepared: ReadyJob, network: nn.Module) -> ReadyJob:
     """With the number of parameters among its facts."""
     count = sum(parameter.numel() for parameter in network.parameters())
     return prepared._replace(facts={**prepared.facts, "parameters": count})
 
 
-def forward(job: dict) -> Prepared:
+def forward(job: dict) -> ReadyJob:
     """The network alone."""
     network, _ = network_of(job)
     imported = peak_mib()  # VoxelMorph is imported as its network is built
-    return told(prepare(network, volumes_of(job), imported_mib=imported, compiled=True, inference=True), network)
+    return with_parameter_count(
+        prepare(network, volumes_of(job), imported_mib=imported, compiled=True, inference=True), network
+    )
 
 
-def train(job: dict) -> Prepared:
+def train(job: dict) -> ReadyJob:
     """A step of the training."""
     network, train_step = network_of(job)
     imported = peak_mib()
     step = train_step(network, lam=LAM, learning_rate=LEARNING_RATE)
-    return told(prepare(step, volumes_of(job), imported_mib=imported, compiled=True), network)
+    return with_parameter_count(prepare(step, volumes_of(job), imported_mib=imported, compiled=True), network)
 
 
-def conv(job: dict) -> Prepared:
+def conv(job: dict) -> ReadyJob:
     """One convolution with its bias, or its gradient, as ours; it is a single kernel, with nothing to compile."""
     imported = peak_mib()
     device = best_settings()

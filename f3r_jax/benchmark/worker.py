@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from f3r_jax.benchmark.job import Prepared, no_memory, peak_mib, timed
+from f3r_jax.benchmark.job import ReadyJob, no_memory, peak_mib, timed
 from f3r_jax.common.malloc import keep_freed_memory
 
 IN_TORCH = ("torch", "voxelmorph")
@@ -30,7 +30,7 @@ def main(argument: str) -> int:
     except Exception as error:
         if not no_memory(error):
             raise
-        say(no_memory=str(error).strip().partition("\n")[0])
+        send(no_memory=str(error).strip().partition("\n")[0])
         return 1
     return 0
 
@@ -39,10 +39,10 @@ def serve(job: dict) -> None:
     """Prepares the job, then runs it for each line of standard input."""
     prepared = prepare(job)
     warm_up(prepared.run)
-    say(imported_mib=prepared.imported_mib, device=prepared.device, compile=prepared.compile, **prepared.facts)
+    send(imported_mib=prepared.imported_mib, device=prepared.device, compile=prepared.compile, **prepared.facts)
     for _ in sys.stdin:
-        say(**timed(prepared.run)[1])
-    say(peak_mib=peak_mib(), device_peak_mib=prepared.device_peak_mib())
+        send(**timed(prepared.run)[1])
+    send(peak_mib=peak_mib(), device_peak_mib=prepared.device_peak_mib())
 
 
 def warm_up(run: Callable[[], None]) -> None:
@@ -54,7 +54,7 @@ def warm_up(run: Callable[[], None]) -> None:
             return
 
 
-def prepare(job: dict) -> Prepared:
+def prepare(job: dict) -> ReadyJob:
     """The job ready to run."""
     if job["who"] in IN_TORCH:
         from f3r_jax.benchmark import torch_jobs as jobs
@@ -65,7 +65,7 @@ def prepare(job: dict) -> Prepared:
     return jobs.PREPARE[job["who"], job["what"]](job)
 
 
-def say(**values: object) -> None:
+def send(**values: object) -> None:
     """A line of JSON."""
     print(json.dumps(values), flush=True)
 

@@ -13,7 +13,7 @@ CONFIG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, O
 QUOTED = "Traceback (most recent call last)"
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> None:
+def run_main(main: Callable[[Sequence[str]], int | None]) -> None:
     """Parses the flags and runs `main`; a user's mistake ends in one line on standard error and exit status 2.
 
     So does Ctrl-C, with status 130; what the KeyboardInterrupt has to say stands in its line.

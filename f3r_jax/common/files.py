@@ -12,10 +12,10 @@ def write_text(path: Path, text: str) -> None:
     os.replace(beside, path)
 
 
-def finite(value: object) -> object:
+def json_safe(value: object) -> object:
     """JSON has no NaN or infinity: a mean over no case, or over one that lost an organ, becomes null."""
     if isinstance(value, dict):
-        return {key: finite(entry) for key, entry in value.items()}
+        return {key: json_safe(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [finite(entry) for entry in value]
+        return [json_safe(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -55,7 +55,7 @@ class Matrices:
             return self._matrices[name]
 
 
-def load_pair(pair: pairs.Pair, data_config: ConfigDict, *, fitted: Matrices | None = None) -> Case:
+def load_pair(pair: pairs.PairFiles, data_config: ConfigDict, *, fitted: Matrices | None = None) -> Case:
     """Reads a pair and brings it onto the working grid, each image interpolated once; `fitted` keeps its matrix."""
     fitted = fitted or Matrices()
     moving, fixed = in_order(pair.ct, pair.mr, data_config.direction)
@@ -79,7 +79,11 @@ def load_pair(pair: pairs.Pair, data_config: ConfigDict, *, fitted: Matrices | N
 
 
 def _initial_matrix(
-    fixed: pairs.Scan, fixed_image: nifti.Image, moving: pairs.Scan, moving_image: nifti.Image, config: ConfigDict
+    fixed: pairs.ScanFiles,
+    fixed_image: nifti.Image,
+    moving: pairs.ScanFiles,
+    moving_image: nifti.Image,
+    config: ConfigDict,
 ) -> np.ndarray:
     """What takes mm of the fixed frame to mm of the moving one, by `data.initialisation`."""
     how = config.initialisation
@@ -115,7 +119,7 @@ def _on_grid(image: nifti.Image, modality: str, grid: nifti.Grid, config: Config
     return sampled
 
 
-def _labels(scan: pairs.Scan, image: nifti.Image, grid: nifti.Grid) -> np.ndarray | None:
+def _labels(scan: pairs.ScanFiles, image: nifti.Image, grid: nifti.Grid) -> np.ndarray | None:
     if scan.labels is None:
         return None
     labels = nifti.read_labels(scan.labels)
@@ -123,11 +127,11 @@ def _labels(scan: pairs.Scan, image: nifti.Image, grid: nifti.Grid) -> np.ndarra
     return resample.resample_labels(labels, grid)
 
 
-def _landmarks(scan: pairs.Scan, grid: nifti.Grid) -> np.ndarray | None:
+def _landmarks(scan: pairs.ScanFiles, grid: nifti.Grid) -> np.ndarray | None:
     return resample.to_voxels(pairs.read_landmarks(scan.landmarks), grid.affine) if scan.landmarks else None
 
 
-def check_overlap(pair: pairs.Pair, config: ConfigDict) -> None:
+def check_overlap(pair: pairs.PairFiles, config: ConfigDict) -> None:
     """Raises a UserError for scans that the initial alignment of the config can't bring together."""
     if config.initialisation != "header":
         return

@@ -37,7 +37,7 @@ COLUMNS = (*REQUIRED, *OPTIONAL, "split", "name")
 
 
 @dataclasses.dataclass(frozen=True)
-class Scan:
+class ScanFiles:
     """One volume and what goes with it."""
 
     modality: str  # "ct" | "mr"
@@ -48,17 +48,17 @@ class Scan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
+class PairFiles:
     """A CT and an MR that show the same; `split` is None where the data leave it open."""
 
     name: str
-    ct: Scan
-    mr: Scan
+    ct: ScanFiles
+    mr: ScanFiles
     split: str | None = None
     fixed: str = "mr"  # which of them the table calls fixed
 
 
-def read_pairs(root: Path) -> list[Pair]:
+def read_pairs(root: Path) -> list[PairFiles]:
     """The pairs of a folder, or of one table; headers are checked: UserError for what a later step would trip over."""
     table = root if root.is_file() else _table(root)
     if table.suffix not in (".csv", ".json"):
@@ -80,7 +80,7 @@ def _table(root: Path) -> Path:
     return found[0]
 
 
-def check_pair(pair: Pair) -> None:
+def check_pair(pair: PairFiles) -> None:
     """Checks all that can be seen without reading voxels: files, headers, label grids, landmarks."""
     for scan in (pair.ct, pair.mr):
         grid = nifti.read_grid(scan.image)
@@ -112,7 +112,7 @@ def read_landmarks(path: Path) -> np.ndarray:
     return points
 
 
-def _from_csv(path: Path) -> list[Pair]:
+def _from_csv(path: Path) -> list[PairFiles]:
     rows = _rows(path)
     if missing := [column for column in REQUIRED if column not in rows[0]]:
         raise UserError(f"{path}: no column {' and '.join(missing)}; found {', '.join(rows[0])}")
@@ -128,7 +128,7 @@ def _from_csv(path: Path) -> list[Pair]:
     return pairs
 
 
-def _pair_of_row(path: Path, number: int, row: dict[str, str]) -> Pair:
+def _pair_of_row(path: Path, number: int, row: dict[str, str]) -> PairFiles:
     where = f"{path}: pair {number}"
     if empty := [column for column in REQUIRED if not row[column]]:
         raise UserError(f"{where} has no {empty[0]} file; expected a path relative to {path.parent}")
@@ -148,11 +148,11 @@ def _pair_of_row(path: Path, number: int, row: dict[str, str]) -> Pair:
     for side in REQUIRED:
         files = [row.get(column) for column in (side, f"{side}_labels", f"{side}_landmarks")]
         files = (path.parent / file if file else None for file in files)
-        scans[modality[side]] = Scan(modality[side], *files, stated=bool(row.get(f"{side}_modality")))
-    return Pair(name, scans["ct"], scans["mr"], split, fixed=modality["fixed"])
+        scans[modality[side]] = ScanFiles(modality[side], *files, stated=bool(row.get(f"{side}_modality")))
+    return PairFiles(name, scans["ct"], scans["mr"], split, fixed=modality["fixed"])
 
 
-def _from_json(path: Path) -> list[Pair]:
+def _from_json(path: Path) -> list[PairFiles]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         # A list of pairs where the release names them, else by case number.
@@ -181,18 +181,18 @@ def _from_json(path: Path) -> list[Pair]:
     return _numbered(pairs)
 
 
-def _pair_of_files(path: Path, files: tuple[str, str], split: str | None) -> Pair:
+def _pair_of_files(path: Path, files: tuple[str, str], split: str | None) -> PairFiles:
     scans = {}  # the fixed one first
     for file in files:
         image = path.parent / file
         labels = image.parent.with_name(image.parent.name.replace("images", "labels")) / image.name
         modality = {"0000": "mr", "0001": "ct"}.get(_stem(file).rpartition("_")[2])
-        scans[modality] = Scan(str(modality), image, labels if labels.is_file() and labels != image else None)
+        scans[modality] = ScanFiles(str(modality), image, labels if labels.is_file() and labels != image else None)
     if set(scans) != set(MODALITIES):
         raise UserError(f"{path}: pair {files[0]} and {files[1]}; expected one file *_0000 (MR) and one *_0001 (CT)")
     numbers = sorted({_case_number(path, file) for file in files})
     stem = _stem(files[0]).rsplit("_", 2)[0]
-    return Pair("_".join([stem, *numbers]), scans["ct"], scans["mr"], split, fixed=next(iter(scans)))
+    return PairFiles("_".join([stem, *numbers]), scans["ct"], scans["mr"], split, fixed=next(iter(scans)))
 
 
 def _case_number(path: Path, file: str) -> str:
@@ -221,7 +221,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
     return [dict(zip(header, map(str.strip, line), strict=True)) for line in lines[1:]]
 
 
-def _numbered(pairs: list[Pair]) -> list[Pair]:
+def _numbered(pairs: list[PairFiles]) -> list[PairFiles]:
     """The same pairs, names that repeat made unique: a, a_2, a_3."""
     taken, unique = set(), []
     for pair in pairs:

@@ -21,7 +21,7 @@ from absl import flags
 from f3r_jax.common import cli
 from f3r_jax.common.compilation_cache import keep_compiled_programs
 from f3r_jax.common.errors import UserError
-from f3r_jax.evaluate.evaluation import CHALLENGE, evaluate, folder_of, report
+from f3r_jax.evaluate.evaluation import CHALLENGE, evaluate, folder_of, print_report
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.")
@@ -40,10 +40,10 @@ def main(argv: Sequence[str]) -> None:
         workdir, step=_STEP.value, refine=_REFINE.value, drawn=_PICTURES.value, challenge=_LEARN2REG.value
     )
     folder = folder_of(workdir, refine=_REFINE.value)
-    report(summary, folder)
+    print_report(summary, folder)
     if _LEARN2REG.value:
         print(f"submission files and the challenge's scores: {folder / CHALLENGE}")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_main(main)

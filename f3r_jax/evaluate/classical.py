@@ -22,7 +22,7 @@ from f3r_jax.common.arrays import VoxelField
 from f3r_jax.config import syn_config
 
 
-class Pair(NamedTuple):
+class VolumePair(NamedTuple):
     """Two volumes on one grid, intensities in [0, 1]; spacing along x, y, z in mm."""
 
     fixed: Float[np.ndarray, "x y z"]
@@ -30,7 +30,7 @@ class Pair(NamedTuple):
     spacing: Float[np.ndarray, "3"]
 
 
-def syn(pair: Pair, *, settings: ConfigDict | None = None, seed: int = 0) -> VoxelField:
+def syn(pair: VolumePair, *, settings: ConfigDict | None = None, seed: int = 0) -> VoxelField:
     """SyN (Avants et al., 2008) with mutual information through ANTsPy.
 
     The default iterations of ANTsPy never run at full resolution; the paper's do (`configs/syn.py`).
@@ -65,7 +65,7 @@ def syn(pair: Pair, *, settings: ConfigDict | None = None, seed: int = 0) -> Vox
         return (ants.image_read(fields[0]).numpy() / np.asarray(pair.spacing)).astype(np.float32)
 
 
-def greedy(pair: Pair, *, iterations: Sequence[int] = (100, 100, 50)) -> VoxelField:
+def greedy(pair: VolumePair, *, iterations: Sequence[int] = (100, 100, 50)) -> VoxelField:
     """Greedy (Yushkevich et al., 2016) with normalised mutual information; smoothing and step are its defaults.
 
     Its own iterations, 100 at half and 100 at full resolution, begin too fine for the motion of breathing: here there
@@ -91,7 +91,7 @@ def greedy(pair: Pair, *, iterations: Sequence[int] = (100, 100, 50)) -> VoxelFi
     return (mm / np.asarray(pair.spacing)).astype(np.float32)
 
 
-def convex_adam(pair: Pair) -> VoxelField:
+def convex_adam(pair: VolumePair) -> VoxelField:
     """ConvexAdam (Siebert et al., 2021) by its authors, with MIND and the package's defaults, on the CPU.
 
     It knows no spacing: everything, its field as well, is in voxels along the axes of the array.
@@ -103,10 +103,10 @@ def convex_adam(pair: Pair) -> VoxelField:
     return field.astype(np.float32)
 
 
-class Rival(NamedTuple):
+class Baseline(NamedTuple):
     """How to register with it, which module that needs and in which package it comes."""
 
-    register: Callable[[Pair], VoxelField]
+    register: Callable[[VolumePair], VoxelField]
     module: str
     package: str
 
@@ -115,14 +115,14 @@ class Rival(NamedTuple):
         """Whether its package is there."""
         return importlib.util.find_spec(self.module.partition(".")[0]) is not None
 
-    def prepare(self) -> Callable[[Pair], VoxelField]:
+    def prepare(self) -> Callable[[VolumePair], VoxelField]:
         """`register`, with the module imported."""
         importlib.import_module(self.module)
         return self.register
 
 
-RIVALS = {
-    "SyN": Rival(syn, "ants", "antspyx"),
-    "greedy": Rival(greedy, "picsl_greedy", "picsl-greedy"),
-    "convexAdam": Rival(convex_adam, "convexAdam.convex_adam_MIND", "convexAdam"),
+BASELINES = {
+    "SyN": Baseline(syn, "ants", "antspyx"),
+    "greedy": Baseline(greedy, "picsl_greedy", "picsl-greedy"),
+    "convexAdam": Baseline(convex_adam, "convexAdam.convex_adam_MIND", "convexAdam"),
 }

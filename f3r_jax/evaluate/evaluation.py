@@ -17,13 +17,13 @@ from f3r_jax.common.progress import Progress
 from f3r_jax.common.provenance import versions
 from f3r_jax.data.cases import Case
 from f3r_jax.data.datasets import Dataset, open_dataset, organs_of
-from f3r_jax.data.pairs import Pair
+from f3r_jax.data.pairs import PairFiles
 from f3r_jax.evaluate import controls, curves, figures, learn2reg, learn2reg_files, score_tables, scoring
 from f3r_jax.evaluate.inference import Registration, apply_displacement
 from f3r_jax.evaluate.methods import Method, open_method
 from f3r_jax.evaluate.predictions import ControlFields, Predictions
-from f3r_jax.evaluate.resumable_scores import ScoredCases
-from f3r_jax.evaluate.scoring import AGAINST_FOLDING, FOLDING_LIMIT
+from f3r_jax.evaluate.resumable_scores import ResumableScores
+from f3r_jax.evaluate.scoring import FOLDING_ADVICE, FOLDING_LIMIT
 from f3r_jax.workdir.log import read_rows
 from f3r_jax.workdir.metadata import read_origin
 
@@ -66,11 +66,11 @@ def evaluate(
     submitted = [name for split in SUBMITTED for name in dataset.split[split]] if challenge else []
     files = learn2reg_files.open_pairs(config.data, submitted) if challenge else {}
     if any(pair.ct.labels and pair.mr.labels for pair in files.values()):
-        learn2reg.check()  # at the start rather than after hours
+        learn2reg.require_surface_distance()  # at the start rather than after hours
     folder = folder_of(workdir, refine=refine)
     folder.mkdir(exist_ok=True)
 
-    scored = ScoredCases(folder / "scored.jsonl", method.step)
+    scored = ResumableScores(folder / "scored.jsonl", method.step)
     predictions = _open_predictions(folder, method.step)
     if left := [name for name in names if name not in scored.rows]:
         references = controls.choose_references(names, dataset.split["train"]) if method.trained else ()
@@ -111,7 +111,7 @@ def score_cases(
     method: Method,
     dataset: Dataset,
     names: Sequence[str],
-    scored: ScoredCases,
+    scored: ResumableScores,
     predictions: Predictions,
     fields: ControlFields | None,
     *,
@@ -125,8 +125,8 @@ def score_cases(
             case = dataset.load(name)
             result = apply_displacement(case, predictions.read(name))
             if name in drawn:
-                keep(folder / f"{name}.npz", result)
-                draw(folder, case, result, organs, method.label)
+                save_registration(folder / f"{name}.npz", result)
+                save_figures(folder, case, result, organs, method.label)
             scores = {"seconds": predictions.seconds(name), **scoring.score(case, result, organs)}
             scores["controls"] = scoring.score_controls(case, result.displacement, fields, organs) if fields else None
             scored.add(name, scores)
@@ -143,8 +143,8 @@ def summarise(method: Method, rows: Sequence[dict]) -> dict:
         "step": method.step,
         "seconds_per_pair": float(np.mean([row["seconds"] for row in rows])),
         "device": jax.devices()[0].platform if method.compiles else "cpu",
-        "folding_percent": scoring.spread([row["folding_percent"] for row in rows]),
-        "sd_log_jacobian": scoring.spread([row["sd_log_jacobian"] for row in rows]),
+        "folding_percent": scoring.mean_std([row["folding_percent"] for row in rows]),
+        "sd_log_jacobian": scoring.mean_std([row["sd_log_jacobian"] for row in rows]),
         **scoring.summarise_scores(rows),
         "before": scoring.summarise_scores([row["before"] for row in rows]),
         "controls": scoring.summarise_controls(rows),
@@ -159,10 +159,10 @@ def write_files(folder: Path, summary: dict, names: Sequence[str], rows: Sequenc
         curves.training_curves(folder / "training.png", kinds["train"], kinds["validation"])
     write_text(folder / "cases.csv", scoring.cases_csv(names, rows))
     write_text(folder / "table.md", score_tables.table(summary))
-    write_text(folder / "summary.json", json.dumps(files.finite(summary), indent=2) + "\n")
+    write_text(folder / "summary.json", json.dumps(files.json_safe(summary), indent=2) + "\n")
 
 
-def submit(folder: Path, method: Method, dataset: Dataset, files: dict[str, Pair]) -> dict:
+def submit(folder: Path, method: Method, dataset: Dataset, files: dict[str, PairFiles]) -> dict:
     """Registers the cases with these files again, writes the challenge's submissions and scores; returns the latter.
 
     The layout is {split: {"cases": {name: {metric: {"mean", "detailed"}}}, "aggregates": {metric: {"mean", ...}}}}.
@@ -178,11 +178,11 @@ def submit(folder: Path, method: Method, dataset: Dataset, files: dict[str, Pair
                 progress.advance()
             if cases:
                 summary[split] = {"cases": cases, "aggregates": learn2reg.aggregate(list(cases.values()))}
-    write_text(folder / "summary.json", json.dumps(files.finite(summary), indent=2) + "\n")
+    write_text(folder / "summary.json", json.dumps(files.json_safe(summary), indent=2) + "\n")
     return summary
 
 
-def keep(path: Path, result: Registration) -> None:
+def save_registration(path: Path, result: Registration) -> None:
     """Keeps what was registered, for reports that set methods side by side."""
     beside = path.with_name(f"{path.name}.tmp")
     with beside.open("wb") as file:
@@ -190,7 +190,7 @@ def keep(path: Path, result: Registration) -> None:
     os.replace(beside, path)
 
 
-def draw(folder: Path, case: Case, result: Registration, organs: dict, method: str) -> None:
+def save_figures(folder: Path, case: Case, result: Registration, organs: dict, method: str) -> None:
     """The pictures of one case: overlay, checkerboard, deformation."""
     shared = {"fixed": case.fixed, "spacing": case.spacing, "title": f"{method}, {case.name}"}
     images = {"moving": case.moving, "warped": result.warped}
@@ -217,8 +217,8 @@ def _numbers(row: dict) -> dict:
     return {key: value for key, value in row.items() if key != "kind"}
 
 
-def report(summary: dict, folder: Path) -> None:
+def print_report(summary: dict, folder: Path) -> None:
     """Prints the table and where the files are."""
     print(f"\n{score_tables.table(summary)}\nevaluation: {folder}")
     if summary["folding_percent"]["mean"] > FOLDING_LIMIT:
-        print(f"WARNING: over {FOLDING_LIMIT} % of voxels fold; {AGAINST_FOLDING}")
+        print(f"WARNING: over {FOLDING_LIMIT} % of voxels fold; {FOLDING_ADVICE}")

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from f3r_jax.data.cases import Case
-from f3r_jax.ops.shapes import Displacement, volume
+from f3r_jax.ops.shapes import Displacement, as_volume
 from f3r_jax.ops.warp import warp, warp_nearest
 from f3r_jax.workdir.trained_network import Predictor
 
@@ -25,16 +25,16 @@ _warp = jax.jit(warp)
 _warp_nearest = jax.jit(warp_nearest)
 
 
-def register(predict: Predictor, params: dict, case: Case) -> Registration:
+def register_case(predict: Predictor, params: dict, case: Case) -> Registration:
     """Registers one case."""
-    displacement, warped = predict(params, volume(case.moving), volume(case.fixed))
+    displacement, warped = predict(params, as_volume(case.moving), as_volume(case.fixed))
     labels = _warp_labels(case.moving_labels, displacement)
     return Registration(np.asarray(displacement)[0], np.asarray(warped)[0, ..., 0], labels)
 
 
 def apply_displacement(case: Case, displacement: Float[np.ndarray, "x y z 3"]) -> Registration:
     """What a known displacement makes of a case."""
-    warped = _warp(volume(case.moving), jnp.asarray(displacement)[None])
+    warped = _warp(as_volume(case.moving), jnp.asarray(displacement)[None])
     return Registration(displacement, np.asarray(warped)[0, ..., 0], warp_labels(case.moving_labels, displacement))
 
 

@@ -9,7 +9,7 @@ from f3r_jax.data.cases import Case
 from f3r_jax.evaluate.inference import Registration, apply_displacement
 from f3r_jax.ops.instance_optimisation import Level, Refinement, refine
 from f3r_jax.ops.mind import PRESETS
-from f3r_jax.ops.shapes import volume
+from f3r_jax.ops.shapes import as_volume
 
 LABEL = "instance optimisation"
 RATE = 0.3  # of Adam at the start of a level, in voxels of its grid
@@ -37,11 +37,11 @@ def settings_of(section: ConfigDict) -> Refinement:
         raise UserError(f"instance: {error}") from error
 
 
-def register(case: Case, settings: Refinement, *, start: np.ndarray | None = None) -> Registration:
+def optimise_case(case: Case, settings: Refinement, *, start: np.ndarray | None = None) -> Registration:
     """Optimises the displacement of one case, from a displacement (x y z 3) in voxels or from zero."""
     found = refine(
-        volume(case.fixed),
-        volume(case.moving),
+        as_volume(case.fixed),
+        as_volume(case.moving),
         start=None if start is None else jnp.asarray(start)[None],
         settings=settings,
     )

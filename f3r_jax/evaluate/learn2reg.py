@@ -132,7 +132,7 @@ def target_registration_error(displacement: VoxelField, keypoints: Keypoints) ->
     return np.linalg.norm((fixed + np.stack(shifts, axis=-1) - moving) * spacing, axis=1)
 
 
-def check() -> None:
+def require_surface_distance() -> None:
     """Raises a UserError if surface-distance is not installed."""
     if importlib.util.find_spec("surface_distance") is None:
         raise UserError(
@@ -213,7 +213,7 @@ def _dice(fixed: Bool[np.ndarray, "x y z"], warped: Bool[np.ndarray, "x y z"]) -
 
 
 def _hd95(fixed: Bool[np.ndarray, "x y z"], warped: Bool[np.ndarray, "x y z"]) -> float:
-    check()
+    require_surface_distance()
     from surface_distance.metrics import compute_robust_hausdorff, compute_surface_distances
 
     if not warped.any():  # where the package asks NumPy for names that it has dropped

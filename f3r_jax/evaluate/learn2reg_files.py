@@ -20,7 +20,7 @@ from f3r_jax.evaluate import learn2reg
 SAME_GRID = 1e-3  # voxels: what float32 headers leave between grids that are one
 
 
-def open_pairs(data_config: ConfigDict, names: Iterable[str]) -> dict[str, pairs.Pair]:
+def open_pairs(data_config: ConfigDict, names: Iterable[str]) -> dict[str, pairs.PairFiles]:
     """The files behind cases by name, checked to be such that a run's fields are fields of the files.
 
     Raises:
@@ -46,7 +46,7 @@ def open_pairs(data_config: ConfigDict, names: Iterable[str]) -> dict[str, pairs
     return {name: found[name] for name in names}
 
 
-def submit(folder: Path, displacement: VoxelField, case: Case, pair: pairs.Pair) -> dict:
+def submit(folder: Path, displacement: VoxelField, case: Case, pair: pairs.PairFiles) -> dict:
     """Writes a case's field as a submission and returns its scores, with the file's name under "submission".
 
     Files that aren't numbered as Learn2Reg's are only scored: "submission" is None. LogJacDetStd is taken in the mask
@@ -56,7 +56,7 @@ def submit(folder: Path, displacement: VoxelField, case: Case, pair: pairs.Pair)
       UserError: both files have label maps, so there is an HD95, and surface-distance is not installed.
     """
     if pair.mr.labels and pair.ct.labels:
-        learn2reg.check()  # before anything is written
+        learn2reg.require_surface_distance()  # before anything is written
     scans = pair.mr, pair.ct
     field = to_file_order(displacement, case, pair)
     numbers = [
@@ -75,7 +75,7 @@ def submit(folder: Path, displacement: VoxelField, case: Case, pair: pairs.Pair)
     return {"submission": name, **learn2reg.evaluate_case(field.astype(np.float64), *maps, mask=mask)}
 
 
-def to_file_order(displacement: VoxelField, case: Case, pair: pairs.Pair) -> Float32[np.ndarray, "_x _y _z 3"]:
+def to_file_order(displacement: VoxelField, case: Case, pair: pairs.PairFiles) -> Float32[np.ndarray, "_x _y _z 3"]:
     """A field of the working grid, which is the fixed file's in RAS+, in the voxels and order of the files.
 
     Where both files lie on that grid it is the field itself, but for flips and swaps of axes. Else the moving file's

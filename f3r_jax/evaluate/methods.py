@@ -9,10 +9,10 @@ from ml_collections import ConfigDict
 
 from f3r_jax import models
 from f3r_jax.common.errors import UserError
-from f3r_jax.config import INSTANCE, SYN, trains
+from f3r_jax.config import INSTANCE, SYN, is_trained
 from f3r_jax.data.cases import Case
 from f3r_jax.evaluate import instance, syn
-from f3r_jax.evaluate.inference import Registration, register
+from f3r_jax.evaluate.inference import Registration, register_case
 from f3r_jax.ops.instance_optimisation import Refinement
 from f3r_jax.workdir.metadata import CONFIG_FILE, read_config
 from f3r_jax.workdir.trained_network import load_network, make_predictor
@@ -25,7 +25,7 @@ class Method(NamedTuple):
 
     label: str
     config: ConfigDict
-    register: Callable[[Case], Registration]
+    register_case: Callable[[Case], Registration]
     parameters: int  # that were trained
     step: int | None  # of the checkpoint; None for a method that is not trained
     compiles: bool
@@ -45,7 +45,7 @@ def open_method(workdir: Path, step: int | None = None, *, refine: bool = False)
       UserError: no such run or checkpoint, it doesn't fit its config, or a package is missing.
     """
     # The config of a run is read for a method without checkpoints; those of a network hold their own.
-    if (workdir / CONFIG_FILE).is_file() and not trains(config := read_config(workdir)):
+    if (workdir / CONFIG_FILE).is_file() and not is_trained(config := read_config(workdir)):
         label = UNTRAINED[config.model.name]
         if step is not None:
             raise UserError(f"{workdir}: {label} is not trained, expected no --step")
@@ -53,11 +53,11 @@ def open_method(workdir: Path, step: int | None = None, *, refine: bool = False)
             raise UserError(f"{workdir}: {label} is not trained, expected no --refine")
         return _untrained(config)
     network, params, config, step = load_network(workdir, step)
-    label, register_case = models.label(config.model), partial(register, make_predictor(network), params)
+    label, register = models.label(config.model), partial(register_case, make_predictor(network), params)
     if refine:
         label = f"{label} + {instance.LABEL}"
-        register_case = partial(_predict_and_optimise, register_case, instance.settings_of(config.instance))
-    return Method(label, config, register_case, models.count_parameters(network), step, compiles=True)
+        register = partial(_predict_and_optimise, register, instance.settings_of(config.instance))
+    return Method(label, config, register, models.count_parameters(network), step, compiles=True)
 
 
 def check_untrained(config: ConfigDict) -> None:
@@ -68,12 +68,12 @@ def check_untrained(config: ConfigDict) -> None:
 def _untrained(config: ConfigDict) -> Method:
     name = config.model.name
     if name == SYN:
-        syn.check()
-        register_case = partial(syn.register, settings=config.syn, seed=config.seed)
+        syn.require_ants()
+        register = partial(syn.register_case, settings=config.syn, seed=config.seed)
     else:
-        register_case = partial(instance.register, settings=instance.settings_of(config.instance))
-    return Method(UNTRAINED[name], config, register_case, parameters=0, step=None, compiles=name == INSTANCE)
+        register = partial(instance.optimise_case, settings=instance.settings_of(config.instance))
+    return Method(UNTRAINED[name], config, register, parameters=0, step=None, compiles=name == INSTANCE)
 
 
 def _predict_and_optimise(predict: Callable[[Case], Registration], settings: Refinement, case: Case) -> Registration:
-    return instance.register(case, settings, start=predict(case).displacement)
+    return instance.optimise_case(case, settings, start=predict(case).displacement)

@@ -7,7 +7,7 @@ from f3r_jax.common.files import write_text
 from f3r_jax.workdir.log import read_rows
 
 
-class ScoredCases:
+class ResumableScores:
     """Scores by case, of one checkpoint."""
 
     def __init__(self, path: Path, step: int | None) -> None:

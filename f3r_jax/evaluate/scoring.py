@@ -13,7 +13,7 @@ from f3r_jax.evaluate.inference import Registration, warp_labels
 from f3r_jax.evaluate.predictions import ControlFields
 
 FOLDING_LIMIT = 0.5  # percent of voxels; a field that folds more is no deformation of a body
-AGAINST_FOLDING = "raise loss.lam or lower optim.learning_rate"
+FOLDING_ADVICE = "raise loss.lam or lower optim.learning_rate"
 
 SCORES = ("dice", "asd_mm", "hd95_mm")
 
@@ -61,13 +61,13 @@ def summarise_scores(rows: Sequence[dict]) -> dict:
     known = [row["organs"] for row in rows if row["organs"] is not None]
     summary = {
         "organs": {
-            organ: {name: spread([row[organ][name] for row in known]) for name in SCORES}
+            organ: {name: mean_std([row[organ][name] for row in known]) for name in SCORES}
             for organ in (known[0] if known else {})
         }
     }
     for name in ("epe_mm", "tre_mm"):
         values = [row[name] for row in rows if row[name] is not None]
-        summary[name] = spread(values) if values else None
+        summary[name] = mean_std(values) if values else None
     return summary
 
 
@@ -89,7 +89,7 @@ def _gain(row: dict) -> float | None:
     return controls.dice_gain(*({organ: scores["dice"] for organ, scores in side.items()} for side in sides))
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
+def mean_std(values: Sequence[float]) -> dict[str, float]:
     """Mean and standard deviation."""
     return {key: value for key, value in metrics.summarise(list(values)).items() if key != "count"}
 

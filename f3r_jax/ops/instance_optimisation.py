@@ -90,7 +90,7 @@ class Side(NamedTuple):
     weight: Features  # b x y z 1
 
 
-class Pair(NamedTuple):
+class LevelPair(NamedTuple):
     """What the steps of a level compare, and the field that they add to, all on its grid."""
 
     fixed: Side
@@ -125,7 +125,7 @@ def refine(
         for image, mask in ((fixed, fixed_mask), (moving, moving_mask))
     )
     base = _base(start, fixed.shape[1:4], spacing=finest, diffeomorphic=settings.diffeomorphic)
-    pair, values, spacing = Pair(*sides, base), jnp.zeros_like(base), finest
+    pair, values, spacing = LevelPair(*sides, base), jnp.zeros_like(base), finest
     for level in settings.levels:
         state, here = _begin(values, pair, spacing=spacing, new_spacing=level.spacing, finest=finest)
         values, spacing = _descend(state, here, level, settings, progress), level.spacing
@@ -163,7 +163,9 @@ _ADAM = optax.scale_by_adam()
 
 
 @partial(jax.jit, static_argnames=("spacing", "new_spacing", "finest"))
-def _begin(values: Displacement, pair: Pair, *, spacing: int, new_spacing: int, finest: int) -> tuple[tuple, Pair]:
+def _begin(
+    values: Displacement, pair: LevelPair, *, spacing: int, new_spacing: int, finest: int
+) -> tuple[tuple, LevelPair]:
     """The state at the start of a level: the control values of the level before, and the pair, on the new grid."""
     ratio, field = new_spacing // finest, _control(values)
     if new_spacing % spacing == 0:
@@ -171,7 +173,7 @@ def _begin(values: Displacement, pair: Pair, *, spacing: int, new_spacing: int, 
     else:
         field = resize(field, tuple(-(-n // ratio) for n in pair.base.shape[1:4]), spacing / new_spacing)
     fixed, moving = (Side(*pool_known(*side, ratio)) for side in pair[:2])
-    return (field, _ADAM.init(field)), Pair(fixed, moving, pool(pair.base, ratio) / ratio)
+    return (field, _ADAM.init(field)), LevelPair(fixed, moving, pool(pair.base, ratio) / ratio)
 
 
 @partial(jax.jit, static_argnames=("shape", "spacing", "diffeomorphic"))
@@ -192,7 +194,7 @@ def _end(
 
 
 def _descend(
-    state: tuple, pair: Pair, level: Level, settings: Refinement, progress: Callable[..., None] | None
+    state: tuple, pair: LevelPair, level: Level, settings: Refinement, progress: Callable[..., None] | None
 ) -> Displacement:
     """The control values after the steps of a level."""
     rates = level.rate * (1 + np.cos(np.pi * np.arange(level.steps) / level.steps)) / 2
@@ -209,7 +211,7 @@ def _control(values: Displacement) -> Displacement:
 
 
 @partial(jax.jit, static_argnames="diffeomorphic", donate_argnums=0)
-def _steps(state: tuple, pair: Pair, rates: Array, lam: Scalar, *, diffeomorphic: bool) -> tuple[tuple, Scalar]:
+def _steps(state: tuple, pair: LevelPair, rates: Array, lam: Scalar, *, diffeomorphic: bool) -> tuple[tuple, Scalar]:
     """Adam steps of the given rates about one linearisation, and the loss before them."""
     fixed, moving, base = pair
     first = base + _control(state[0])

@@ -16,6 +16,6 @@ Displacement = Float[Array, "b x y z 3"]  # voxels of the fixed grid, pull: phi(
 Scalar = Float[Array, ""]
 
 
-def volume(array: Float[np.ndarray, "x y z"]) -> Volume:
+def as_volume(array: Float[np.ndarray, "x y z"]) -> Volume:
     """(x y z) -> (1 x y z 1) on the device."""
     return jnp.asarray(array)[None, ..., None]

@@ -24,7 +24,7 @@ from f3r_jax.config import CT_WINDOW
 from f3r_jax.data.preprocess import MODALITIES
 from f3r_jax.ops.mind import PRESETS
 from f3r_jax.register import batch, batch_summary, output_files, pair_spec, pipeline
-from f3r_jax.register.pair_spec import Files, Task
+from f3r_jax.register.pair_spec import Files, PairSpec
 
 DEFAULT = pipeline.Settings()
 USAGE = "--fixed=FILE --moving=FILE --output=FOLDER, or --pairs=FOLDER --output=FOLDER"
@@ -84,9 +84,9 @@ def _one(output: Path, command: str) -> int:
     }
     pair = _task(**sides)
     network = pair_spec.network_of(pair.settings)
-    pair_spec.check(pair, network)
+    pair_spec.check_pair(pair, network)
     note = functools.partial(print, flush=True)
-    summary = pair_spec.run(pair, output, network=network, command=command, note=note)
+    summary = pair_spec.register_pair(pair, output, network=network, command=command, note=note)
     print(output_files.table(summary))
     print(f"result: {output}, to look at: {output / 'report.html'}")
     return 0
@@ -95,8 +95,8 @@ def _one(output: Path, command: str) -> int:
 def _all(source: Path, output: Path, command: str) -> int:
     """Registers the pairs of a table; 1 if one failed."""
     network = pair_spec.network_of(_settings())
-    rows = batch.run(source, output, _task, network=network, overwrite=_OVERWRITE.value, command=command)
-    print(batch_summary.told(rows))
+    rows = batch.register_pairs(source, output, _task, network=network, overwrite=_OVERWRITE.value, command=command)
+    print(batch_summary.format_totals(rows))
     print(f"result: {output}, to look at: {output / batch_summary.TABLE}", flush=True)
     failed = [row for row in rows if row["status"] == "failed"]
     for row in failed:
@@ -118,8 +118,8 @@ def _check_flags() -> None:
         raise UserError("--affine=none and --norefine without a --checkpoint leave nothing to do, expected one of them")
 
 
-def _task(fixed: Files, moving: Files) -> Task:
-    return Task(fixed, moving, _settings(), _organs(), _window(), _LEARN2REG.value)
+def _task(fixed: Files, moving: Files) -> PairSpec:
+    return PairSpec(fixed, moving, _settings(), _organs(), _window(), _LEARN2REG.value)
 
 
 def _settings() -> pipeline.Settings:
@@ -157,4 +157,4 @@ def _organs() -> dict[str, tuple[int, ...]] | None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_main(main)

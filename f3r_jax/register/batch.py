@@ -27,17 +27,17 @@ from f3r_jax.common import provenance
 from f3r_jax.common.errors import EXIT_INTERRUPTED, UserError
 from f3r_jax.common.progress import Progress
 from f3r_jax.data import nifti, preprocess
-from f3r_jax.data.pairs import Pair, read_pairs
+from f3r_jax.data.pairs import PairFiles, read_pairs
 from f3r_jax.register import batch_summary, output_files, pair_spec
 from f3r_jax.register.batch_summary import SUMMARY, TABLE, Row
-from f3r_jax.register.pair_spec import Files, Task
+from f3r_jax.register.pair_spec import Files, PairSpec
 from f3r_jax.workdir.trained_network import Network
 
 
-def run(
+def register_pairs(
     source: Path,
     output: Path,
-    template: Callable[[Files, Files], Task],
+    template: Callable[[Files, Files], PairSpec],
     *,
     network: Network | None,
     overwrite: bool,
@@ -77,7 +77,7 @@ def run(
                 for row in done:
                     rows[row["name"]] = row
                     batch_summary.write(output, rows.values(), facts)
-                    progress.note(batch_summary.line(row))
+                    progress.note(batch_summary.format_row(row))
                     progress.advance()
         except KeyboardInterrupt:
             rows |= {name: there(name, each) for name, each in tasks.items() if rows[name]["status"] == "waiting"}
@@ -86,7 +86,7 @@ def run(
     return list(rows.values())
 
 
-def _sides(pair: Pair) -> tuple[Files, Files]:
+def _sides(pair: PairFiles) -> tuple[Files, Files]:
     """Fixed and moving, as the table has them; a modality that it leaves open is told by the intensities."""
     both = (pair.mr, pair.ct) if pair.fixed == "mr" else (pair.ct, pair.mr)
     return tuple(
@@ -113,7 +113,7 @@ def _check_output(output: Path, names: Iterable[str]) -> None:
         output_files.check_folder(output / name, overwrite=True)
 
 
-def _row_there(output: Path, name: str, each: Task, *, network: Network | None, overwrite: bool) -> Row:
+def _row_there(output: Path, name: str, each: PairSpec, *, network: Network | None, overwrite: bool) -> Row:
     """The row of a pair: that of its result in the folder, if it is whole and of the same settings, or an empty one.
 
     Raises:
@@ -130,7 +130,7 @@ def _row_there(output: Path, name: str, each: Task, *, network: Network | None, 
     wanted = pair_spec.recorded(each, network)
     differing = [key for key in wanted if key not in found or found[key] != wanted[key]]
     if not differing:
-        return batch_summary.row(name, summary)
+        return batch_summary.row_of(name, summary)
     if overwrite:
         return batch_summary.waiting(name)
     words = ", ".join(f"{key} is {_shown(found, key)} there and {_shown(wanted, key)} here" for key in differing)
@@ -143,7 +143,7 @@ def _shown(settings: Mapping, key: str) -> str:
     return json.dumps(settings[key]) if key in settings else "absent"
 
 
-def _look(tasks: Mapping[str, Task], network: Network | None) -> None:
+def _look(tasks: Mapping[str, PairSpec], network: Network | None) -> None:
     """Raises a UserError for the first mistake in any pair. Where no modality is given that takes its intensities."""
 
     @functools.cache  # one atlas may be in every pair
@@ -157,7 +157,7 @@ def _look(tasks: Mapping[str, Task], network: Network | None) -> None:
             for side in pair_spec.SIDES:
                 files = getattr(each, side)
                 known[side] = dataclasses.replace(files, modality=files.modality or recognised(files.path))
-            pair_spec.check(dataclasses.replace(each, **known), network)
+            pair_spec.check_pair(dataclasses.replace(each, **known), network)
             if None in (each.fixed.modality, each.moving.modality):
                 progress.advance()
 
@@ -169,10 +169,10 @@ def _plan(count: int, waiting: int, devices: Sequence[jax.Device]) -> str:
 
 
 def _on_devices(
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, PairSpec],
     devices: Sequence[jax.Device],
     network: Network | None,
-    register: Callable[[str, Task, Network | None], Row],
+    register: Callable[[str, PairSpec, Network | None], Row],
     say: Callable[[str], None],
 ) -> Iterator[Row]:
     """The rows as pairs end, each device at work on one pair; a single one in this thread, so that Ctrl-C ends it.
@@ -214,12 +214,14 @@ def _wait_for(futures: Sequence[Future], say: Callable[[str], None]) -> None:
         os._exit(EXIT_INTERRUPTED)  # threads can't be ended; what they leave is cleared away when the command goes on
 
 
-def _register(name: str, each: Task, network: Network | None, *, output: Path, command: str) -> Row:
+def _register(name: str, each: PairSpec, network: Network | None, *, output: Path, command: str) -> Row:
     """Registers one pair; whatever goes wrong in it stays in its row."""
     for left in output.glob(f".{glob.escape(name)}-????????"):  # by a run that was killed
         shutil.rmtree(left, ignore_errors=True)
     try:
-        return batch_summary.row(name, pair_spec.run(each, output / name, network=network, command=command))
+        return batch_summary.row_of(
+            name, pair_spec.register_pair(each, output / name, network=network, command=command)
+        )
     except UserError as error:
         return {"name": name, "status": "failed", "reason": " ".join(str(error).split())}
     except Exception as error:

@@ -34,7 +34,7 @@ def waiting(name: str) -> Row:
     return {"name": name, "status": "waiting"}
 
 
-def row(name: str, summary: Mapping) -> Row:
+def row_of(name: str, summary: Mapping) -> Row:
     """What the table keeps of a result; None where there is no such number."""
     before, similarities = summary["before"], list(summary["similarity"].values())
     values = {
@@ -48,7 +48,7 @@ def row(name: str, summary: Mapping) -> Row:
     return {"name": name, "status": "done"} | values
 
 
-def line(row: Row) -> str:
+def format_row(row: Row) -> str:
     """A pair's main numbers in a line."""
     if row["status"] == "failed":
         return f"{row['name']}: failed: {row['reason']}"
@@ -69,17 +69,17 @@ def write(output: Path, rows: Iterable[Row], facts: Mapping[str, object]) -> Non
     writer.writerows(rows)
     files.write_text(output / TABLE, text.getvalue())
     summary = {"mean": _means(rows), "pairs": list(rows)} | dict(facts)
-    files.write_text(output / SUMMARY, json.dumps(files.finite(summary), indent=2) + "\n")
+    files.write_text(output / SUMMARY, json.dumps(files.json_safe(summary), indent=2) + "\n")
 
 
-def told(rows: Sequence[Row]) -> str:
+def format_totals(rows: Sequence[Row]) -> str:
     """How many pairs were registered, and the means over them, as text for the terminal."""
-    failed, done = (sum(row["status"] == status for row in rows) for status in ("failed", "done"))
+    failed, done = (sum(row_of["status"] == status for row_of in rows) for status in ("failed", "done"))
     lines = [f"{len(rows)} pair{'s' * (len(rows) > 1)}: {done} registered, {failed} failed"]
-    return "\n".join([*lines, line({"name": "mean", "status": "done"} | _means(rows))] if done else lines)
+    return "\n".join([*lines, format_row({"name": "mean", "status": "done"} | _means(rows))] if done else lines)
 
 
 def _means(rows: Iterable[Row]) -> dict[str, float | None]:
     """Of each number over the pairs that have it."""
-    known = {key: [row[key] for row in rows if row.get(key) is not None] for key in NUMBERS}
+    known = {key: [row_of[key] for row_of in rows if row_of.get(key) is not None] for key in NUMBERS}
     return {key: sum(values) / len(values) if values else None for key, values in known.items()}

@@ -36,7 +36,7 @@ from f3r_jax.data.transforms import Transform
 from f3r_jax.evaluate import figures, metrics
 from f3r_jax.ops.warp import warp, warp_nearest
 from f3r_jax.register import page, scans
-from f3r_jax.register.pipeline import Outcome
+from f3r_jax.register.pipeline import RegistrationResult
 from f3r_jax.register.scans import Scan
 
 SUMMARY, LEARN2REG = "summary.json", "learn2reg_displacement.nii.gz"
@@ -55,7 +55,7 @@ FILES = (
     SUMMARY,
 )
 
-_PEN = threading.Lock()  # several pairs may be drawn at once, and Matplotlib is not made for threads
+_MATPLOTLIB_LOCK = threading.Lock()  # several pairs may be drawn at once, and Matplotlib is not made for threads
 
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
@@ -68,7 +68,7 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def folder_of(result: Path) -> Iterator[Path]:
+def staged_folder(result: Path) -> Iterator[Path]:
     """A folder to write a result in; when all files are there they move to `result` and replace an older one's."""
     result.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=result.parent, prefix=f".{result.name}-") as beside:
@@ -85,7 +85,7 @@ def write(
     folder: Path,
     fixed: Scan,
     moving: Scan,
-    outcome: Outcome,
+    outcome: RegistrationResult,
     *,
     organs: Mapping[str, Sequence[int]],
     learn2reg: bool,
@@ -97,7 +97,7 @@ def write(
       UserError: Learn2Reg's field is asked for and the scans don't share a grid.
     """
     start, transform = time.perf_counter(), outcome.transform
-    with _background() as save:
+    with background_writes() as save:
         save(draw, folder, fixed, moving, outcome, organs)
         warped_labels = _write_volumes(folder, fixed, moving, transform, learn2reg=learn2reg, save=save)
         inverse, residual = transforms.inverse(transform)
@@ -115,7 +115,7 @@ def write(
         }
     summary["seconds"] = outcome.seconds | {"writing": time.perf_counter() - start}
     summary["seconds"]["total"] = sum(summary["seconds"].values())
-    summary = files.finite(summary | dict(facts))
+    summary = files.json_safe(summary | dict(facts))
     (folder / "report.html").write_text(page.page(summary, [folder / name for name in PICTURES]))
     (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
     return summary
@@ -144,7 +144,7 @@ def _write_volumes(
 
 
 @contextmanager
-def _background() -> Iterator[Callable[..., None]]:
+def background_writes() -> Iterator[Callable[..., None]]:
     """A function that calls others beside what goes on, for files that take seconds; at the end all are written."""
     device = jax.config.jax_default_device  # which a new thread would not know
 
@@ -211,7 +211,9 @@ def _scores(
     return scores.pop("after") | scores
 
 
-def draw(folder: Path, fixed: Scan, moving: Scan, outcome: Outcome, organs: Mapping[str, Sequence[int]]) -> None:
+def draw(
+    folder: Path, fixed: Scan, moving: Scan, outcome: RegistrationResult, organs: Mapping[str, Sequence[int]]
+) -> None:
     """The pictures, on the working grid; there the moving scan is shown after the affine step."""
     transform = outcome.transform
     grid, u = transform.grid, transform.displacement
@@ -230,7 +232,7 @@ def draw(folder: Path, fixed: Scan, moving: Scan, outcome: Outcome, organs: Mapp
             labels[of_moving] = np.where(seen, labels[of_moving], 0)
     title, spacing = f"{Path(moving.image.path).name} on {Path(fixed.image.path).name}", grid.spacing
     known, like = organs or ORGANS, {"spacing": spacing, "title": title}
-    with _PEN:
+    with _MATPLOTLIB_LOCK:
         figures.overlay(folder / "overlay.png", **images, **labels, **like, organs=known)
         figures.checkerboard(folder / "checkerboard.png", **images, **like)
         figures.deformation(folder / "deformation.png", fixed=images["fixed"], displacement=u, **like)

@@ -31,7 +31,7 @@ class Files:
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class PairSpec:
     """A pair, and all else that its result hangs on."""
 
     fixed: Files
@@ -42,7 +42,7 @@ class Task:
     learn2reg: bool  # whether the field is written in that form too
 
 
-def check(task: Task, network: Network | None) -> None:
+def check_pair(task: PairSpec, network: Network | None) -> None:
     """Raises a UserError for a mistake that shows without reading voxels."""
     pipeline.refinement(task.settings)
     if task.settings.affine not in pipeline.AFFINE_STEPS:
@@ -58,8 +58,8 @@ def network_of(settings: pipeline.Settings) -> Network | None:
     return trained_network.load(settings.checkpoint, settings.step) if settings.checkpoint else None
 
 
-def run(
-    task: Task, output: Path, *, network: Network | None, command: str, note: Callable[[str], None] | None = None
+def register_pair(
+    task: PairSpec, output: Path, *, network: Network | None, command: str, note: Callable[[str], None] | None = None
 ) -> dict:
     """Registers a pair and writes the result to a folder; returns what `summary.json` holds.
 
@@ -77,7 +77,7 @@ def run(
     if note and fixed.modality == moving.modality:
         note(f"both scans are {fixed.modality.upper()}: MIND serves, a network for CT and MR may not")
     organs = _organs_in(fixed, moving, task.organs)
-    found = pipeline.register(fixed, moving, task.settings, network=network, note=note)
+    found = pipeline.register_scans(fixed, moving, task.settings, network=network, note=note)
     facts = {
         "fixed_modality": fixed.modality,
         "moving_modality": moving.modality,
@@ -85,11 +85,11 @@ def run(
         "command": command,
         "versions": provenance.versions(),
     }
-    with output_files.folder_of(output) as folder:
+    with output_files.staged_folder(output) as folder:
         return output_files.write(folder, fixed, moving, found, organs=organs, learn2reg=task.learn2reg, facts=facts)
 
 
-def recorded(task: Task, network: Network | None) -> dict[str, object]:
+def recorded(task: PairSpec, network: Network | None) -> dict[str, object]:
     """The settings as JSON keeps them, by flag: two results with the same ones are the same."""
     sides = {side: getattr(task, side) for side in SIDES}
     values = {side: files.path for side, files in sides.items()}
@@ -100,7 +100,7 @@ def recorded(task: Task, network: Network | None) -> dict[str, object]:
     return json.loads(json.dumps(values, default=str))
 
 
-def _read(task: Task, side: str, note: Callable[[str], None] | None) -> Scan:
+def _read(task: PairSpec, side: str, note: Callable[[str], None] | None) -> Scan:
     files = getattr(task, side)
     options = {name: value for name, value in vars(files).items() if name != "path"}
     scan = scans.read(files.path, **options, ct_window=task.ct_window)

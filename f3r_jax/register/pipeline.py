@@ -55,7 +55,7 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class RegistrationResult:
     """What a registration found. Similarities are those of `mind_l1` where both scans may be compared."""
 
     transform: Transform
@@ -67,14 +67,14 @@ class Outcome:
     moving: Float[np.ndarray, "x y z"]  # the same, through the affine step
 
 
-def register(
+def register_scans(
     fixed: Scan,
     moving: Scan,
     settings: Settings,
     *,
     network: Network | None = None,
     note: Callable[[str], None] | None = None,
-) -> Outcome:
+) -> RegistrationResult:
     """Registers two scans; `note` gets a line as each part ends, and without it nothing is shown.
 
     Args:
@@ -87,7 +87,7 @@ def register(
     Raises:
       UserError: scans that share nothing, a network for another direction, or a matrix file that can't be read.
     """
-    clock, chosen = _Clock(note or (lambda line: None)), refinement(settings)
+    clock, chosen = StageTimer(note or (lambda line: None)), refinement(settings)
     if settings.checkpoint is not None:
         network = network or trained_network.load(settings.checkpoint, settings.step)
         check_direction(network, moving.modality, moving.image.path)
@@ -96,14 +96,14 @@ def register(
     spacing = settings.spacing or working_spacing(fixed, moving)
     grid = scans.common_grid(fixed.image.grid, moving.image.grid, matrix, spacing=spacing)
     clock.large = math.prod(grid.shape) > LARGE
-    volumes = Volumes(fixed, moving, grid, matrix)
+    volumes = WorkingVolumes(fixed, moving, grid, matrix)
     similarity = dict.fromkeys(("initial", "affine"), volumes.similarity(None, settings.mind))
     if not np.array_equal(initial, matrix):
-        similarity["initial"] = Volumes(fixed, moving, grid, initial).similarity(None, settings.mind)
+        similarity["initial"] = WorkingVolumes(fixed, moving, grid, initial).similarity(None, settings.mind)
     clock.stop("resampling", f"working grid: {' x '.join(map(str, grid.shape))} voxels of {spacing:g} mm")
     u = None
     if network is not None:
-        u = with_network(network, fixed, moving, volumes)
+        u = predict_displacement(network, fixed, moving, volumes)
         similarity["network"] = volumes.similarity(u, settings.mind)
         clock.stop("network", f"network: similarity {similarity['affine']:.4f} -> {similarity['network']:.4f}")
     if settings.refine:
@@ -113,7 +113,9 @@ def register(
     if u is None:
         u = np.zeros((*grid.shape, 3), np.float32)
     folding = float(folding_percent(jnp.asarray(u)[None])[0])
-    return Outcome(Transform(grid, matrix, u), initial, similarity, folding, clock.seconds, *volumes.images())
+    return RegistrationResult(
+        Transform(grid, matrix, u), initial, similarity, folding, clock.seconds, *volumes.images()
+    )
 
 
 def working_spacing(fixed: Scan, moving: Scan) -> float:
@@ -176,26 +178,26 @@ def align(fixed: Scan, moving: Scan, how: str) -> tuple[Matrix, Matrix]:
     return found.matrix, initial
 
 
-def with_network(network: Network, fixed: Scan, moving: Scan, volumes: "Volumes") -> np.ndarray:
+def predict_displacement(network: Network, fixed: Scan, moving: Scan, volumes: "WorkingVolumes") -> np.ndarray:
     """The displacement (x y z 3) on the grid of `volumes` by a trained network, at the spacing that it knows."""
     grid, own = volumes.grid, scans.covering(volumes.grid, spacing=tuple(network.config.data.spacing))
     same = own.shape == grid.shape and np.allclose(own.affine, grid.affine, rtol=0, atol=1e-3)
-    seen = volumes if same else Volumes(fixed, moving, own, volumes.matrix)
+    seen = volumes if same else WorkingVolumes(fixed, moving, own, volumes.matrix)
     displacement, _ = network.predict(network.params, seen.moving, seen.fixed)
     displacement = np.asarray(displacement)[0]
     return displacement if same else transforms.resampled(Transform(own, volumes.matrix, displacement), grid)
 
 
-class Volumes:
+class WorkingVolumes:
     """Both scans on a working grid, the moving one through a matrix, and where they may be compared."""
 
     def __init__(self, fixed: Scan, moving: Scan, grid: Grid, matrix: Matrix) -> None:
         self.grid, self.matrix = grid, matrix
         there = dataclasses.replace(grid, affine=matrix @ grid.affine)
         (fixed_data, fixed_mask), (moving_data, moving_mask) = scans.on_grid(fixed, grid), scans.on_grid(moving, there)
-        self.fixed, self.moving = shapes.volume(fixed_data), shapes.volume(moving_data)
+        self.fixed, self.moving = shapes.as_volume(fixed_data), shapes.as_volume(moving_data)
         self._fixed_mask, self._moving_mask = (
-            shapes.volume(mask.astype(np.float32)) for mask in (fixed_mask, moving_mask)
+            shapes.as_volume(mask.astype(np.float32)) for mask in (fixed_mask, moving_mask)
         )
 
     def images(self) -> tuple[np.ndarray, np.ndarray]:
@@ -221,7 +223,7 @@ class Volumes:
         return np.asarray(found)[0]
 
 
-class _Clock:
+class StageTimer:
     """Seconds of each part, told as it ends. Then the memory of a large grid's goes back to the system."""
 
     def __init__(self, note: Callable[[str], None]) -> None:

@@ -16,7 +16,7 @@ from absl import flags
 from f3r_jax.common import cli
 from f3r_jax.common.errors import UserError
 from f3r_jax.report.wording import count
-from f3r_jax.report.write import report
+from f3r_jax.report.write import write_report
 
 _OUTPUT = flags.DEFINE_string("output", "report", "Folder of the report; an earlier report there is replaced.")
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     if not argv[1:]:
         raise UserError("expected RUNS... [--output=FOLDER]: folders of runs, or folders that contain them")
     output = Path(_OUTPUT.value)
-    found = report([Path(name) for name in argv[1:]], output)
+    found = write_report([Path(name) for name in argv[1:]], output)
     for what, reason in found.problems:
         print(f"not read: {what}: {reason}", file=sys.stderr)
     print(f"report: {output / 'index.html'} ({count(len(found.runs), 'run')})")
@@ -34,4 +34,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_main(main)

@@ -90,7 +90,7 @@ class Point(NamedTuple):
     std: float
 
 
-def tables(runs: Sequence[Run]) -> list[Table]:
+def tables_of(runs: Sequence[Run]) -> list[Table]:
     """A table for each setting: CT to MR first, then by size."""
     settings = sorted(
         {run.setting for run in runs}, key=lambda s: (list(paper_results.DIRECTIONS).index(s.direction), s)

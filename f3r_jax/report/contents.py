@@ -14,7 +14,7 @@ from f3r_jax.report.charts import Drawing
 from f3r_jax.report.comparison import CHOSEN_BY, Table
 from f3r_jax.report.findings import Finding
 from f3r_jax.report.study_runs import Problem, Run, Study
-from f3r_jax.report.wording import Grid
+from f3r_jax.report.wording import TextTable
 
 UNRECORDED = "not recorded"
 PARTS = ("FR stream", "encoder", "decoder", "more MRBs")
@@ -28,11 +28,11 @@ class Part:
     number: int
     direction: str
     data: str
-    grid: Grid
+    grid: TextTable
     notes: list[str]
-    controls: Grid
+    controls: TextTable
     control_notes: list[str]
-    order: Grid | None
+    order: TextTable | None
     order_words: list[str]
     figures: list[Drawing]
 
@@ -52,7 +52,7 @@ class Contents:
 
 def contents(study: Study, folder: Path) -> Contents:
     """Makes it all; figures are written into the folder."""
-    tables = comparison.tables(study.runs)
+    tables = comparison.tables_of(study.runs)
     problems = list(study.problems)
     parts, files = [], {"table_1.csv": _csv(table_1())}
     for table in tables:

@@ -5,7 +5,7 @@ import math
 from f3r_jax.evaluate.score_tables import NO_CONTROLS, before, explain_controls, mean_over_organs
 from f3r_jax.report.comparison import Row, Table
 from f3r_jax.report.study_runs import Run
-from f3r_jax.report.wording import Grid, Text, count, listed, number
+from f3r_jax.report.wording import Text, TextTable, count, listed, number
 
 VERDICTS = {True: "yes", False: "no", None: "unknown"}
 LEGEND = (
@@ -17,12 +17,12 @@ LEGEND = (
 )
 
 
-def control_grid(table: Table) -> Grid:
+def control_grid(table: Table) -> TextTable:
     """One row per run of the table."""
     rows = [(row.label, _note(row, run), _cells(run)) for row in table.rows for run in row.runs]
     groups = [("Mean Dice, %", 4), ("Gain over the mean field", 2), ("Correlation", 1), ("Learned the pair", 1)]
     heads = ["before", "prediction", "mean field", "other pair", "points", "p", "", ""]
-    return Grid(groups, heads, rows)
+    return TextTable(groups, heads, rows)
 
 
 def control_notes(table: Table) -> list[str]:

@@ -5,7 +5,7 @@ import numpy as np
 from jaxtyping import Float
 
 from f3r_jax.data.cases import Case
-from f3r_jax.ops.shapes import volume
+from f3r_jax.ops.shapes import as_volume
 from f3r_jax.workdir.trained_network import load_network
 
 STREAMS = {"l": "Full-resolution stream", "h": "Multi-scale residual stream"}
@@ -35,7 +35,7 @@ def feature_slices(workdir, case: Case, *, step: int, index: int) -> dict[str, d
             for name, (value,) in state["features"].items()
         }
 
-    cut = slices(params, volume(case.moving), volume(case.fixed))
+    cut = slices(params, as_volume(case.moving), as_volume(case.fixed))
     return {
         title: {words(name): np.asarray(cut[name]) for name in _in_order(cut) if name.startswith(f"{stream}_")}
         for stream, title in STREAMS.items()

@@ -9,7 +9,7 @@ from f3r_jax.evaluate.controls import SIGNIFICANT
 from f3r_jax.report import paper_results
 from f3r_jax.report.comparison import HARDEST, Row, Table, paired_p, sign
 from f3r_jax.report.control_tables import not_learned, undecided
-from f3r_jax.report.wording import MEASURES, Grid, Text, count, data_of, listed, number, p_value
+from f3r_jax.report.wording import MEASURES, Text, TextTable, count, data_of, listed, number, p_value
 
 
 class Finding(NamedTuple):
@@ -19,7 +19,7 @@ class Finding(NamedTuple):
     sentences: list[str]
 
 
-class Pair(NamedTuple):
+class Swap(NamedTuple):
     """Two systems that stand the other way round than in the paper: `ahead` is better here."""
 
     ahead: str
@@ -34,7 +34,7 @@ class Order(NamedTuple):
     ours: list[str]
     papers: list[str]
     pairs: int
-    swapped: list[Pair]
+    swapped: list[Swap]
 
 
 def findings(tables: Sequence[Table]) -> list[Finding]:
@@ -47,7 +47,7 @@ def order_words(table: Table) -> list[str]:
     return [_order(found) for found in _orders(table)]
 
 
-def order_grid(table: Table) -> Grid | None:
+def order_grid(table: Table) -> TextTable | None:
     """The places of the methods here and in the paper; None where there is nothing to compare."""
     orders = _orders(table)
     if not orders:
@@ -62,7 +62,7 @@ def order_grid(table: Table) -> Grid | None:
                 cells.append(Text(str(place or "–"), best=place == 1))
         rows.append((label, "", cells))
     groups = [(f"Place in {MEASURES[found.measure].name}", 2) for found in orders]
-    return Grid(groups, ["here", "paper"] * len(orders), rows)
+    return TextTable(groups, ["here", "paper"] * len(orders), rows)
 
 
 def order(table: Table, measure: str) -> Order | None:
@@ -77,7 +77,7 @@ def order(table: Table, measure: str) -> Order | None:
     for a, b in combinations(both, 2):
         if (ours[a.system] - ours[b.system]) * (printed[a.system] - printed[b.system]) < 0:
             ahead, behind = sorted((a, b), key=lambda row: ours[row.system])
-            swapped.append(Pair(ahead.label, behind.label, paired_p(ahead.cases, behind.cases, measure)))
+            swapped.append(Swap(ahead.label, behind.label, paired_p(ahead.cases, behind.cases, measure)))
     labels = {row.system: row.label for row in both}
     ranked = [[labels[system] for system in sorted(side, key=side.get)] for side in (ours, printed)]
     return Order(measure, *ranked, math.comb(len(both), 2), swapped)

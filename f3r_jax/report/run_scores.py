@@ -34,7 +34,7 @@ class CaseKey(NamedTuple):
     before: tuple[tuple[str, float], ...]
 
 
-class Unreadable(Exception):
+class UnreadableRun(Exception):
     """Why a run can't be used."""
 
 
@@ -46,13 +46,13 @@ def read_cases(path: Path, summary: dict) -> dict[CaseKey, Scores]:
             for row in csv.DictReader(file):
                 by_name.setdefault(row["case"], []).append(row)
         if not by_name:
-            raise Unreadable(f"{FOLDER}/{path.name}: no cases in it")
+            raise UnreadableRun(f"{FOLDER}/{path.name}: no cases in it")
         _check_agreement(summary, by_name)
         return dict(_case(name, rows) for name, rows in by_name.items())
     except OSError as error:
-        raise Unreadable(f"{FOLDER}/{path.name}: not readable ({error.strerror})") from error
+        raise UnreadableRun(f"{FOLDER}/{path.name}: not readable ({error.strerror})") from error
     except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise Unreadable(
+        raise UnreadableRun(
             f"{FOLDER}/{path.name}: not as evaluate writes it ({type(error).__name__}: {error})"
         ) from error
 
@@ -79,15 +79,15 @@ def read_json(path: Path) -> dict:
     try:
         found = json.loads(path.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise Unreadable(f"{name}: not readable ({error})") from error
+        raise UnreadableRun(f"{name}: not readable ({error})") from error
     if not isinstance(found, dict):
-        raise Unreadable(f"{name}: expected an object, found {type(found).__name__}")
+        raise UnreadableRun(f"{name}: expected an object, found {type(found).__name__}")
     return found
 
 
 def _case(name: str, rows: Sequence[Mapping[str, str]]) -> tuple[CaseKey, Scores]:
     if not any(row["organ"] for row in rows):
-        raise Unreadable(f"{FOLDER}/cases.csv: {name} has no organ labels, so no Dice and no surface distance")
+        raise UnreadableRun(f"{FOLDER}/cases.csv: {name} has no organ labels, so no Dice and no surface distance")
     sides = [_roi_scores(rows, suffix) for suffix in ("_before", "")]
     first = rows[0]
     fields = {key: _number(first[key]) for key in OF_THE_FIELD}
@@ -117,7 +117,7 @@ def _check_agreement(summary: dict, by_name: Mapping[str, Sequence[Mapping[str, 
     again = f"summary.json and cases.csv in {FOLDER} disagree; evaluate again"
     try:
         if summary["cases"] != len(by_name):
-            raise Unreadable(f"{again} ({summary['cases']} and {len(by_name)} cases)")
+            raise UnreadableRun(f"{again} ({summary['cases']} and {len(by_name)} cases)")
         summarised = {organ: scores["dice"]["mean"] for organ, scores in summary["organs"].items()}
         _ = [summary[key] for key in ("method", "parameters", "seconds_per_pair", "device", "step")]
         sides = [before_registration(summary)]
@@ -126,10 +126,10 @@ def _check_agreement(summary: dict, by_name: Mapping[str, Sequence[Mapping[str, 
             _ = [found["pair_specific"][key] for key in PairSpecific._fields]
         _ = [scores["dice"]["mean"] for side in sides for scores in side["organs"].values()]
     except (KeyError, TypeError) as error:
-        raise Unreadable(
+        raise UnreadableRun(
             f"{FOLDER}/summary.json: not as evaluate writes it ({type(error).__name__}: {error})"
         ) from error
     for organ, value in summarised.items():
         rows = mean([_number(row["dice"]) for of_case in by_name.values() for row in of_case if row["organ"] == organ])
         if value is not None and not math.isclose(value, rows, rel_tol=AGREEMENT):
-            raise Unreadable(f"{again} (Dice of {organ}: {value:.3f} and {rows:.3f})")
+            raise UnreadableRun(f"{again} (Dice of {organ}: {value:.3f} and {rows:.3f})")

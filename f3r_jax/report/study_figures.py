@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from f3r_jax.common.errors import UserError
-from f3r_jax.config import completed
+from f3r_jax.config import upgraded
 from f3r_jax.data.cases import Case
 from f3r_jax.data.datasets import open_dataset, organs_of
 from f3r_jax.evaluate import metrics
@@ -155,7 +155,7 @@ def _open(key: CaseKey, stored: dict[str, Run], problems: list[Problem]) -> Case
     """The case from the data set of one of the runs."""
     run = next(iter(stored.values()))
     try:
-        return open_dataset(completed(run.config).data, seed=run.config.seed).load(key.name)
+        return open_dataset(upgraded(run.config).data, seed=run.config.seed).load(key.name)
     except (UserError, OSError, KeyError, AttributeError) as error:
         problems.append(Problem(f"{run.path}: test case {key.name}", f"its data set can't be opened: {error}"))
         return None

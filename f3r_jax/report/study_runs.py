@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from f3r_jax.config import flat, trains
+from f3r_jax.config import flatten, is_trained
 from f3r_jax.evaluate.evaluation import FOLDER
 from f3r_jax.report import paper_results, run_scores
-from f3r_jax.report.run_scores import CaseKey, Scores, Unreadable
+from f3r_jax.report.run_scores import CaseKey, Scores, UnreadableRun
 from f3r_jax.workdir import checkpoints
 from f3r_jax.workdir.log import read_rows
 
@@ -47,7 +47,7 @@ class Run:
     @property
     def trained(self) -> bool:
         """Whether it is a network, with training steps and a lambda."""
-        return trains(self.config)
+        return is_trained(self.config)
 
     @property
     def system(self) -> str:
@@ -70,7 +70,7 @@ class Run:
     @property
     def recipe(self) -> dict[str, object]:
         """Every setting that its numbers depend on but the seed, flat."""
-        keys = flat(json.loads(self.config.to_json()))
+        keys = flatten(json.loads(self.config.to_json()))
         if not self.trained:
             keys = {key: value for key, value in keys.items() if not key.startswith(("loss.", "optim.", "train."))}
         return {key: value for key, value in sorted(keys.items()) if key not in NO_RECIPE}
@@ -108,7 +108,7 @@ def read_study(paths: Sequence[Path]) -> Study:
             seen.add(folder.resolve())
             try:
                 runs.append(read_run(folder))
-            except Unreadable as error:
+            except UnreadableRun as error:
                 problems.append(Problem(str(folder), str(error)))
     return Study(runs, problems, len(seen))
 
@@ -127,20 +127,20 @@ def read_run(folder: Path) -> Run:
             raise ValueError(f"data.direction is {found.setting.direction!r}")
         wanted = config.train.steps if found.trained else 0
     except (AttributeError, TypeError, ValueError) as error:
-        raise Unreadable(f"config.json: not that of a run ({_one_line(error)})") from error
+        raise UnreadableRun(f"config.json: not that of a run ({_one_line(error)})") from error
     try:
         rows = read_rows(folder / "metrics.jsonl") if found.trained else []
         trained_rows = [row["step"] for row in rows if row["kind"] == "train"]
     except (KeyError, TypeError, ValueError) as error:
-        raise Unreadable(f"metrics.jsonl: not as training writes it ({_one_line(error)})") from error
+        raise UnreadableRun(f"metrics.jsonl: not as training writes it ({_one_line(error)})") from error
     done = max([*checkpoints.steps(folder), *trained_rows], default=0)
     progress = f"half-finished, {done} of {wanted} training steps"
     if not (folder / FOLDER / "summary.json").exists():
-        raise Unreadable(f"{progress}; not evaluated" if done < wanted else "not evaluated")
+        raise UnreadableRun(f"{progress}; not evaluated" if done < wanted else "not evaluated")
     summary = run_scores.read_json(folder / FOLDER / "summary.json")
     cases = run_scores.read_cases(folder / FOLDER / "cases.csv", summary)
     if max(done, summary["step"] or 0) < wanted:
-        raise Unreadable(f"{progress}; evaluated at step {summary['step']}, which would not compare fairly")
+        raise UnreadableRun(f"{progress}; evaluated at step {summary['step']}, which would not compare fairly")
     return dataclasses.replace(found, summary=summary, cases=cases, rows=rows)
 
 

@@ -39,7 +39,7 @@ class Text(NamedTuple):
     small: tuple[str, ...] = ()
 
 
-class Grid(NamedTuple):
+class TextTable(NamedTuple):
     """A table as text: headings in groups, and rows of a label, a note on it and cells."""
 
     groups: list[tuple[str, int]]
@@ -68,7 +68,7 @@ def number(value: float | None, digits: int = 2) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else "∞"
 
 
-def spread(mean: float, std: float, digits: int = 2) -> str:
+def format_mean_std(mean: float, std: float, digits: int = 2) -> str:
     """As in 2.19 ± 0.37; an infinite mean, which an organ lost in one case makes, has no deviation."""
     return number(mean, digits) if math.isnan(std) else f"{number(mean, digits)} ± {number(std, digits)}"
 
@@ -93,7 +93,7 @@ def recipe(run: Run, keys: Sequence[str]) -> str:
     return ", ".join(f"{SETTINGS.get(key, key)} {_plain(run.recipe.get(key))}" for key in keys)
 
 
-def grid(table: Table) -> Grid:
+def grid(table: Table) -> TextTable:
     """Table 2 or 3: the paper's columns, then folding and HD95."""
     scores = {"asd_mm": table.rois, "dice": [*table.rois, "mean"], "hd95_mm": table.rois}
     spans = {score: (SCORES[score], len(rois)) for score, rois in scores.items()}
@@ -102,9 +102,9 @@ def grid(table: Table) -> Grid:
     for row in table.rows:
         cells = {score: [_cell(table, row, f"{score}/{roi}") for roi in rois] for score, rois in scores.items()}
         cost, folding = _cost(table, row), table.cell(row, "folding_percent")
-        folds = Text(spread(folding.mean, folding.std, 3) if row.runs else "–")
+        folds = Text(format_mean_std(folding.mean, folding.std, 3) if row.runs else "–")
         rows.append((row.label, _chosen(row), cells["asd_mm"] + cells["dice"] + cost + [folds] + cells["hd95_mm"]))
-    return Grid(
+    return TextTable(
         [spans["asd_mm"], spans["dice"], ("Parameters", 1), ("Seconds a pair", 2), ("Folding, %", 1), spans["hd95_mm"]],
         [*names["asd_mm"], *names["dice"], "", "CPU", "GPU", "", *names["hd95_mm"]],
         rows,
@@ -165,10 +165,10 @@ def _cell(table: Table, row: Row, measure: str) -> Text:
     cell = table.cell(row, measure)
     small = []
     if cell.printed is not None:
-        small.append(f"paper {spread(*cell.printed)}")
+        small.append(f"paper {format_mean_std(*cell.printed)}")
     if cell.p is not None:
         small.append(p_value(cell.p))
-    return Text(spread(cell.mean, cell.std), cell.best, tuple(small))
+    return Text(format_mean_std(cell.mean, cell.std), cell.best, tuple(small))
 
 
 def _cost(table: Table, row: Row) -> list[Text]:

@@ -20,7 +20,7 @@ MANIFEST = "report.json"  # names the files of a report, so that the next one re
 PAGES = {"index.html": "report.html.jinja", "report.md": "report.md.jinja"}
 
 
-def report(paths: Sequence[Path], output: Path) -> Contents:
+def write_report(paths: Sequence[Path], output: Path) -> Contents:
     """Writes the report into `output`, in place of an earlier one there.
 
     Raises:

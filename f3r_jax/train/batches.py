@@ -151,8 +151,8 @@ def _order(seed: int, epoch: int, count: int) -> np.ndarray:
 
 def load_batch(dataset: Dataset, source: Source, names: list[str], mesh: Mesh) -> Loaded:
     """Stacks the named examples and sends them to the devices; this process loads its share of them."""
-    examples = [source.load(dataset, name) for name in devices.share(names)]
-    return jax.tree.map(lambda *arrays: devices.divided(mesh, np.stack(arrays)), *examples)
+    examples = [source.load(dataset, name) for name in devices.local_names(names)]
+    return jax.tree.map(lambda *arrays: devices.shard_batch(mesh, np.stack(arrays)), *examples)
 
 
 def batches(

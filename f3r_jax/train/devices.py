@@ -23,7 +23,7 @@ AXIS = "batch"
 T = TypeVar("T")
 
 
-def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
+def join_processes(coordinator: str | None, processes: int | None, process: int | None) -> None:
     """Joins the processes of one training, before anything else is done with JAX.
 
     Args:
@@ -44,13 +44,13 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
         ) from error
 
 
-def part() -> None:
+def leave_processes() -> None:
     """Takes leave of the other processes, which have to do the same; nothing is done with JAX after it."""
     jax.distributed.shutdown()
 
 
 @contextlib.contextmanager
-def leaving_at_once() -> Iterator[None]:
+def exit_on_failure() -> Iterator[None]:
     """Ends a process that fails without taking leave of the others: they wait for it elsewhere, and end with it."""
     try:
         yield
@@ -86,8 +86,8 @@ def mesh_for(batch_size: int) -> Mesh:
     hosts = jax.process_count()
     if batch_size % hosts:
         raise UserError(f"train.batch_size is {batch_size}, expected a multiple of {hosts}, the number of processes")
-    part = batch_size // hosts
-    each = max(n for n in range(1, part + 1) if part % n == 0 and n <= jax.local_device_count())
+    leave_processes = batch_size // hosts
+    each = max(n for n in range(1, leave_processes + 1) if leave_processes % n == 0 and n <= jax.local_device_count())
     chosen = [[device for device in jax.devices() if device.process_index == host][:each] for host in range(hosts)]
     return Mesh(np.ravel(chosen), (AXIS,), axis_types=(AxisType.Auto,))
 
@@ -101,7 +101,7 @@ def describe(mesh: Mesh, batch_size: int) -> str | None:
     return f"training on {mesh.size} of {total} devices, train.batch_size is {batch_size}{idle}"
 
 
-def mean_over(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:
+def data_parallel(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:
     """`function(everywhere, batch, everywhere)` of each device's share of the batch, its results' mean."""
     if mesh.size == 1:
         return function
@@ -120,7 +120,7 @@ def mean_over(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:
 
 
 def first_example(mesh: Mesh | None, count: int) -> jax.Array | int:
-    """The place in the batch of the first of a device's `count` examples, within a function of `mean_over`."""
+    """The place in the batch of the first of a device's `count` examples, within a function of `data_parallel`."""
     return 0 if mesh is None or mesh.size == 1 else lax.axis_index(AXIS) * count
 
 
@@ -134,31 +134,31 @@ def divided_sharding(mesh: Mesh) -> NamedSharding | None:
     return None if mesh.size == 1 else NamedSharding(mesh, PartitionSpec(AXIS))
 
 
-def on_each(mesh: Mesh, tree: T) -> T:
+def replicate(mesh: Mesh, tree: T) -> T:
     """A copy of the tree on every device of the mesh."""
     return tree if mesh.size == 1 else jax.device_put(tree, on_each_sharding(mesh))
 
 
-def here(tree: T) -> T:
+def local_copy(tree: T) -> T:
     """The tree as it lies on this process's first device, for what is done on one device alone."""
     one = jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
     # Orbax takes an array of one device for a part of a larger one when there are several processes.
     return one if jax.process_count() == 1 else jax.device_get(one)
 
 
-def share(names: Sequence[str]) -> Sequence[str]:
+def local_names(names: Sequence[str]) -> Sequence[str]:
     """Of the names of a batch those that this process loads."""
     each = len(names) // jax.process_count()
     return names[jax.process_index() * each :][:each]
 
 
-def divided(mesh: Mesh, array: np.ndarray) -> jax.Array:
+def shard_batch(mesh: Mesh, array: np.ndarray) -> jax.Array:
     """The batch of which this process holds `array`, each device with its share."""
     if mesh.size == 1:
         return jax.device_put(array)
     return jax.make_array_from_process_local_data(divided_sharding(mesh), array)
 
 
-def from_main(tree: T) -> T:
+def broadcast_from_main(tree: T) -> T:
     """The tree as process 0 has it; the others' own gives structure, shapes and types."""
     return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)

@@ -18,8 +18,8 @@ from f3r_jax.common.progress import Progress
 from f3r_jax.data.datasets import Dataset
 from f3r_jax.train import devices
 from f3r_jax.train.batches import batches, source_of
-from f3r_jax.train.record import Follower, Record, TrainingError, open_record
-from f3r_jax.train.step import State, TrainStep, compiled_step, create_state, make_optimiser
+from f3r_jax.train.record import NullRecord, Record, TrainingError, open_record
+from f3r_jax.train.step import State, TrainStep, compile_train_step, create_state, make_optimiser
 from f3r_jax.workdir.trained_network import make_predictor
 
 
@@ -39,14 +39,14 @@ def train(
       TrainingError: the loss is not finite; the last good checkpoint stays.
     """
     mesh, optimiser = devices.mesh_for(config.train.batch_size), make_optimiser(config.optim, config.train.steps)
-    lam = devices.on_each(mesh, jnp.asarray(config.loss.lam, jnp.float32))
+    lam = devices.replicate(mesh, jnp.asarray(config.loss.lam, jnp.float32))
     record = open_record(config, workdir, dataset, make_predictor(network))
     try:
-        first = int(devices.from_main(max(record.steps(), default=0)))
-        state = devices.from_main(_state_of(record, create_state(network, optimiser, config.seed), first))
+        first = int(devices.broadcast_from_main(max(record.steps(), default=0)))
+        state = devices.broadcast_from_main(_state_of(record, create_state(network, optimiser, config.seed), first))
         with _progress(config, first, mesh) as progress:
             record.begin(first, state.params, progress)
-            state = devices.on_each(mesh, state)
+            state = devices.replicate(mesh, state)
             step_function = _step_function(network, [config], first, ahead)
             for names, batch in batches(dataset, source_of(config), config, first, mesh):
                 state, metrics = step_function(state, batch, lam)
@@ -76,20 +76,22 @@ def train_together(
     """
     config, count = configs[0], len(configs)
     mesh, optimiser = devices.mesh_for(config.train.batch_size), make_optimiser(config.optim, config.train.steps)
-    lams = devices.on_each(mesh, jnp.asarray([config.loss.lam for config in configs], jnp.float32))
+    lams = devices.replicate(mesh, jnp.asarray([config.loss.lam for config in configs], jnp.float32))
     predict = make_predictor(network)
     runs = [f"lambda {config.loss.lam:g}" for config in configs]
     records = [open_record(*of_run, dataset, predict) for of_run in zip(configs, workdirs, strict=True)]
     errors: list[TrainingError | None] = [None] * count
     try:
-        first = int(devices.from_main(max(set.intersection(*(set(record.steps()) for record in records)), default=0)))
+        first = int(
+            devices.broadcast_from_main(max(set.intersection(*(set(record.steps()) for record in records)), default=0))
+        )
         start = create_state(network, optimiser, config.seed)
-        states = [devices.from_main(_state_of(record, start, first)) for record in records]
+        states = [devices.broadcast_from_main(_state_of(record, start, first)) for record in records]
         with _progress(config, first, mesh) as progress:
             for record, state, run in zip(records, states, runs, strict=True):
                 record.begin(first, state.params, progress, label=f"{run}: ")
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(tuple(state[1:]) for state in states))
-            together = devices.on_each(mesh, State(states[0].step, *stacked))
+            together = devices.replicate(mesh, State(states[0].step, *stacked))
             step_function = _step_function(network, configs, first, ahead)
             for names, batch in batches(dataset, source_of(config), config, first, mesh):
                 together, metrics = step_function(together, batch, lams)
@@ -112,11 +114,11 @@ def _step_function(
     """The compiled step; None for a run that is done."""
     if first == configs[0].train.steps:
         return None
-    return compiled_step(network, configs) if ahead is None else ahead.result()
+    return compile_train_step(network, configs) if ahead is None else ahead.result()
 
 
 def _add(
-    record: Record | Follower, names: Sequence[str], metrics: dict, together: State, n: int
+    record: Record | NullRecord, names: Sequence[str], metrics: dict, together: State, n: int
 ) -> TrainingError | None:
     """Adds a step to the record of the n-th of the runs that are trained together; returns the error that ends it."""
 
@@ -130,7 +132,7 @@ def _add(
     return None
 
 
-def _state_of(record: Record | Follower, start: State, step: int) -> State:
+def _state_of(record: Record | NullRecord, start: State, step: int) -> State:
     """The state after `step` steps: `start`, or what the run's checkpoint holds."""
     if step == 0:
         return start
@@ -139,7 +141,7 @@ def _state_of(record: Record | Follower, start: State, step: int) -> State:
 
 def _kept(state: State) -> tuple[dict, optax.OptState]:
     """What a checkpoint holds."""
-    return devices.here((state.params, state.optimiser))
+    return devices.local_copy((state.params, state.optimiser))
 
 
 def _progress(config: ConfigDict, first: int, mesh: Mesh) -> Progress:

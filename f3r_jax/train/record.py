@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from f3r_jax.common.progress import Progress
 from f3r_jax.data.datasets import Dataset, organs_of
-from f3r_jax.evaluate.scoring import AGAINST_FOLDING, FOLDING_LIMIT
+from f3r_jax.evaluate.scoring import FOLDING_ADVICE, FOLDING_LIMIT
 from f3r_jax.train.devices import is_main
 from f3r_jax.train.validation import validate
 from f3r_jax.workdir.checkpoints import Checkpoints
@@ -87,7 +87,7 @@ class Record:
             self._progress.note(self._label + _validation_line(step, values))
 
 
-class Follower:
+class NullRecord:
     """What the other processes of a training do in place of process 0's record: nothing, and end when it ends."""
 
     def steps(self) -> list[int]:
@@ -110,9 +110,9 @@ class Follower:
         """Does nothing."""
 
 
-def open_record(config: ConfigDict, workdir: Path, dataset: Dataset, predict: Predictor) -> Record | Follower:
+def open_record(config: ConfigDict, workdir: Path, dataset: Dataset, predict: Predictor) -> Record | NullRecord:
     """The record of a run in process 0; in the others of a training across hosts what goes along with it."""
-    return Record(config, workdir, dataset, predict) if is_main() else Follower()
+    return Record(config, workdir, dataset, predict) if is_main() else NullRecord()
 
 
 def _trouble(step: int, names: Sequence[str], metrics: Mapping[str, float]) -> str | None:
@@ -131,5 +131,5 @@ def _validation_line(step: int, values: dict[str, float]) -> str:
         shown += f", correlation {values['correlation']:.2f}"
     line = f"step {step}: validation {shown}"
     if values["folding"] > FOLDING_LIMIT:
-        line += f"  WARNING: over {FOLDING_LIMIT} % of voxels fold; {AGAINST_FOLDING}"
+        line += f"  WARNING: over {FOLDING_LIMIT} % of voxels fold; {FOLDING_ADVICE}"
     return line

@@ -116,7 +116,7 @@ def make_train_step(
         return jax.grad(loss_function, has_aux=True)(params, prepared, lam, step)
 
     # Each device prepares its own share: the partitioner would gather the batch on all of them.
-    differentiate_all = differentiate if mesh is None else devices.mean_over(mesh, differentiate)
+    differentiate_all = differentiate if mesh is None else devices.data_parallel(mesh, differentiate)
 
     def step(state: State, batch: Batch | jax.Array, lam: Scalar) -> tuple[State, dict[str, Scalar]]:
         gradients, metrics = differentiate_all(state.params, batch, (lam, state.step))
@@ -143,7 +143,7 @@ def objective_of(loss: ConfigDict) -> Objective:
     )
 
 
-def compiled_step(network: nn.Module, configs: Sequence[ConfigDict]) -> TrainStep:
+def compile_train_step(network: nn.Module, configs: Sequence[ConfigDict]) -> TrainStep:
     """`make_train_step` of one run, or of several that differ in lambda alone, compiled for their volumes.
 
     Needs no data, so that it can be made while the cases are read.

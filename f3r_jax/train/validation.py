@@ -9,7 +9,7 @@ import numpy as np
 from f3r_jax.data.cases import Case
 from f3r_jax.data.datasets import Dataset
 from f3r_jax.evaluate import controls
-from f3r_jax.evaluate.inference import register, warp_labels
+from f3r_jax.evaluate.inference import register_case, warp_labels
 from f3r_jax.evaluate.metrics import end_point_error_mm
 from f3r_jax.evaluate.predictions import ControlFields, Predictions
 from f3r_jax.ops.fields import folding_percent
@@ -38,7 +38,7 @@ def validate(predict: Predictor, params: dict, dataset: Dataset, organs: Organs,
     scores, dices = {}, {}
     for name in names:
         case = dataset.load(name)
-        result = register(predict, params, case)
+        result = register_case(predict, params, case)
         scores.setdefault("folding", []).append(float(folding_percent(jnp.asarray(result.displacement)[None])[0]))
         if case.displacement is not None:
             mask = controls.inside_organs(case.fixed_labels, organs)

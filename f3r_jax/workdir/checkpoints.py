@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from f3r_jax.common.errors import UserError
-from f3r_jax.config import completed
+from f3r_jax.config import upgraded
 
 FOLDER = "checkpoints"
 
@@ -105,7 +105,7 @@ def find(workdir: Path, step: int | None = None) -> Path:
 def load_config(checkpoint: Path) -> ConfigDict:
     """The config that the checkpoint's run was started with, completed by the keys that came later."""
     restored = _restore(checkpoint, "config", ocp.args.JsonRestore())
-    return completed(ConfigDict(restored))
+    return upgraded(ConfigDict(restored))
 
 
 def load_params(checkpoint: Path, abstract: dict) -> dict:

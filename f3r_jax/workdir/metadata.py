@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from f3r_jax.common.errors import UserError
 from f3r_jax.common.files import write_text
 from f3r_jax.common.provenance import commit, versions
-from f3r_jax.config import completed, flat
+from f3r_jax.config import flatten, upgraded
 
 CONFIG_FILE = "config.json"
 ORIGIN_FILE = "origin.json"
@@ -29,7 +29,7 @@ def check_same_run(config: ConfigDict, workdir: Path) -> None:
                 "choose another with --workdir=FOLDER"
             )
         return
-    found, wanted = (flat(json.loads(each.to_json())) for each in (read_config(workdir), config))
+    found, wanted = (flatten(json.loads(each.to_json())) for each in (read_config(workdir), config))
     for key in sorted(found.keys() | wanted.keys()):
         if found.get(key) != wanted.get(key):
             raise UserError(
@@ -53,7 +53,7 @@ def read_config(workdir: Path) -> ConfigDict:
     if not path.is_file():
         raise UserError(f"{workdir}: no {CONFIG_FILE} found, expected the --workdir of a run")
     try:
-        return completed(ConfigDict(_read(path)))
+        return upgraded(ConfigDict(_read(path)))
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not the config of a run ({error})") from error
 

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict, config_flags
 
 from f3r_jax.common import cli
 from f3r_jax.common.errors import UserError
-from f3r_jax.config import flat, trains
+from f3r_jax.config import flatten, is_trained
 from f3r_jax.workdir.metadata import CONFIG_FILE, check_same_run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -99,7 +99,7 @@ def make_run(output: Path, spec: str, settings: Iterable[str], **varied: object)
     settings = tuple(setting for setting in settings if setting.partition(".")[0] not in absent)
     config = load_config(spec, settings)
     file, _, option = spec.partition(":")
-    parts = [Path(file).stem, option, f"lam{config.loss.lam:g}" if trains(config) else ""]
+    parts = [Path(file).stem, option, f"lam{config.loss.lam:g}" if is_trained(config) else ""]
     name = "_".join(filter(None, [*parts, config.data.direction, f"seed{config.seed}"]))
     return Run(name, output, spec, settings, config)
 
@@ -134,12 +134,12 @@ def together(plan: Sequence[Run], finished: Collection[str] = ()) -> list[Run]:
     """The same plan, where runs that differ in lambda alone and are not finished are done by one program."""
 
     def apart_from_lambda(run: Run) -> tuple:
-        values = flat(run.config.to_dict())
+        values = flatten(run.config.to_dict())
         return run.spec, tuple(sorted((key, repr(value)) for key, value in values.items() if key != LAMBDA))
 
     groups: dict[tuple, list[Run]] = {}
     for run in plan:
-        if trains(run.config) and run.name not in finished:
+        if is_trained(run.config) and run.name not in finished:
             groups.setdefault(apart_from_lambda(run), []).append(run)
     lams = {
         run.name: tuple(sorted(each.config.loss.lam for each in group))
@@ -170,7 +170,7 @@ def state_of(run: Run) -> tuple[str, str]:
         return FAILED, error
     if not (run.workdir / CONFIG_FILE).exists():
         return NOT_BEGUN, ""
-    if not trains(run.config):
+    if not is_trained(run.config):
         return CUT_OFF, ""
     return CUT_OFF, f"step {last_row(run.workdir).get('step', 0)}/{run.config.train.steps}"
 
@@ -181,7 +181,7 @@ def finished_step(run: Run) -> int | None:
         summary = json.loads((run.workdir / "evaluation" / "summary.json").read_text())
     except (OSError, ValueError):
         return None
-    last = run.config.train.steps if trains(run.config) else 0
+    last = run.config.train.steps if is_trained(run.config) else 0
     return last if last == 0 or summary.get("step") == last else None
 
 

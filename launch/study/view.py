@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import tqdm
 
 from f3r_jax.common.progress import Progress
-from f3r_jax.config import trains
+from f3r_jax.config import is_trained
 from study.runs import FINISHED, Run, last_row, state_of
 
 SECONDS_BETWEEN_LINES = 60.0
@@ -46,7 +46,7 @@ class View:
     def _move(self, run: Run) -> None:
         row = last_row(run.workdir)
         if run not in self._bars:
-            steps = run.config.train.steps if trains(run.config) else None
+            steps = run.config.train.steps if is_trained(run.config) else None
             look = {"desc": run.program, "leave": False, "dynamic_ncols": True}
             self._bars[run] = tqdm.tqdm(total=steps, initial=row.get("step", 0), **look)
         bar = self._bars[run]
@@ -78,7 +78,7 @@ def where(run: Run) -> str:
     """How far a running run is."""
     row = last_row(run.workdir)
     if not row:
-        return "begins" if trains(run.config) else "registers"
+        return "begins" if is_trained(run.config) else "registers"
     if row["step"] == run.config.train.steps:
         return "evaluates"
     return f"step {row['step']}/{run.config.train.steps}, loss {row['loss']:.4g}"

@@ -37,14 +37,14 @@ def measured(monkeypatch):
         cases.extend(dataset.load(name) for name in dataset.makers)
         return dataset
 
-    rivals = {name: classical.Rival(classical.syn, "json", name) for name in ("SyN", "greedy")}
+    rivals = {name: classical.Baseline(classical.syn, "json", name) for name in ("SyN", "greedy")}
     monkeypatch.setattr(
-        benchmark, "RIVALS", rivals | {"other": classical.Rival(classical.syn, "no_such_module", "other-one")}
+        benchmark, "BASELINES", rivals | {"other": classical.Baseline(classical.syn, "no_such_module", "other-one")}
     )
     monkeypatch.setattr(benchmark, "OURS", {"ours": None})
-    monkeypatch.setattr(benchmark, "register", register)
+    monkeypatch.setattr(benchmark, "register_in_worker", register)
     monkeypatch.setattr(benchmark.datasets, "open_dataset", open_dataset)
-    found = benchmark.run(shape=(24, 20, 20), spacing=13.0, cases=2, checkpoint=None, note=told.append)
+    found = benchmark.measure_registration(shape=(24, 20, 20), spacing=13.0, cases=2, checkpoint=None, note=told.append)
     return found, told
 
 
@@ -95,7 +95,7 @@ def test_spacing_lets_the_trunk_fit_in(shape, spacing):
 
 def test_process_that_fails_is_told_by_its_last_line(tmp_path):
     with pytest.raises(ChildProcessError, match="No such file"):
-        benchmark.register("SyN", folder=tmp_path, checkpoint=None)
+        benchmark.register_in_worker("SyN", folder=tmp_path, checkpoint=None)
 
 
 def test_process_that_is_killed_says_so(tmp_path, monkeypatch):
@@ -104,7 +104,7 @@ def test_process_that_is_killed_says_so(tmp_path, monkeypatch):
     killed.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(killed))
     with pytest.raises(ChildProcessError, match="out of memory"):
-        benchmark.register("SyN", folder=tmp_path, checkpoint=None)
+        benchmark.register_in_worker("SyN", folder=tmp_path, checkpoint=None)
 
 
 def test_checkpoint_has_to_be_there_and_to_warp_ct_to_mr(tmp_path, monkeypatch, config):
@@ -119,7 +119,7 @@ def test_checkpoint_has_to_be_there_and_to_warp_ct_to_mr(tmp_path, monkeypatch, 
 
 def test_network_registers_through_the_spacing_it_was_trained_at(finished, tiny_network):
     case = make_case("ball", 1.5)
-    pair = classical.Pair(case.fixed, case.moving, case.spacing)
+    pair = classical.VolumePair(case.fixed, case.moving, case.spacing)
     field = registration_worker.network(str(finished[0]), refined=False)(pair)
     assert field.shape == (*case.fixed.shape, 3) and np.isfinite(field).all() and np.ptp(field) > 0
 
@@ -134,9 +134,9 @@ def test_command_writes_table_and_json(commands, tmp_path):
     assert result.status == 0, result.out + result.err
     found = json.loads(numbers.read_text())["registration"]
     assert found["spacing"] == 6.4
-    for name in ("ours", "ours, not diffeomorphic", *classical.RIVALS):
+    for name in ("ours", "ours, not diffeomorphic", *classical.BASELINES):
         (case,) = found["methods"][name]
-        assert case["dice"] > found["before"][0]["dice"] or name in classical.RIVALS  # too coarse a grid for SyN
-        assert ("compile_seconds" in case) == (name not in classical.RIVALS)
+        assert case["dice"] > found["before"][0]["dice"] or name in classical.BASELINES  # too coarse a grid for SyN
+        assert ("compile_seconds" in case) == (name not in classical.BASELINES)
         assert case["peak_mib"] > case["imported_mib"] > 0 and case["seconds"] > 0
     assert "## Registration, 48 x 36 x 36 on cpu\n" in page.read_text()

@@ -108,13 +108,13 @@ def test_options_of_a_job_reach_the_network():
 
 
 def test_sections_are_published_and_nothing_is_measured_twice(groups, tiny_suite, capsys):
-    assert suite.run(("small", "scaling"), tiny_suite) == 0
+    assert suite.run_suite(("small", "scaling"), tiny_suite) == 0
     assert len(groups) == 4 + 8
     page = tiny_suite.page.read_text()
     assert "## Small on cpu\n\n2026-01-02, commit abc, a CPU" in page and "## Scaling on cpu\n" in page
     assert "small: 4 of 4 groups" in capsys.readouterr().out
     tiny_suite.page.unlink()
-    assert suite.run(("small", "scaling"), tiny_suite) == 0
+    assert suite.run_suite(("small", "scaling"), tiny_suite) == 0
     assert len(groups) == 4 + 8
     assert tiny_suite.page.read_text() == page
     assert "small: finished before, skipped" in capsys.readouterr().out
@@ -130,26 +130,26 @@ def test_killed_suite_keeps_finished_sections_and_goes_on(groups, tiny_suite, mo
 
     monkeypatch.setattr(suite, "measure", killed)
     with pytest.raises(KeyboardInterrupt):
-        suite.run(("small", "scaling"), tiny_suite)
+        suite.run_suite(("small", "scaling"), tiny_suite)
     assert "## Small on cpu" in tiny_suite.page.read_text()
     assert "## Scaling on cpu" not in tiny_suite.page.read_text()
     monkeypatch.setattr(suite, "measure", fake)
-    assert suite.run(("small", "scaling"), tiny_suite) == 0
+    assert suite.run_suite(("small", "scaling"), tiny_suite) == 0
     assert len(groups) == len({suite.identity(group) for group in groups}) == 12
 
 
 @pytest.mark.parametrize("change", [{"sources": "others"}, {"environment": ENVIRONMENT | {"versions": {"jax": "1"}}}])
 def test_other_circumstances_are_measured_anew(groups, tiny_suite, change):
-    suite.run(("small",), tiny_suite)
-    suite.run(("small",), dataclasses.replace(tiny_suite, **change))
+    suite.run_suite(("small",), tiny_suite)
+    suite.run_suite(("small",), dataclasses.replace(tiny_suite, **change))
     assert len(groups) == 8
 
 
 def test_fresh_measures_the_chosen_sections_anew(groups, tiny_suite):
-    suite.run(("small", "scaling"), tiny_suite)
-    suite.run(("small",), tiny_suite, fresh=True)
+    suite.run_suite(("small", "scaling"), tiny_suite)
+    suite.run_suite(("small",), tiny_suite, fresh=True)
     assert len(groups) == 12 + 4
-    suite.run(("small", "scaling"), tiny_suite)
+    suite.run_suite(("small", "scaling"), tiny_suite)
     assert len(groups) == 12 + 4
 
 
@@ -158,7 +158,7 @@ def test_sections_of_an_absent_device_stay(groups, tiny_suite):
     gpu += "<!-- end of benchmark Small on NVIDIA H100 -->\n"
     old = gpu.replace("NVIDIA H100", "cpu").replace("2025-01-01", "2024-01-01")
     tiny_suite.page.write_text(f"# Benchmarks\n\n{gpu}\n{old}")
-    suite.run(("small",), tiny_suite)
+    suite.run_suite(("small",), tiny_suite)
     written = tiny_suite.page.read_text()
     assert gpu in written
     assert "2024-01-01" not in written and "2026-01-02" in written
@@ -167,10 +167,10 @@ def test_sections_of_an_absent_device_stay(groups, tiny_suite):
 def test_suite_whose_time_is_up_says_what_is_missing(groups, tiny_suite, monkeypatch):
     clock = iter(range(100))
     monkeypatch.setattr(suite.time, "monotonic", lambda: next(clock))
-    assert suite.run(("small",), dataclasses.replace(tiny_suite, deadline=2.5)) == suite.UNFINISHED
+    assert suite.run_suite(("small",), dataclasses.replace(tiny_suite, deadline=2.5)) == suite.UNFINISHED
     assert len(groups) == 3
     assert "Unfinished: 1 of 4 groups aren't measured yet." in tiny_suite.page.read_text()
-    assert suite.run(("small",), tiny_suite) == 0
+    assert suite.run_suite(("small",), tiny_suite) == 0
     assert len(groups) == 4
     assert "Unfinished" not in tiny_suite.page.read_text()
 
@@ -178,21 +178,21 @@ def test_suite_whose_time_is_up_says_what_is_missing(groups, tiny_suite, monkeyp
 def test_failure_is_told_and_measured_again(groups, tiny_suite, monkeypatch):
     fake = suite.measure
     monkeypatch.setattr(suite, "measure", lambda jobs, **_: measured(jobs, repeats=1) | {"error": "torch ended"})
-    assert suite.run(("small",), tiny_suite) == 1
+    assert suite.run_suite(("small",), tiny_suite) == 1
     assert "Failed: F3RNet-MRB, forward at 16 x 16 x 16: torch ended." in tiny_suite.page.read_text()
     monkeypatch.setattr(suite, "measure", fake)
-    assert suite.run(("small",), tiny_suite) == 0
+    assert suite.run_suite(("small",), tiny_suite) == 0
     assert len(groups) == 4
 
 
 def test_opponent_that_is_not_installed_is_told(groups, tiny_suite, capsys):
-    suite.run(("small",), tiny_suite)
+    suite.run_suite(("small",), tiny_suite)
     line = "VoxelMorph 0.3.4 is not installed, so nothing is compared with it"
     assert line in capsys.readouterr().out and line in tiny_suite.page.read_text()
 
 
 def test_registrations_without_a_checkpoint_are_left(groups, tiny_suite, capsys):
-    assert suite.run((suite.REGISTRATION,), tiny_suite) == 0
+    assert suite.run_suite((suite.REGISTRATION,), tiny_suite) == 0
     assert "registration: left as it stands" in capsys.readouterr().out
     assert not tiny_suite.page.exists()
 

@@ -16,7 +16,7 @@ def run(monkeypatch):
         monkeypatch.setattr("sys.argv", ["program", *arguments])
         flags.FLAGS.unparse_flags()
         with pytest.raises(SystemExit) as end:
-            cli.run(main)
+            cli.run_main(main)
         return end.value.code
 
     yield ended

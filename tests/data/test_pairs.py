@@ -41,10 +41,10 @@ def test_all_columns(folder):
     row = "ct.nii.gz, mr.nii.gz ,ct_label.nii.gz,,ct.csv,mr.csv,ct,mr,test,anna\n"
     columns = "fixed,moving,fixed_labels,moving_labels,fixed_landmarks,moving_landmarks,fixed_modality,moving_modality"
     (pair,) = pairs.read_pairs(_table(folder, f"\ufeff{columns},split,name\n\n{row}"))
-    assert pair == pairs.Pair(
+    assert pair == pairs.PairFiles(
         "anna",
-        pairs.Scan("ct", folder / "ct.nii.gz", folder / "ct_label.nii.gz", folder / "ct.csv"),
-        pairs.Scan("mr", folder / "mr.nii.gz", None, folder / "mr.csv"),
+        pairs.ScanFiles("ct", folder / "ct.nii.gz", folder / "ct_label.nii.gz", folder / "ct.csv"),
+        pairs.ScanFiles("mr", folder / "mr.nii.gz", None, folder / "mr.csv"),
         "test",
         fixed="ct",
     )
@@ -159,7 +159,7 @@ def test_learn2reg_pairs_by_case_number(learn2reg):
         "AbdomenMRCT_0009": "test",
     }
     pair = read["AbdomenMRCT_0003"]
-    assert pair.mr == pairs.Scan(
+    assert pair.mr == pairs.ScanFiles(
         "mr", root / "imagesTr/AbdomenMRCT_0003_0000.nii.gz", root / "labelsTr/AbdomenMRCT_0003_0000.nii.gz"
     )
     assert pair.ct.image.name == "AbdomenMRCT_0003_0001.nii.gz" and pair.ct.labels.parent.name == "labelsTr"

@@ -27,10 +27,10 @@ def ball(centre: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return (1 / (1 + np.exp(6 * (radius - 1))) - 0.5 * np.exp(-core)).clip(0, 1).astype(np.float32)
 
 
-def shifted_pair(shape: tuple[int, ...]) -> tuple[classical.Pair, np.ndarray, np.ndarray]:
+def shifted_pair(shape: tuple[int, ...]) -> tuple[classical.VolumePair, np.ndarray, np.ndarray]:
     """A pair of other contrasts whose displacement is SHIFTS everywhere, and the ball's mask in either volume."""
     fixed, moving = ball(np.zeros(3), shape), ball(SHIFTS, shape)
-    return classical.Pair(fixed, (1 - moving) ** 2, SPACING), fixed > 0.3, moving > 0.3
+    return classical.VolumePair(fixed, (1 - moving) ** 2, SPACING), fixed > 0.3, moving > 0.3
 
 
 def quick(name: str):
@@ -46,7 +46,7 @@ def quick(name: str):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.extras(*NEEDS[name])) for name in classical.RIVALS]
+    "name", [pytest.param(name, marks=pytest.mark.extras(*NEEDS[name])) for name in classical.BASELINES]
 )
 def test_recovers_a_shift(name):
     pair, fixed, moving = shifted_pair((32, 30, 28))
@@ -82,9 +82,9 @@ def test_warped_by_our_field_as_by_greedy(picsl_greedy, sitk, monkeypatch):
 def test_every_rival_of_the_table_can_be_installed_with_the_extra():
     project = tomllib.loads((Path(__file__).parent.parent.parent / "pyproject.toml").read_text())["project"]
     extra = " ".join(project["optional-dependencies"]["peers"])
-    assert all(rival.package in extra for rival in classical.RIVALS.values())
+    assert all(rival.package in extra for rival in classical.BASELINES.values())
 
 
 def test_a_rival_without_its_package_is_not_installed(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert not any(rival.installed for rival in classical.RIVALS.values())
+    assert not any(rival.installed for rival in classical.BASELINES.values())

@@ -218,7 +218,7 @@ def test_scores_of_a_known_shift():
 
 
 def test_a_lost_organ_is_null_in_the_summary():
-    assert files.finite({"a": {"mean": float("nan"), "std": 1.0}, "b": [1]}) == {
+    assert files.json_safe({"a": {"mean": float("nan"), "std": 1.0}, "b": [1]}) == {
         "a": {"mean": None, "std": 1.0},
         "b": [1],
     }

@@ -34,7 +34,7 @@ def constant(config, phantoms, tmp_path):
 
 def test_a_constant_network_is_found_out(constant, capsys):
     workdir = constant(6)
-    evaluation.report(evaluation.evaluate(workdir, drawn=0), workdir)
+    evaluation.print_report(evaluation.evaluate(workdir, drawn=0), workdir)
     folder = workdir / "evaluation"
     summary = json.loads((folder / "summary.json").read_text())
     assert set(summary["controls"]) == {"mean_field", "other_pair", "pair_specific"}

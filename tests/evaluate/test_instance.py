@@ -9,7 +9,7 @@ from conftest import TINY_DATA, make_case
 from f3r_jax.common.errors import UserError
 from f3r_jax.config import instance_config
 from f3r_jax.evaluate import metrics
-from f3r_jax.evaluate.instance import register, settings_of
+from f3r_jax.evaluate.instance import optimise_case, settings_of
 
 
 @pytest.fixture
@@ -26,9 +26,9 @@ def error(case, displacement):
 def test_moves_a_case_towards_the_ground_truth_and_keeps_a_good_start(section):
     case = make_case("ball", 1.5)
     zero = np.zeros_like(case.displacement)
-    found = register(case, settings_of(section)).displacement
+    found = optimise_case(case, settings_of(section)).displacement
     assert error(case, found) < 0.7 * error(case, zero)
-    started = register(case, settings_of(section), start=case.displacement).displacement
+    started = optimise_case(case, settings_of(section), start=case.displacement).displacement
     assert error(case, started) < 0.5 * error(case, zero)
 
 

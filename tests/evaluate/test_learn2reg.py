@@ -192,7 +192,7 @@ def test_aggregates_by_hand():
 def test_without_the_package_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"surface-distance.*EXTRAS=baselines"):
-        learn2reg.check()
+        learn2reg.require_surface_distance()
 
 
 def test_submission_names():

@@ -30,7 +30,7 @@ def test_warped_by_our_warp_as_by_ants(ants, settings, monkeypatch):
         return result
 
     monkeypatch.setattr(ants, "registration", registration)
-    result = syn.register(case, settings, seed=0)
+    result = syn.register_case(case, settings, seed=0)
     inside = (slice(3, -3),) * 3
     np.testing.assert_allclose(result.warped[inside], own[0][inside], atol=1e-3 * np.ptp(case.moving))
     assert result.displacement.dtype == np.float32
@@ -39,7 +39,7 @@ def test_warped_by_our_warp_as_by_ants(ants, settings, monkeypatch):
 @pytest.mark.extras("ants")
 def test_registers_and_repeats_itself(settings):
     case = make_case("ball", 1.5)
-    first, second = (syn.register(case, settings, seed=3) for _ in range(2))
+    first, second = (syn.register_case(case, settings, seed=3) for _ in range(2))
     before, after = (
         metrics.organ_scores(case.fixed_labels, labels, organs={"ball": (1,)}, spacing=case.spacing)["ball"]["dice"]
         for labels in (case.moving_labels, first.warped_labels)
@@ -67,4 +67,4 @@ def test_main_evaluates_it_without_training(commands, phantoms, tmp_path):
 def test_without_antspy_there_is_one_clear_line(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="EXTRAS=baselines"):
-        syn.check()
+        syn.require_ants()

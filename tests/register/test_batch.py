@@ -285,6 +285,6 @@ def test_a_network_is_compiled_once_for_pairs_of_like_size(finished, data, tiny_
     network = trained_network.load(finished[0]).on(jax.devices()[0])
     for index in (0, 1):
         fixed, moving = (scans.read(data / f"{name}_{index}.nii.gz") for name in ("mr", "ct"))
-        volumes = pipeline.Volumes(fixed, moving, fixed.image.grid, np.eye(4))
-        assert np.isfinite(pipeline.with_network(network, fixed, moving, volumes)).all()
+        volumes = pipeline.WorkingVolumes(fixed, moving, fixed.image.grid, np.eye(4))
+        assert np.isfinite(pipeline.predict_displacement(network, fixed, moving, volumes)).all()
     assert network.predict._cache_size() == 1

@@ -16,11 +16,11 @@ FAILED = {"name": "c", "status": "failed", "reason": "c.nii.gz: no, such file", 
 
 
 def _rows():
-    return [batch_summary.row("a", SUMMARY), batch_summary.row("b", PLAIN), FAILED, batch_summary.waiting("d")]
+    return [batch_summary.row_of("a", SUMMARY), batch_summary.row_of("b", PLAIN), FAILED, batch_summary.waiting("d")]
 
 
 def test_a_line_says_what_is_known():
-    lines = [batch_summary.line(row) for row in _rows()[:3]]
+    lines = [batch_summary.format_row(row) for row in _rows()[:3]]
     assert lines[0] == (
         "a: Dice 70.0 -> 90.0 %, landmarks 8.00 -> 2.50 mm, MIND difference 0.2000 -> 0.1000, folding 0.250 %, 12.0 s"
     )
@@ -29,10 +29,10 @@ def test_a_line_says_what_is_known():
 
 
 def test_the_means_are_those_of_the_pairs_that_have_a_number():
-    first, second = batch_summary.told(_rows()).splitlines()
+    first, second = batch_summary.format_totals(_rows()).splitlines()
     assert first == "4 pairs: 2 registered, 1 failed"
     assert second.startswith("mean: Dice 70.0 -> 90.0 %")
-    assert batch_summary.told([FAILED]) == "1 pair: 0 registered, 1 failed"
+    assert batch_summary.format_totals([FAILED]) == "1 pair: 0 registered, 1 failed"
 
 
 def test_the_files_hold_every_pair(tmp_path):

@@ -28,7 +28,7 @@ def runs(tmp_path):
 def table_of(folder):
     study = read_study([folder])
     assert not study.problems
-    (table,) = comparison.tables(study.runs)
+    (table,) = comparison.tables_of(study.runs)
     return table
 
 
@@ -75,7 +75,7 @@ def test_the_pages_and_files(runs, tmp_path):
     with (runs / "mrb" / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 3, "kind": "validation", "dice_gain": 1.0, "correlation": 0.2}) + "\n")
     output = tmp_path / "report"
-    assert not write.report([runs], output).problems
+    assert not write.write_report([runs], output).problems
     for page in ("index.html", "report.md"):
         text = (output / page).read_text()
         assert "Controls: has the network learned the pair?" in text and "it predicts the average motion" in text

@@ -14,7 +14,7 @@ from matplotlib.image import imread
 
 from f3r_jax import models
 from f3r_jax.common.errors import UserError
-from f3r_jax.config import completed
+from f3r_jax.config import upgraded
 from f3r_jax.data.datasets import open_dataset
 from f3r_jax.report import write
 from f3r_jax.report.study_runs import read_study
@@ -72,7 +72,7 @@ def runs(tmp_path_factory):
 def made(runs, tmp_path_factory):
     """The folder of a report over all of them."""
     output = tmp_path_factory.mktemp("made") / "deep" / "report"
-    found = write.report([runs], output)
+    found = write.write_report([runs], output)
     assert not found.problems
     return output
 
@@ -199,7 +199,7 @@ def test_runs_that_cannot_be_read_are_listed(commands, tmp_path):
 
 def test_only_runs_that_cannot_be_read(tmp_path):
     (write_run(tmp_path / "run", [80.0]) / "evaluation" / "cases.csv").unlink()
-    found = write.report([tmp_path / "run"], tmp_path / "report")
+    found = write.write_report([tmp_path / "run"], tmp_path / "report")
     assert len(found.problems) == 1 and not found.parts
     assert "No run could be read, so there is nothing to compare." in page_of(tmp_path / "report").text
 
@@ -231,16 +231,16 @@ def test_mistakes(commands, tmp_path, given, words):
 
 def test_a_file_added_to_a_report_is_not_lost(runs, tmp_path):
     output = tmp_path / "report"
-    write.report([runs / "syn"], output)
+    write.write_report([runs / "syn"], output)
     (output / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"notes\.txt"):
-        write.report([runs / "syn"], output)
+        write.write_report([runs / "syn"], output)
     assert (output / "notes.txt").read_text() == "mine"
 
 
 def test_a_report_cut_off_leaves_the_old_one(runs, tmp_path, monkeypatch):
     output = tmp_path / "report"
-    write.report([runs / "syn"], output)
+    write.write_report([runs / "syn"], output)
     before = {path.name: path.read_bytes() for path in output.iterdir()}
 
     def fail(*arguments):
@@ -248,7 +248,7 @@ def test_a_report_cut_off_leaves_the_old_one(runs, tmp_path, monkeypatch):
 
     monkeypatch.setattr(write, "_pages", fail)
     with pytest.raises(KeyboardInterrupt):
-        write.report([runs / "faim_0.5"], output)
+        write.write_report([runs / "faim_0.5"], output)
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
     assert os.listdir(tmp_path) == ["report"]
 
@@ -259,7 +259,7 @@ def phantom_run(folder, phantoms, *, system="faim"):
     data |= {"data.ct_window": [-160.0, 240.0], "data.mr_percentiles": [1.0, 99.0], "data.root": str(phantoms)}
     data |= {"data.organs": {"liver": [1], "spleen": [2], "right_kidney": [3], "left_kidney": [4]}}
     write_run(folder, [80.0, 90.0], system=system, changes=data)
-    dataset = open_dataset(completed(read_study([folder]).runs[0].config).data, seed=0)
+    dataset = open_dataset(upgraded(read_study([folder]).runs[0].config).data, seed=0)
     name = dataset.split["test"][0]
     edit(folder / "evaluation" / "cases.csv", "case_0", name)
     case = dataset.load(name)
@@ -273,7 +273,7 @@ def test_stored_registrations_are_drawn_side_by_side(phantoms, tmp_path):
     phantom_run(tmp_path / "runs" / "vm", phantoms, system="voxelmorph1")
     np.savez(phantom_run(tmp_path / "runs" / "vm2", phantoms, system="voxelmorph2"), warped=np.zeros((2, 2, 2)))
     write_run(tmp_path / "runs" / "syn", [80.0, 90.0], system="syn")
-    found = write.report([tmp_path / "runs"], tmp_path / "report")
+    found = write.write_report([tmp_path / "runs"], tmp_path / "report")
     ((what, reason),) = found.problems
     assert what.endswith(".npz") and "vm2" in what and "displacement" in reason
     (part,) = found.parts
@@ -288,7 +288,7 @@ def test_a_data_set_that_is_gone(phantoms, tmp_path):
     phantom_run(tmp_path / "run", phantoms)
     edit(tmp_path / "run" / "config.json", '"phantom"', '"nifti"')
     edit(tmp_path / "run" / "config.json", f'"{phantoms}"', '"no/such/folder"')
-    found = write.report([tmp_path / "run"], tmp_path / "report")
+    found = write.write_report([tmp_path / "run"], tmp_path / "report")
     ((what, reason),) = found.problems
     assert what.startswith(f"{tmp_path}/run: test case phantom_")
     assert "data set can't be opened" in reason and "no/such/folder" in reason

@@ -16,7 +16,7 @@ from report_runs import STEPS, edit, write_run
 def tables_of(*folders):
     study = read_study(folders)
     assert not study.problems
-    return comparison.tables(study.runs)
+    return comparison.tables_of(study.runs)
 
 
 def test_scores_of_a_case(tmp_path):
@@ -205,7 +205,7 @@ def test_a_lost_organ_is_infinitely_far_and_still_tested(tmp_path):
     (table,) = tables_of(tmp_path)
     cell = table.cell(table.row("fr"), "asd_mm/liver")
     assert cell.mean == math.inf and cell.p == 0.0625  # 2 / 2^5
-    assert wording.spread(cell.mean, cell.std) == "∞"
+    assert wording.format_mean_std(cell.mean, cell.std) == "∞"
 
 
 def test_seconds_are_those_of_any_lambda_by_device(tmp_path):

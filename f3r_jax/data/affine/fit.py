@@ -30,7 +30,7 @@ from scipy import optimize
 from f3r_jax.common.arrays import Mask, Matrix
 from f3r_jax.common.errors import UserError
 from f3r_jax.data.affine import grids, similarity
-from f3r_jax.data.affine.grids import Frame, Scan
+from f3r_jax.data.affine.grids import Frame, ReducedScan
 from f3r_jax.data.affine.similarity import Views
 from f3r_jax.data.nifti import Image
 from f3r_jax.ops.mind import mind
@@ -122,7 +122,7 @@ def fit(
 
 
 def _views(
-    fixed: Scan, moving: Scan, frame: Frame, start: Matrix, spacing: float, reach: np.ndarray
+    fixed: ReducedScan, moving: ReducedScan, frame: Frame, start: Matrix, spacing: float, reach: np.ndarray
 ) -> tuple[Views, tuple[np.ndarray, np.ndarray]]:
     """What L-BFGS compares; and both scans on lattices, that of the moving one wider by `reach` mm, for `_starts`.
 

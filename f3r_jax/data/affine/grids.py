@@ -19,7 +19,7 @@ MULTIPLE = 8  # voxels that sizes are rounded to
 DEPTH = 30.0  # mm below the body's surface at which a point counts in full
 
 
-class Scan(NamedTuple):
+class ReducedScan(NamedTuple):
     """A reduced scan, and where it is seen: its field of view, or the part of a mask's voxels in one of its own."""
 
     image: Image
@@ -34,7 +34,7 @@ class Frame(NamedTuple):
     radius: float  # mm, a typical distance from the centre
 
 
-def reduce(image: Image, mask: Mask | None, *, spacing: float) -> Scan:
+def reduce(image: Image, mask: Mask | None, *, spacing: float) -> ReducedScan:
     """Means over blocks of whole voxels no wider than `spacing` mm; UserError for an empty mask."""
     if mask is not None and not mask.any():
         raise UserError(f"{image.path}: its mask is empty; expected voxels where the scans may be compared")
@@ -45,7 +45,7 @@ def reduce(image: Image, mask: Mask | None, *, spacing: float) -> Scan:
     whole = tuple(slice(size // n * n) for size, n in zip(image.shape, block, strict=True))
     parts = np.stack([np.array(image.shape) // block, block], axis=1).ravel()
     means = (data[whole].reshape(parts).mean(axis=(1, 3, 5), dtype=np.float32) for data in (image.data, seen))
-    return Scan(*(Image(data, affine, image.path) for data in means))
+    return ReducedScan(*(Image(data, affine, image.path) for data in means))
 
 
 def frame_of(fixed: Image) -> Frame:
@@ -76,7 +76,7 @@ def lattice(size: Integer[np.ndarray, "3"], spacing: float) -> Matrix:
 
 
 def sample(
-    scan: Scan, size: Integer[np.ndarray, "3"], matrix: Matrix
+    scan: ReducedScan, size: Integer[np.ndarray, "3"], matrix: Matrix
 ) -> tuple[Float32[np.ndarray, "x y z"], Float32[np.ndarray, "x y z"]]:
     """Intensities on a lattice, beyond the field of view the edge's, and 1 where the scan is seen.
 
@@ -97,7 +97,7 @@ def interior(data: Float32[np.ndarray, "x y z"], spacing: float) -> Float32[np.n
     return np.float32(np.minimum(ndimage.distance_transform_edt(body, spacing) / DEPTH, 1))
 
 
-def stack(scan: Scan, spacing: float) -> tuple[Float32[np.ndarray, "x y z 2"], Matrix]:
+def stack(scan: ReducedScan, spacing: float) -> tuple[Float32[np.ndarray, "x y z 2"], Matrix]:
     """Intensities, smoothed as `sample` smooths, and where they are seen; and mm to their voxels.
 
     Padded by a voxel or more on every side, which counts as not seen.

@@ -7,7 +7,7 @@ order of painting; a later solid part with a gap gives way to the earlier ones.
 import numpy as np
 from numpy.random import Generator
 
-from f3r_jax.data.phantom.body import Body, chest, spine, spread
+from f3r_jax.data.phantom.body import Body, chest, spine, truncated_normal
 from f3r_jax.data.phantom.shapes import (
     LEFT_KIDNEY,
     LIVER,
@@ -64,17 +64,20 @@ def draw_anatomy(rng: Generator) -> Anatomy:
 
 def draw_frame(rng: Generator) -> Frame:
     """Not in the middle, above all along z: the field of view shows more of the chest or more of the pelvis."""
-    shift, scale = spread(rng, 1, 3) * (6, 4, 14), (1 + spread(rng, 0.05)) * (1 + spread(rng, 0.025, 3))
+    shift, scale = (
+        truncated_normal(rng, 1, 3) * (6, 4, 14),
+        (1 + truncated_normal(rng, 0.05)) * (1 + truncated_normal(rng, 0.025, 3)),
+    )
     return Frame(tuple(shift.tolist()), tuple(scale.tolist()))
 
 
 def great_vessels(rng: Generator, body: Body) -> list[Part]:
     """Aorta with coeliac trunk and mesenteric artery, vena cava, mesenteric vein."""
-    aorta = body.along(-9 + spread(rng, 2), 28 + spread(rng, 1), np.linspace(-140, 150, 9))
+    aorta = body.along(-9 + truncated_normal(rng, 2), 28 + truncated_normal(rng, 1), np.linspace(-140, 150, 9))
     aorta[-4:, 1] -= np.linspace(2, 14, 4)  # into the chest behind the heart
-    cava = body.along(21 + spread(rng, 2), 27 + spread(rng, 1), np.linspace(-140, 100, 9))
+    cava = body.along(21 + truncated_normal(rng, 2), 27 + truncated_normal(rng, 1), np.linspace(-140, 100, 9))
     cava[-4:] += np.linspace(0, 1, 4)[:, None] * (8, 20, 0)  # through the back of the liver to the heart
-    wide, trunk = 9 + spread(rng, 1), aorta[4]
+    wide, trunk = 9 + truncated_normal(rng, 1), aorta[4]
 
     def branch(*steps: Vector) -> np.ndarray:
         return curve([trunk + np.array(step) for step in steps], 8)
@@ -106,9 +109,11 @@ def renal_vessels(body: Body) -> list[Part]:
 def kidney(rng: Generator, side: int) -> list[Part]:
     """Cortex, medullary pyramids, and the fat and pelvis of the sinus, which the label leaves out."""
     height = -38 if side == RIGHT else -24
-    centre = np.array([side * 61.0, -36.0, height]) + spread(rng, 1, 3) * (4, 3, 8)
-    radii = np.array([28.5, 25.5, 53.0]) * (1 + spread(rng, 0.06, 3))
-    frame = frame_of(10 + spread(rng, 4), -side * (14 + spread(rng, 4)), side * (-28 + spread(rng, 8)))
+    centre = np.array([side * 61.0, -36.0, height]) + truncated_normal(rng, 1, 3) * (4, 3, 8)
+    radii = np.array([28.5, 25.5, 53.0]) * (1 + truncated_normal(rng, 0.06, 3))
+    frame = frame_of(
+        10 + truncated_normal(rng, 4), -side * (14 + truncated_normal(rng, 4)), side * (-28 + truncated_normal(rng, 8))
+    )
     label = RIGHT_KIDNEY if side == RIGHT else LEFT_KIDNEY
     turns = rng.uniform(0, 2 * np.pi, 2).tolist()
     to_hilum = -side * frame[0]
@@ -132,10 +137,10 @@ def kidney(rng: Generator, side: int) -> list[Part]:
 
 def liver_distance(rng: Generator):
     """Below the diaphragm and inside the wall (its gap), above a visceral surface that rises to the left."""
-    low = -72 + spread(rng, 9)
-    tip = -62 + spread(rng, 14)
-    rise = 0.66 + spread(rng, 0.05)
-    hilum = np.array([22, 6, 0]) + spread(rng, 4, 3)
+    low = -72 + truncated_normal(rng, 9)
+    tip = -62 + truncated_normal(rng, 14)
+    rise = 0.66 + truncated_normal(rng, 0.05)
+    hilum = np.array([22, 6, 0]) + truncated_normal(rng, 4, 3)
     phases = rng.uniform(0, 2 * np.pi, 2).tolist()
 
     def distance(p: Points) -> np.ndarray:
@@ -153,8 +158,8 @@ def liver_distance(rng: Generator):
 
 def gallbladder(rng: Generator) -> list[Part]:
     """Present in three of four."""
-    centre = np.array([48.0, 36.0, -26.0]) + spread(rng, 4, 3)
-    radii = np.array([12.0, 13.0, 26.0]) * (1 + spread(rng, 0.1))
+    centre = np.array([48.0, 36.0, -26.0]) + truncated_normal(rng, 4, 3)
+    radii = np.array([12.0, 13.0, 26.0]) * (1 + truncated_normal(rng, 0.1))
     if rng.random() > 0.75:
         return []
     return [ellipsoid_part((("bowel", 0.0), ("bile", 1.5)), centre, radii, frame_of(35, -15, 0), gap=3.0)]
@@ -214,10 +219,10 @@ def lesions(rng: Generator) -> list[Part]:
 
 def spleen(rng: Generator) -> list[Part]:
     """A crescent against the left wall, hollow towards stomach and kidney."""
-    centre = np.array([-84.0, -26.0, 32.0]) + spread(rng, 1, 3) * (3, 5, 7)
-    radii = np.array([35.0, 47.0, 52.0]) * (1 + spread(rng, 0.1))
-    frame = frame_of(-25 + spread(rng, 6), 8, -18 + spread(rng, 6))
-    hollow = centre + np.array([42, 16, -4]) + spread(rng, 3, 3)
+    centre = np.array([-84.0, -26.0, 32.0]) + truncated_normal(rng, 1, 3) * (3, 5, 7)
+    radii = np.array([35.0, 47.0, 52.0]) * (1 + truncated_normal(rng, 0.1))
+    frame = frame_of(-25 + truncated_normal(rng, 6), 8, -18 + truncated_normal(rng, 6))
+    hollow = centre + np.array([42, 16, -4]) + truncated_normal(rng, 3, 3)
 
     def distance(p: Points) -> np.ndarray:
         return smooth_max(
@@ -235,7 +240,7 @@ def stomach(rng: Generator) -> list[Part]:
     """Fundus, body and antrum with wall, fluid and gas above it (in front: the patient lies on the back)."""
     fill = rng.uniform(0.75, 1.1)
     path = curve([(-46, -22, 58), (-58, 8, 40), (-48, 38, 10), (-16, 46, -14), (22, 34, -12)], 12)
-    path += spread(rng, 4, 3)
+    path += truncated_normal(rng, 4, 3)
     radii = fill * np.interp(np.arange(12), [0, 3, 6, 9, 11], [30, 30, 24, 17, 12])
     level = rng.uniform(5, 45)
     walls = tube_part((("bowel", 0.0), ("chyme", 4.0)), path, radii, gap=2.5)
@@ -245,7 +250,9 @@ def stomach(rng: Generator) -> list[Part]:
 
 def pancreas(rng: Generator, portal: np.ndarray) -> list[Part]:
     """Pancreas along the splenic vein, duodenum around its head, adrenals."""
-    path = curve([(34, 4, -26), (20, 12, -8), (-8, 16, 6), (-40, 2, 14), (-62, -14, 22)], 12) + spread(rng, 3, 3)
+    path = curve([(34, 4, -26), (20, 12, -8), (-8, 16, 6), (-40, 2, 14), (-62, -14, 22)], 12) + truncated_normal(
+        rng, 3, 3
+    )
     radii = np.interp(np.arange(12), [0, 2, 6, 11], [14, 11, 9, 8]) + 1.2 * np.sin(np.arange(12) * 2.3)
     loop = curve([(30, 34, -8), (50, 16, -20), (48, 2, -52), (22, 4, -66), (-14, 6, -62)], 12)
     adrenals = [
@@ -261,10 +268,10 @@ def pancreas(rng: Generator, portal: np.ndarray) -> list[Part]:
 
 def colon(rng: Generator) -> list[Part]:
     """Ascending, transverse and descending colon with haustra, stool and gas."""
-    sag = spread(rng, 10)
+    sag = truncated_normal(rng, 10)
     knots = [(88, -24, -150), (92, -18, -95), (86, 8, -70), (50, 50, -66 + sag), (0, 62, -60 + sag)]
     knots += [(-50, 54, -40 + sag / 2), (-88, 22, 0), (-98, -14, -14), (-98, -28, -70), (-92, -30, -150)]
-    path = curve(knots, 72) + spread(rng, 3, 3)
+    path = curve(knots, 72) + truncated_normal(rng, 3, 3)
     step = np.arange(72)
     caliber = np.interp(step, [0, 20, 48, 71], [22, 20, 17, 13]) * rng.uniform(0.85, 1.1)
     radii = caliber * (1 + 0.13 * np.sin(step * 1.25))

@@ -22,7 +22,7 @@ from f3r_jax.data.phantom.shapes import (
 FAT, MUSCLE, LUNG = layers_of("fat"), layers_of("muscle"), layers_of("lung")
 
 
-def spread(rng: Generator, size: Number, *shape: int) -> np.ndarray | float:
+def truncated_normal(rng: Generator, size: Number, *shape: int) -> np.ndarray | float:
     """Normal deviates of a standard deviation, cut at twice that: no patient is impossible."""
     deviates = np.clip(rng.normal(0, size, shape), -2 * size, 2 * size)
     return deviates if shape else float(deviates)
@@ -32,12 +32,12 @@ class Body:
     """Wall, cavity, diaphragm and the line of the spine."""
 
     def __init__(self, rng: Generator):
-        self.cavity_radii = 116 + spread(rng, 4), 80 + spread(rng, 4)
-        self.wall = 11 + spread(rng, 1.5)
+        self.cavity_radii = 116 + truncated_normal(rng, 4), 80 + truncated_normal(rng, 4)
+        self.wall = 11 + truncated_normal(rng, 1.5)
         self.fat = float(np.clip(rng.lognormal(np.log(13), 0.45), 5, 30))
-        self.heights = 84 + spread(rng, 4), 72 + spread(rng, 5)  # of the right and left dome
-        self.spine_y = -48 + spread(rng, 2)
-        self.bend = spread(rng, 3), rng.uniform(0, 2 * np.pi)
+        self.heights = 84 + truncated_normal(rng, 4), 72 + truncated_normal(rng, 5)  # of the right and left dome
+        self.spine_y = -48 + truncated_normal(rng, 2)
+        self.bend = truncated_normal(rng, 3), rng.uniform(0, 2 * np.pi)
 
     def cavity(self, p: Points) -> np.ndarray:
         x, y, z = p
@@ -116,10 +116,10 @@ class Body:
 
 def chest(rng: Generator, body: Body) -> list[Part]:
     """Lungs, diaphragm, heart and ribs."""
-    centre = np.array([-16.0, 24.0, 104.0]) + spread(rng, 4, 3)
+    centre = np.array([-16.0, 24.0, 104.0]) + truncated_normal(rng, 4, 3)
     radii = np.array([58.0, 44.0, 46.0])
     frame = frame_of(0, 25, 0)
-    offset, drop = rng.uniform(0, 27), 55 + spread(rng, 6)
+    offset, drop = rng.uniform(0, 27), 55 + truncated_normal(rng, 6)
 
     def lung(p: Points) -> np.ndarray:
         return np.maximum(body.cavity(p) + 1, 3 - body.diaphragm(p))
@@ -150,7 +150,7 @@ def chest(rng: Generator, body: Body) -> list[Part]:
 
 def spine(rng: Generator, body: Body) -> list[Part]:
     """Vertebrae with discs, arch, processes and canal."""
-    offset, period = rng.uniform(0, 33), 33 + spread(rng, 1)
+    offset, period = rng.uniform(0, 33), 33 + truncated_normal(rng, 1)
 
     def level(z: np.ndarray) -> np.ndarray:
         return np.mod(z + offset, period) - period / 2
