@@ -18,31 +18,17 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import flax.linen as nn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from f3r_jax import models
 from f3r_jax.common import cli
 from f3r_jax.common.compilation_cache import keep_compiled_programs
 from f3r_jax.common.errors import UserError
-from f3r_jax.common.progress import Progress
 from f3r_jax.config import is_trained
-from f3r_jax.data.datasets import Dataset, open_dataset
-from f3r_jax.evaluate import instance
-from f3r_jax.evaluate.evaluation import evaluate, folder_of, print_report
-from f3r_jax.evaluate.methods import check_untrained
 from f3r_jax.train import devices
-from f3r_jax.train.batches import check_batches
-from f3r_jax.train.loop import train, train_together
-from f3r_jax.train.record import TrainingError
-from f3r_jax.train.step import TrainStep, check_settings, compile_train_step
-from f3r_jax.workdir.checkpoints import steps
-from f3r_jax.workdir.metadata import check_same_run, write_config, write_origin
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, e.g. configs/mrb.py", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -81,14 +67,19 @@ def main(argv: Sequence[str]) -> int:
     if workdir is None:
         workdir = default_workdir(spec, several=_LAMBDAS.value is not None)
     runs = {Path(workdir): config} if _LAMBDAS.value is None else runs_by_lambda(config, workdir)
+    if _WORKDIR.value is None:
+        note = f"no --workdir given, writing to {', '.join(map(str, runs))}"
+    else:
+        note = None
+    run_all = partial(train_and_evaluate, runs, argv=sys.argv, note=note, evaluates=not _DISTRIBUTED.value)
     if not _DISTRIBUTED.value:
-        return train_and_evaluate(runs)
+        return run_all()
     devices.join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     with contextlib.ExitStack() as stack:
         stack.enter_context(devices.exit_on_failure())
         if not devices.is_main():  # one of them tells how it goes
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-        status = train_and_evaluate(runs)
+        status = run_all()
         alone = devices.is_main()
         devices.leave_processes()
     if alone and status == 0:
@@ -135,75 +126,6 @@ def runs_by_lambda(config: ConfigDict, workdir: str) -> dict[Path, ConfigDict]:
         run.loss.lam = lam
         runs[Path(workdir.replace("{lam}", f"{lam:g}"))] = run
     return runs
-
-
-def train_and_evaluate(runs: dict[Path, ConfigDict]) -> int:
-    """Trains and evaluates runs that differ at most in lambda; returns the exit status."""
-    workdirs, configs = zip(*runs.items(), strict=True)
-    config = configs[0]
-    # Everything that can be wrong is looked at before anything is written.
-    if is_trained(config):
-        devices.mesh_for(config.train.batch_size)
-        network = models.build(config.model, dtype=config.train.dtype)
-        for each in configs:
-            check_settings(each)
-        instance.settings_of(config.instance)
-    else:
-        check_untrained(config)
-    dataset = open_dataset(config.data, seed=config.seed)
-    models.check_shape(config.data.shape, "data.shape")
-    if is_trained(config):
-        check_batches(config)
-    for workdir, each in runs.items():
-        check_same_run(each, workdir)
-    if _WORKDIR.value is None:
-        print(f"no --workdir given, writing to {', '.join(map(str, workdirs))}", flush=True)
-    ahead = compile_in_background(network, configs, workdirs) if is_trained(config) else None
-    devices.main_first(partial(load_all_cases, dataset))  # the phantom is made by one process
-    if devices.is_main():
-        for workdir, each in runs.items():
-            workdir.mkdir(parents=True, exist_ok=True)
-            write_config(each, workdir)
-            write_origin(workdir, argv=sys.argv)
-    errors = train_runs(network, dataset, configs, workdirs, ahead) if is_trained(config) else [None]
-    for error in filter(None, errors):
-        print(f"error: {error}", file=sys.stderr)
-    for workdir, error in zip(workdirs, errors, strict=True):
-        if error is None and not _DISTRIBUTED.value:
-            print_report(evaluate(workdir, dataset=dataset), folder_of(workdir, refine=False))
-    return 1 if any(errors) else 0
-
-
-def compile_in_background(
-    network: nn.Module, configs: Sequence[ConfigDict], workdirs: Sequence[Path]
-) -> Future[TrainStep] | None:
-    """The training step, which another thread compiles from now on; None if every run is done."""
-    if all(max(steps(workdir), default=0) == configs[0].train.steps for workdir in workdirs):
-        return None
-    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile").submit(compile_train_step, network, configs)
-
-
-def train_runs(
-    network: nn.Module,
-    dataset: Dataset,
-    configs: Sequence[ConfigDict],
-    workdirs: Sequence[Path],
-    ahead: Future[TrainStep] | None,
-) -> list[TrainingError | None]:
-    """Trains one run, or several as one program; for each the error that ended it."""
-    if len(configs) > 1:
-        return train_together(network, dataset, configs, workdirs, ahead=ahead)
-    try:
-        train(network, dataset, configs[0], workdirs[0], ahead=ahead)
-    except TrainingError as error:
-        return [error]
-    return [None]
-
-
-def load_all_cases(dataset: Dataset) -> None:
-    """Reads every case once, so that a voxel unfit for use shows before the run writes anything."""
-    with Progress("reading cases", len(dataset.makers) + len(dataset.painters)) as progress:
-        dataset.check(progress.advance)
 
 
 if __name__ == "__main__":

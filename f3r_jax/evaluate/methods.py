@@ -25,7 +25,7 @@ class Method(NamedTuple):
 
     label: str
     config: ConfigDict
-    register_case: Callable[[Case], Registration]
+    register: Callable[[Case], Registration]
     parameters: int  # that were trained
     step: int | None  # of the checkpoint; None for a method that is not trained
     compiles: bool

@@ -74,12 +74,12 @@ def write(output: Path, rows: Iterable[Row], facts: Mapping[str, object]) -> Non
 
 def format_totals(rows: Sequence[Row]) -> str:
     """How many pairs were registered, and the means over them, as text for the terminal."""
-    failed, done = (sum(row_of["status"] == status for row_of in rows) for status in ("failed", "done"))
+    failed, done = (sum(row["status"] == status for row in rows) for status in ("failed", "done"))
     lines = [f"{len(rows)} pair{'s' * (len(rows) > 1)}: {done} registered, {failed} failed"]
     return "\n".join([*lines, format_row({"name": "mean", "status": "done"} | _means(rows))] if done else lines)
 
 
 def _means(rows: Iterable[Row]) -> dict[str, float | None]:
     """Of each number over the pairs that have it."""
-    known = {key: [row_of[key] for row_of in rows if row_of.get(key) is not None] for key in NUMBERS}
+    known = {key: [row[key] for row in rows if row.get(key) is not None] for key in NUMBERS}
     return {key: sum(values) / len(values) if values else None for key, values in known.items()}

@@ -86,8 +86,8 @@ def mesh_for(batch_size: int) -> Mesh:
     hosts = jax.process_count()
     if batch_size % hosts:
         raise UserError(f"train.batch_size is {batch_size}, expected a multiple of {hosts}, the number of processes")
-    leave_processes = batch_size // hosts
-    each = max(n for n in range(1, leave_processes + 1) if leave_processes % n == 0 and n <= jax.local_device_count())
+    share = batch_size // hosts
+    each = max(n for n in range(1, share + 1) if share % n == 0 and n <= jax.local_device_count())
     chosen = [[device for device in jax.devices() if device.process_index == host][:each] for host in range(hosts)]
     return Mesh(np.ravel(chosen), (AXIS,), axis_types=(AxisType.Auto,))
 

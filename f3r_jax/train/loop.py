@@ -1,11 +1,9 @@
-"""Unsupervised training: similarity + lambda x smoothness (Eq. 3), one jitted pure step, resumable to the bit.
-
-Letters: u displacement in voxels of the fixed grid.
-"""
+"""The training loop: batches through the jitted step, a record per run. A resumed training is bit-identical."""
 
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -23,110 +21,88 @@ from f3r_jax.train.step import State, TrainStep, compile_train_step, create_stat
 from f3r_jax.workdir.trained_network import make_predictor
 
 
+class Trained(NamedTuple):
+    """How a training ended, for each run."""
+
+    states: list[State]
+    errors: list[TrainingError | None]  # None: the run is done
+
+
 def train(
-    network: nn.Module,
-    dataset: Dataset,
-    config: ConfigDict,
-    workdir: Path,
-    *,
-    ahead: Future[TrainStep] | None = None,
-) -> State:
-    """Trains to `config.train.steps` steps, from the newest checkpoint in `workdir` if there is one.
-
-    `ahead` is what `compiled_step` makes in another thread; without it the step is compiled here.
-
-    Raises:
-      TrainingError: the loss is not finite; the last good checkpoint stays.
-    """
-    mesh, optimiser = devices.mesh_for(config.train.batch_size), make_optimiser(config.optim, config.train.steps)
-    lam = devices.replicate(mesh, jnp.asarray(config.loss.lam, jnp.float32))
-    record = open_record(config, workdir, dataset, make_predictor(network))
-    try:
-        first = int(devices.broadcast_from_main(max(record.steps(), default=0)))
-        state = devices.broadcast_from_main(_state_of(record, create_state(network, optimiser, config.seed), first))
-        with _progress(config, first, mesh) as progress:
-            record.begin(first, state.params, progress)
-            state = devices.replicate(mesh, state)
-            step_function = _step_function(network, [config], first, ahead)
-            for names, batch in batches(dataset, source_of(config), config, first, mesh):
-                state, metrics = step_function(state, batch, lam)
-                metrics = {name: float(value) for name, value in metrics.items()}
-                record.add(int(state.step), names, metrics, lambda: _kept(state))  # noqa: B023
-                progress.advance(loss=metrics["loss"])
-        return state
-    finally:
-        record.close()
-
-
-def train_together(
     network: nn.Module,
     dataset: Dataset,
     configs: Sequence[ConfigDict],
     workdirs: Sequence[Path],
     *,
-    ahead: Future[TrainStep] | None = None,
-) -> list[TrainingError | None]:
-    """Trains runs that differ in lambda alone as one program, the state vmapped over lambda.
+    step_future: Future[TrainStep] | None = None,
+) -> Trained:
+    """Trains one run, or several that differ in lambda alone as one compiled function, vmapped over lambda.
 
-    Each run leaves in its folder what `train` leaves. They go on from the newest step of which all have a checkpoint.
-    `ahead` as for `train`.
+    Runs are trained to `config.train.steps` steps, from the newest step of which all have a checkpoint. Each leaves in
+    its folder what it would leave alone. A run ends when its loss is not finite; its last good checkpoint stays, and
+    the other runs are trained on.
 
-    Returns:
-      For each run the error that ended it, or None; the others are trained on.
+    `step_future` is what `compile_train_step` makes in another thread; without it the step is compiled here.
     """
     config, count = configs[0], len(configs)
     mesh, optimiser = devices.mesh_for(config.train.batch_size), make_optimiser(config.optim, config.train.steps)
-    lams = devices.replicate(mesh, jnp.asarray([config.loss.lam for config in configs], jnp.float32))
+    runs = [f"lambda {config.loss.lam:g}" for config in configs] if count > 1 else [""]
+    lams = _together([jnp.asarray(config.loss.lam, jnp.float32) for config in configs])
     predict = make_predictor(network)
-    runs = [f"lambda {config.loss.lam:g}" for config in configs]
     records = [open_record(*of_run, dataset, predict) for of_run in zip(configs, workdirs, strict=True)]
     errors: list[TrainingError | None] = [None] * count
     try:
-        first = int(
-            devices.broadcast_from_main(max(set.intersection(*(set(record.steps()) for record in records)), default=0))
-        )
+        common = set.intersection(*(set(record.steps()) for record in records))
+        first = int(devices.broadcast_from_main(max(common, default=0)))
         start = create_state(network, optimiser, config.seed)
         states = [devices.broadcast_from_main(_state_of(record, start, first)) for record in records]
         with _progress(config, first, mesh) as progress:
             for record, state, run in zip(records, states, runs, strict=True):
-                record.begin(first, state.params, progress, label=f"{run}: ")
-            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(tuple(state[1:]) for state in states))
-            together = devices.replicate(mesh, State(states[0].step, *stacked))
-            step_function = _step_function(network, configs, first, ahead)
+                record.begin(first, state.params, progress, label=run and f"{run}: ")
+            state = devices.replicate(mesh, State(states[0].step, *_together([tuple(state[1:]) for state in states])))
+            lams = devices.replicate(mesh, lams)
+            step_function = _step_function(network, configs, first, step_future)
             for names, batch in batches(dataset, source_of(config), config, first, mesh):
-                together, metrics = step_function(together, batch, lams)
-                metrics = {name: values.tolist() for name, values in metrics.items()}
-                for n in (n for n in range(count) if errors[n] is None):
-                    of_run = {name: values[n] for name, values in metrics.items()}
-                    errors[n] = _add(records[n], names, of_run, together, n)
+                state, metrics = step_function(state, batch, lams)
+                of_runs = [{name: float(v) for name, v in _of_run(metrics, n, count).items()} for n in range(count)]
+                for n, record in enumerate(records):
+                    if errors[n] is None:
+                        errors[n] = _add(record, names, of_runs[n], state, n, count)
                 if None not in errors:
                     break
-                progress.advance(**{f"loss of {run}": loss for run, loss in zip(runs, metrics["loss"], strict=True)})
+                losses = zip(runs, of_runs, strict=True)
+                progress.advance(**{f"loss of {run}" if run else "loss": of_run["loss"] for run, of_run in losses})
+        return Trained([State(state.step, *_of_run(tuple(state[1:]), n, count)) for n in range(count)], errors)
     finally:
         for record in records:
             record.close()
-    return errors
+
+
+def _together(trees: Sequence) -> object:
+    """Several runs' arrays with a leading axis, one entry per run; a single run's as they are."""
+    return trees[0] if len(trees) == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _of_run(tree: object, n: int, count: int) -> object:
+    """What `_together` made of the n-th of `count` runs."""
+    return tree if count == 1 else jax.tree.map(lambda leaf: leaf[n], tree)
 
 
 def _step_function(
-    network: nn.Module, configs: Sequence[ConfigDict], first: int, ahead: Future[TrainStep] | None
+    network: nn.Module, configs: Sequence[ConfigDict], first: int, step_future: Future[TrainStep] | None
 ) -> TrainStep | None:
-    """The compiled step; None for a run that is done."""
+    """The compiled step; None for runs that are done."""
     if first == configs[0].train.steps:
         return None
-    return compile_train_step(network, configs) if ahead is None else ahead.result()
+    return compile_train_step(network, configs) if step_future is None else step_future.result()
 
 
 def _add(
-    record: Record | NullRecord, names: Sequence[str], metrics: dict, together: State, n: int
+    record: Record | NullRecord, names: Sequence[str], metrics: dict, state: State, n: int, count: int
 ) -> TrainingError | None:
-    """Adds a step to the record of the n-th of the runs that are trained together; returns the error that ends it."""
-
-    def state() -> tuple[dict, optax.OptState]:
-        return jax.tree.map(lambda leaf: leaf[n], _kept(together))
-
+    """Adds a step to the record of the n-th run; returns the error that ends the run."""
     try:
-        record.add(int(together.step), names, metrics, state)
+        record.add(int(state.step), names, metrics, lambda: _of_run(_kept(state), n, count))
     except TrainingError as error:
         return error
     return None

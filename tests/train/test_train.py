@@ -18,8 +18,7 @@ from f3r_jax.ops.losses import Batch, Objective, gradient_l2, mind_l1
 from f3r_jax.ops.warp import warp
 from f3r_jax.train.batches import batch_names, batches, load_batch, source_of
 from f3r_jax.train.devices import mesh_for
-from f3r_jax.train.loop import train, train_together
-from f3r_jax.train.record import TrainingError
+from f3r_jax.train.loop import train
 from f3r_jax.train.step import State, check_settings, create_state, make_optimiser, make_train_step
 from f3r_jax.train.validation import validate
 from f3r_jax.workdir import checkpoints
@@ -258,18 +257,25 @@ def _breaking(dataset, name, error):
 def test_a_run_that_broke_off_ends_like_a_whole_one(balls, config, network, tmp_path):
     config.train.update(steps=6, checkpoint_every=1)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    expected = train(network, balls, config, whole)
+    expected = train_one(network, balls, config, whole)
     # The third case of the first epoch is loaded first for step 3.
     third = batch_names(balls.split["train"], seed=config.seed, step=2, size=1)[0]
     with pytest.raises(RuntimeError, match="pulled the plug"):
-        train(network, _breaking(balls, third, RuntimeError("pulled the plug")), config, broken)
+        train_one(network, _breaking(balls, third, RuntimeError("pulled the plug")), config, broken)
     assert checkpoints.steps(broken) == [2] or checkpoints.steps(broken) == [1, 2]
-    found = train(network, balls, config, broken)
+    found = train_one(network, balls, config, broken)
     assert _leaves_equal(expected, found)
     assert (whole / "metrics.jsonl").read_bytes() == (broken / "metrics.jsonl").read_bytes()
     assert checkpoints.steps(whole) == checkpoints.steps(broken)
-    again = train(network, balls, config, whole)  # nothing is left to do
+    again = train_one(network, balls, config, whole)  # nothing is left to do
     assert _leaves_equal(expected, again)
+
+
+def train_one(network, dataset, config, workdir):
+    """The last state of a run that is trained alone."""
+    (state,), errors = train(network, dataset, [config], [workdir])
+    assert errors == [None]
+    return state
 
 
 def _of_lambdas(config, lams):
@@ -282,9 +288,9 @@ def _of_lambdas(config, lams):
 def test_runs_trained_together_end_like_runs_alone(balls, config, network, tmp_path):
     lams = (0.0, 0.5, 2.0)
     together, alone = ([tmp_path / f"{kind}{lam}" for lam in lams] for kind in ("together", "alone"))
-    assert train_together(network, balls, _of_lambdas(config, lams), together) == [None, None, None]
+    assert train(network, balls, _of_lambdas(config, lams), together).errors == [None, None, None]
     for folder, workdir, each in zip(together, alone, _of_lambdas(config, lams), strict=True):
-        state = train(network, balls, each, workdir)
+        state = train_one(network, balls, each, workdir)
         (found,) = (checkpoints.load_params(checkpoints.find(folder, s), state.params) for s in (config.train.steps,))
         for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(state.params), strict=True):
             np.testing.assert_allclose(one, other, atol=1e-4)
@@ -298,13 +304,13 @@ def test_runs_together_go_on_from_the_step_that_all_have(balls, config, network,
     config.train.update(steps=6, checkpoint_every=1)
     configs = _of_lambdas(config, (0.5, 2.0))
     whole, broken = ([tmp_path / f"{kind}{n}" for n in range(2)] for kind in ("whole", "broken"))
-    assert train_together(network, balls, configs, whole) == [None, None]
+    assert train(network, balls, configs, whole).errors == [None, None]
     third = batch_names(balls.split["train"], seed=config.seed, step=2, size=1)[0]
     with pytest.raises(RuntimeError, match="pulled the plug"):
-        train_together(network, _breaking(balls, third, RuntimeError("pulled the plug")), configs, broken)
+        train(network, _breaking(balls, third, RuntimeError("pulled the plug")), configs, broken)
     # As if the kill had come between the two saves of the last step.
     shutil.rmtree(broken[1] / "checkpoints" / str(checkpoints.steps(broken[1])[-1]))
-    assert train_together(network, balls, configs, broken) == [None, None]
+    assert train(network, balls, configs, broken).errors == [None, None]
     for one, other in zip(whole, broken, strict=True):
         assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
         like = create_state(network, optax.sgd(1.0), 0).params
@@ -313,7 +319,7 @@ def test_runs_together_go_on_from_the_step_that_all_have(balls, config, network,
 
 def test_a_run_that_fails_leaves_those_trained_with_it(balls, config, network, tmp_path):
     folders = [tmp_path / "well", tmp_path / "ill"]
-    none, error = train_together(network, balls, _of_lambdas(config, (0.5, float("inf"))), folders)
+    none, error = train(network, balls, _of_lambdas(config, (0.5, float("inf"))), folders).errors
     assert none is None and re.match("lambda inf: the loss is not finite at step 1 ", str(error))
     assert checkpoints.steps(folders[0])[-1] == config.train.steps and checkpoints.steps(folders[1]) == []
 
@@ -322,7 +328,7 @@ def test_the_seed_decides_the_run(balls, config, network, tmp_path):
     runs = {}
     for name, seed in (("one", 0), ("same", 0), ("other", 1)):
         config.seed = seed
-        runs[name] = train(network, balls, config, tmp_path / name).params
+        runs[name] = train_one(network, balls, config, tmp_path / name).params
     assert _leaves_equal(runs["one"], runs["same"]) and not _leaves_equal(runs["one"], runs["other"])
     texts = {name: (tmp_path / name / "metrics.jsonl").read_bytes() for name in runs}
     assert texts["one"] == texts["same"] != texts["other"]
@@ -332,7 +338,7 @@ def test_a_run_changes_its_similarity_at_the_step_that_the_config_says(balls, co
     rows = {}
     for name, second in (("changing", "pooled_mind"), ("not", "")):
         config.loss.second_similarity = second
-        train(network, balls, config, tmp_path / name)
+        train_one(network, balls, config, tmp_path / name)
         rows[name] = [row for row in read_rows(tmp_path / name / "metrics.jsonl") if row["kind"] == "train"]
     changing, steady = ([row["similarity"] for row in rows[name]] for name in ("changing", "not"))
     first = config.loss.second_from
@@ -342,7 +348,7 @@ def test_a_run_changes_its_similarity_at_the_step_that_the_config_says(balls, co
 
 
 def test_rows_of_a_run(balls, config, network, tmp_path):
-    train(network, balls, config, tmp_path)
+    train_one(network, balls, config, tmp_path)
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
     assert [row["step"] for row in rows if row["kind"] == "validation"] == [0, 3, 6]
@@ -379,8 +385,8 @@ def test_a_loss_that_is_not_finite_names_step_and_case(balls, config, network, t
     third = batch_names(balls.split["train"], seed=config.seed, step=2, size=1)[0]
     bad = dataclasses.replace(make_case(third, 0.5), fixed=np.full_like(make_case(third, 0.5).fixed, np.nan))
     dataset = dataclasses.replace(balls, makers=balls.makers | {third: lambda: bad})
-    with pytest.raises(TrainingError, match=rf"step 3 \(case {third}: loss nan.*step 2 is the last good one"):
-        train(network, dataset, config, tmp_path)
+    (error,) = train(network, dataset, [config], [tmp_path]).errors
+    assert re.search(rf"step 3 \(case {third}: loss nan.*step 2 is the last good one", str(error))
     assert checkpoints.steps(tmp_path)[-1] == 2
     assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl") if row["kind"] == "train"] == [1, 2]
     kept = checkpoints.load_params(checkpoints.find(tmp_path), create_state(network, optax.sgd(1.0), 0).params)

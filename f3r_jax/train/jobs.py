@@ -1,0 +1,90 @@
+"""The main job: trains the runs of a config and evaluates them. A method without training is evaluated only."""
+
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import flax.linen as nn
+from ml_collections import ConfigDict
+
+from f3r_jax import models
+from f3r_jax.common.progress import Progress
+from f3r_jax.config import is_trained
+from f3r_jax.data.datasets import Dataset, open_dataset
+from f3r_jax.evaluate import instance
+from f3r_jax.evaluate.evaluation import evaluate, folder_of, print_report
+from f3r_jax.evaluate.methods import check_untrained
+from f3r_jax.train import devices
+from f3r_jax.train.batches import check_batches
+from f3r_jax.train.loop import train
+from f3r_jax.train.step import TrainStep, check_settings, compile_train_step
+from f3r_jax.workdir.checkpoints import steps
+from f3r_jax.workdir.metadata import check_same_run, write_config, write_origin
+
+
+def train_and_evaluate(runs: dict[Path, ConfigDict], *, argv: Sequence[str], note: str | None, evaluates: bool) -> int:
+    """Trains and evaluates runs that differ at most in lambda; returns the exit status.
+
+    Args:
+      runs: the config of each run, by its folder.
+      argv: the command, for `origin.json`.
+      note: printed once all checks have passed.
+      evaluates: without it the runs are only trained.
+
+    Raises:
+      UserError: a setting is wrong, the data can't be used, or a folder holds another run; nothing is written then.
+    """
+    workdirs, configs = list(runs), list(runs.values())
+    config = configs[0]
+    trained = is_trained(config)
+    network = _checked_network(configs) if trained else check_untrained(config)
+    dataset = open_dataset(config.data, seed=config.seed)
+    models.check_shape(config.data.shape, "data.shape")
+    if trained:
+        check_batches(config)
+    for workdir, each in runs.items():
+        check_same_run(each, workdir)
+    if note is not None:
+        print(note, flush=True)
+    step_future = compile_in_background(network, configs, workdirs) if trained else None
+    devices.main_first(partial(load_all_cases, dataset))  # the phantom is made by one process
+    if devices.is_main():
+        for workdir, each in runs.items():
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_config(each, workdir)
+            write_origin(workdir, argv=argv)
+    errors = train(network, dataset, configs, workdirs, step_future=step_future).errors if trained else [None]
+    for error in filter(None, errors):
+        print(f"error: {error}", file=sys.stderr)
+    for workdir, error in zip(workdirs, errors, strict=True):
+        if error is None and evaluates:
+            print_report(evaluate(workdir, dataset=dataset), folder_of(workdir, refine=False))
+    return 1 if any(errors) else 0
+
+
+def _checked_network(configs: Sequence[ConfigDict]) -> nn.Module:
+    """The network of the runs; UserError for a setting that can't be trained with."""
+    config = configs[0]
+    devices.mesh_for(config.train.batch_size)
+    network = models.build(config.model, dtype=config.train.dtype)
+    for each in configs:
+        check_settings(each)
+    instance.settings_of(config.instance)
+    return network
+
+
+def compile_in_background(
+    network: nn.Module, configs: Sequence[ConfigDict], workdirs: Sequence[Path]
+) -> Future[TrainStep] | None:
+    """The training step, which another thread compiles from now on; None if every run is done."""
+    if all(max(steps(workdir), default=0) == configs[0].train.steps for workdir in workdirs):
+        return None
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile").submit(compile_train_step, network, configs)
+
+
+def load_all_cases(dataset: Dataset) -> None:
+    """Loads every case once, so that invalid data is reported before anything is written."""
+    with Progress("reading cases", len(dataset.makers) + len(dataset.painters)) as progress:
+        dataset.check(progress.advance)
