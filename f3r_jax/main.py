@@ -29,6 +29,7 @@ from f3r_jax.common.compilation_cache import keep_compiled_programs
 from f3r_jax.common.errors import UserError
 from f3r_jax.config import is_trained
 from f3r_jax.train import devices
+from f3r_jax.train.jobs import train_and_evaluate
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, e.g. configs/mrb.py", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
