@@ -26,7 +26,7 @@ INSTEAD = {  # pattern: what to write
     r"beside": "next to, temporary file, in addition",
     r"lies": "is in",
     r"stands? in": "is in",
-    r"(row|line|seconds?|voxels) an? (pair|case|step|row|run)": "per",
+    r"(?:row|line|seconds?|voxels) an? (?:pair|case|step|row|run)": "per",
     r"ours": "f3r_jax",
     r"rivals?|opponents?|peers?": "baselines",
     r"programs": "compiled functions",
@@ -34,7 +34,7 @@ INSTEAD = {  # pattern: what to write
     r"(?<!ground )truth": "ground truth",
     r"refinements?": "instance optimisation",
     r"to the bit": "bit-identical",
-    r"as (it|they) comes?": "unmodified",
+    r"as (?:it|they) comes?": "unmodified",
     r"lattices?": "grid",
     r"takes? leave|left be|left alone": "exits, is skipped",
 }
@@ -70,7 +70,9 @@ def texts(path):
 def test_the_patterns_find_words_and_spare_names():
     pattern = re.compile(rf"\b({'|'.join(INSTEAD)})\b", re.IGNORECASE)
     assert pattern.search("It goes on.") and pattern.search("seconds a pair") and pattern.search("the truth")
-    assert not pattern.search("the ground truth") and not pattern.search(NAMES.sub("", "with EXTRAS=peers and `rivals`"))
+    assert not pattern.search("the ground truth") and not pattern.search(
+        NAMES.sub("", "with EXTRAS=peers and `rivals`")
+    )
 
 
 @pytest.mark.parametrize("path", [*SOURCES, *TEXTS], ids=name_of)
@@ -79,8 +81,8 @@ def test_words(path):
     for line, text in texts(path):
         plain = NAMES.sub("", text)
         for pattern, better in INSTEAD.items():
-            for match in re.finditer(rf"\b({pattern})\b", plain, re.IGNORECASE):
-                found.append(f"{name_of(path)}:{line}: {match.group()!r}, expected {better}")
+            words = re.findall(rf"\b(?:{pattern})\b", plain, re.IGNORECASE)
+            found += [f"{name_of(path)}:{line}: {word!r}, expected {better}" for word in words]
     assert not found, "\n".join(found)
 
 
@@ -89,7 +91,6 @@ def test_sentences_of_docstrings_are_short(path):
     long = []
     for line, text in docstrings(ast.parse(path.read_text())):
         for block in re.split(r"\n\s*\n|\n\s*[-*|] |\n {2,}", text):
-            for sentence in re.split(r"(?<=[.:;?!])\s+", block):
-                if len(sentence.split()) > MOST_WORDS and "  " not in sentence:
-                    long.append(f"{name_of(path)}:{line}: {len(sentence.split())} words: {sentence[:80]}")
+            sentences = [sentence for sentence in re.split(r"(?<=[.:;?!])\s+", block) if "  " not in sentence]
+            long += [f"{name_of(path)}:{line}: {text[:80]}" for text in sentences if len(text.split()) > MOST_WORDS]
     assert not long, "\n".join(long)
