@@ -1,4 +1,4 @@
-# The commands of the project. Each makes .venv first, or brings it up to date.
+# The commands of the project. Each first creates or updates .venv.
 
 PYTHON ?= python3
 EXTRAS ?=
@@ -7,7 +7,7 @@ DATA ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-# Two lines: this folder, because an environment that was moved is stale, and the extras that are installed.
+# Two lines: this folder, because a moved environment does not work, and the installed extras.
 STAMP := $(VENV)/.installed
 UNFINISHED := $(VENV)/.unfinished
 
@@ -21,7 +21,7 @@ $(if $(unknown),$(error EXTRAS: unknown $(unknown); known are $(known)))
 WITH ?=
 wanted := core $(subst $(comma), ,$(WITH))
 installed := $(shell $(BIN)/python -c '' 2>/dev/null && [ "$$(sed -n 1p $(STAMP) 2>/dev/null)" = "$(CURDIR)" ] && sed -n 2p $(STAMP))
-# Installed together with those that are there already, so that pip finds versions that suit all of them.
+# Installed together with the extras that are already there, so that pip finds versions that fit all of them.
 extras := $(sort $(filter-out core,$(installed) $(wanted)))
 
 venv = $(MAKE) --silent --no-print-directory $(STAMP) WITH="$(strip $(1) $(EXTRAS))"
@@ -29,22 +29,22 @@ venv = $(MAKE) --silent --no-print-directory $(STAMP) WITH="$(strip $(1) $(EXTRA
 .DEFAULT_GOAL := help
 .PHONY: help run paper test lint bench constraints FORCE
 
-help: ## this list
+help: ## list the targets
 	@echo "make TARGET [EXTRAS=...] [ARGS=...] [PYTHON=...] [DATA=...]"
 	@echo
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo "  EXTRAS=cuda      for a machine with an NVIDIA GPU; bench adds PyTorch and VoxelMorph; baselines adds SyN and SimpleITK;"
-	@echo "                   peers adds SyN, greedy and convexAdam, for make bench ARGS=--what=registration;"
-	@echo "                   slurm adds submitit, for make paper ARGS=--slurm"
-	@echo "  ARGS=\"...\"       for the program, as in make run ARGS=\"--config.train.steps=10\""
-	@echo "  PYTHON=python3   makes .venv; Python 3.11 or newer"
+	@echo "  EXTRAS=cuda      for a machine with an NVIDIA GPU; bench adds PyTorch and VoxelMorph; baselines adds SyN and SimpleITK"
+	@echo "  EXTRAS=peers     adds SyN, greedy and convexAdam, for make bench ARGS=--what=registration"
+	@echo "  EXTRAS=slurm     adds submitit, for make paper ARGS=--slurm"
+	@echo "  ARGS=\"...\"       arguments of the command, as in make run ARGS=\"--config.train.steps=10\""
+	@echo "  PYTHON=python3   the Python that creates .venv; 3.11 or newer"
 
 run: ## train F3RNet-MRB on the phantom and evaluate it, in runs/mrb
 	@$(venv)
 	$(BIN)/python -m f3r_jax.main --config=configs/mrb.py $(ARGS)
 
-paper: ## every table and figure of the paper, small, on the phantom; DATA=/path: at the paper's size on own NIfTI pairs
+paper: ## make the paper's tables and figures, small, on the phantom; with DATA=/path at the paper's size on your pairs
 	@$(call venv,baselines)
 	$(BIN)/python launch/paper.py --output=runs/paper$(if $(DATA),_own "--data=$(DATA)") $(ARGS)
 
@@ -57,11 +57,11 @@ lint: ## check format and style
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-bench: ## measure everything, also against PyTorch and VoxelMorph, and write BENCHMARKS.md; goes on where it was killed
+bench: ## measure time and memory, compare with PyTorch and VoxelMorph, write BENCHMARKS.md; resumes if interrupted
 	@$(call venv,bench)
 	$(BIN)/python -m f3r_jax.benchmark $(if $(findstring --what,$(ARGS)),,--suite) --markdown=BENCHMARKS.md $(ARGS)
 
-constraints: ## remake constraints.txt from the newest versions
+constraints: ## write constraints.txt with the newest versions
 	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; trap 'exit 130' INT TERM; \
 	echo "resolving the newest versions in a new environment"; \
 	$(PYTHON) -m venv "$$folder/venv"; \
@@ -75,18 +75,18 @@ constraints: ## remake constraints.txt from the newest versions
 $(STAMP): pyproject.toml constraints.txt f3r_jax/__init__.py $(if $(filter-out $(installed),$(wanted)),FORCE)
 	@set -e; trap 'exit 130' INT TERM; \
 	pip="$(BIN)/python -m pip --disable-pip-version-check"; \
-	if [ -e $(UNFINISHED) ]; then echo "$(VENV) is unfinished, making it anew"; rm -rf $(BIN) $(VENV); \
-	elif [ -e $(VENV) ] && ! $$pip --version >/dev/null 2>&1; then echo "$(VENV) is broken, making it anew"; rm -rf $(BIN) $(VENV); fi; \
+	if [ -e $(UNFINISHED) ]; then echo "$(VENV) is unfinished, creating it again"; rm -rf $(BIN) $(VENV); \
+	elif [ -e $(VENV) ] && ! $$pip --version >/dev/null 2>&1; then echo "$(VENV) is broken, creating it again"; rm -rf $(BIN) $(VENV); fi; \
 	fresh=; if [ ! -e $(VENV) ]; then \
 	  fresh=yes; \
 	  version=$$($(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3]); sys.exit(sys.version_info < (3, 11))' 2>/dev/null) \
-	  || { echo "error: $(PYTHON) is $${version:-not there}, expected Python 3.11 or newer: make PYTHON=python3.11 ..." >&2; exit 2; }; \
+	  || { echo "error: $(PYTHON) is $${version:-not found}, expected Python 3.11 or newer: make PYTHON=python3.11 ..." >&2; exit 2; }; \
 	  echo "setting up $(VENV) with $(PYTHON) ($$version); the first time takes minutes"; \
 	  mkdir $(VENV); touch $(UNFINISHED); \
 	  $(PYTHON) -m venv $(VENV); \
 	fi; \
 	touch $(UNFINISHED); \
-	echo "installing f3r_jax$(if $(extras),[$(subst $(space),$(comma),$(extras))]) and what it needs into $(VENV)"; \
+	echo "installing f3r_jax$(if $(extras),[$(subst $(space),$(comma),$(extras))]) and its dependencies into $(VENV)"; \
 	$$pip install -qq --constraint constraints.txt --editable '.$(if $(extras),[$(subst $(space),$(comma),$(extras))])' \
 	|| { [ -n "$$fresh" ] || rm -f $(UNFINISHED); exit 1; }; \
 	printf '%s\n' "$(CURDIR)" "core $(extras)" > $(STAMP); \

@@ -1,12 +1,12 @@
-"""Carries a registration's transform to a further image, label map or set of points, as files.
+"""Applies a registration's transform to another image, label map or set of points.
 
   python -m f3r_jax.apply --transform=out --image=ct2.nii.gz --output=ct2_on_mr.nii.gz
   python -m f3r_jax.apply --transform=out --labels=ct_seg.nii.gz --output=seg_on_mr.nii.gz
   python -m f3r_jax.apply --transform=out --points=ct_points.csv --output=points_in_mr.csv
 
-Everything goes from the moving scan to the fixed one; with --inverse from the fixed scan to the moving one. --transform
-is the folder that `python -m f3r_jax.register` wrote, or for images and labels a displacement field of ITK's or ANTs'
-form.
+Inputs are mapped from the moving scan to the fixed scan; with --inverse from the fixed scan to the moving scan.
+--transform is a folder that `python -m f3r_jax.register` wrote. For images and labels it can also be a displacement
+field in ITK's or ANTs' format.
 """
 
 from collections.abc import Sequence
@@ -25,18 +25,18 @@ from f3r_jax.register import output_files
 FORWARD, INVERSE = "displacement.nii.gz", "inverse_displacement.nii.gz"
 
 _TRANSFORM = flags.DEFINE_string("transform", None, "Folder of a registration, or a displacement field.")
-_IMAGE = flags.DEFINE_string("image", None, "Image to warp, NIfTI: trilinear.")
-_LABELS = flags.DEFINE_string("labels", None, "Label map to warp, NIfTI: the nearest voxel's label.")
-_POINTS = flags.DEFINE_string("points", None, "CSV with columns x, y, z in mm, RAS+.")
-_OUTPUT = flags.DEFINE_string("output", None, "File to write, of the same kind as the input.")
-_REFERENCE = flags.DEFINE_string("reference", None, "NIfTI whose grid the result lies on; by default the field's.")
-_INVERSE = flags.DEFINE_bool("inverse", False, "From the fixed scan to the moving one.")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the output if it is there.")
+_IMAGE = flags.DEFINE_string("image", None, "Image to warp, NIfTI; trilinear interpolation.")
+_LABELS = flags.DEFINE_string("labels", None, "Label map to warp, NIfTI; nearest-neighbour interpolation.")
+_POINTS = flags.DEFINE_string("points", None, "CSV of points with columns x, y, z in mm, RAS+.")
+_OUTPUT = flags.DEFINE_string("output", None, "Output file, of the same type as the input.")
+_REFERENCE = flags.DEFINE_string("reference", None, "NIfTI that defines the output grid; by default the field's grid.")
+_INVERSE = flags.DEFINE_bool("inverse", False, "Map from the fixed scan to the moving scan.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing output file.")
 USAGE = "expected --transform=FOLDER, one of --image, --labels and --points, and --output=FILE"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Reads the flags, carries and writes."""
+    """Applies the transform of the flags to the input and writes the output."""
     given = {name: flag.value for name, flag in (("image", _IMAGE), ("labels", _LABELS), ("points", _POINTS))}
     given = {name: value for name, value in given.items() if value is not None}
     if argv[1:] or len(given) != 1 or _TRANSFORM.value is None or _OUTPUT.value is None:
@@ -63,12 +63,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def field_file(transform: Path, *, inverse: bool) -> Path:
-    """The file of the field that leads from the fixed scan to the moving one; with `inverse` of that which leads back.
+    """The file of the field from the fixed frame to the moving frame; with `inverse`, from moving to fixed.
 
-    A field pulls: images go the other way, from where they are sampled to where they are shown.
+    Warping is a backward warp: the field from fixed to moving brings images of the moving scan to the fixed grid.
 
     Raises:
-      UserError: no such folder or file, or a lone field where the other direction is needed.
+      UserError: no such folder or file, or `transform` is a field file and `inverse` is set.
     """
     if transform.is_dir():
         name = INVERSE if inverse else FORWARD
@@ -78,12 +78,12 @@ def field_file(transform: Path, *, inverse: bool) -> Path:
     if not transform.is_file():
         raise UserError(f"{transform}: no such file or folder, expected the folder of a registration")
     if inverse:
-        raise UserError(f"{transform}: a lone field carries images one way; points and --inverse need the folder")
+        raise UserError(f"{transform}: a field file maps images one way only; points and --inverse need the folder")
     return transform
 
 
 def carry_points(path: str, transform: Path, output: Path, *, inverse: bool) -> None:
-    """Writes the points of a CSV, moved along the forward field, or to where that field comes from."""
+    """Maps the points of a CSV to the fixed frame, or with `inverse` to the moving frame, and writes them."""
     points = pairs.read_landmarks(Path(path))
     back, there = (partial(_displaced, *nifti.read_field(field_file(transform, inverse=way))) for way in (True, False))
     output_files.write_points(output, there(points) if inverse else transforms.solve(there, points, back(points))[0])
@@ -96,7 +96,7 @@ def _displaced(field: np.ndarray, grid: Grid, points: np.ndarray) -> np.ndarray:
 def carry_volume(
     path: str, field: np.ndarray, grid: Grid, output: Path, *, reference: str | None, nearest: bool
 ) -> None:
-    """Writes an image or label map, warped onto the field's grid or that of a reference."""
+    """Warps an image or label map to the grid of the field or of `reference`, and writes it."""
     volume = nifti.read_labels(path) if nearest else nifti.read(path)
     if reference is not None:
         target = nifti.read_stored_grid(reference)

@@ -1,4 +1,4 @@
-"""The seven variants of F3RNet, each at its config's lambda: the paper's Tables 1 and 2.
+"""Trains the seven variants of F3RNet, each at its config's lambda: the paper's Tables 1 and 2.
 
 python launch/ablation.py --output=runs/ablation
 python launch/ablation.py --data=/data/pairs --slurm --slurm_gpus=1
@@ -15,12 +15,12 @@ VARIANTS = ("wo_f3d", "w_f3d", "enc", "dec", "fr", "ms", "mrb")
 
 
 def plan(options: Namespace, *, lam: float | None = None, direction: str = "ct_to_mr") -> list[Run]:
-    """Each variant once a seed; `lam` replaces the lambda of the configs."""
+    """One run per variant and seed; `lam` replaces the lambda of the configs."""
     return runs_of([config_path(name) for name in VARIANTS], options, lambdas=[lam], directions=[direction])
 
 
 def main(argv: Sequence[str]) -> int:
-    """Reads the arguments and does the ablation."""
+    """Runs the ablation; returns the exit status."""
     parser = make_parser(__doc__, "runs/ablation")
     parser.add_argument("--direction", choices=DIRECTIONS, default=DIRECTIONS[0])
     options = parse(parser, argv)

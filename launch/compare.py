@@ -1,4 +1,4 @@
-"""F3RNet and its rivals in both directions, each at its config's lambda: the paper's Tables 2 and 3.
+"""Compares F3RNet with the baselines in both directions, at each config's lambda: the paper's Tables 2 and 3.
 
 python launch/compare.py --output=runs/compare
 python launch/compare.py --data=/data/pairs --slurm --slurm_gpus=1
@@ -15,12 +15,12 @@ SYSTEMS = ("syn", "vm1", "vm2", "faim", "wo_f3d", "mrb")
 
 
 def plan(options: Namespace, *, lam: float | None = None, directions: Sequence[str] = DIRECTIONS) -> list[Run]:
-    """Each system once a direction and seed; `lam` replaces the lambda of the configs."""
+    """One run per system, direction and seed; `lam` replaces the lambda of the configs."""
     return runs_of([config_path(name) for name in SYSTEMS], options, lambdas=[lam], directions=directions)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Reads the arguments and does the comparison."""
+    """Runs the comparison; returns the exit status."""
     options = parse(make_parser(__doc__, "runs/compare"), argv)
     return launch(plan(options), options)
 

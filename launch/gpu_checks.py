@@ -1,11 +1,11 @@
-"""What to run on a machine with an NVIDIA GPU: tests, benchmark and a long training run, in about 25 minutes.
+"""Runs tests, the benchmark and a long training run on a machine with an NVIDIA GPU, in about 25 minutes.
 
     python launch/gpu_checks.py [--part=tests|benchmark|train] [--output=runs/gpu_checks]
         [--sections=large,scaling] [--minutes=9]
 
-Needs the package with the extras cuda and dev; with bench the benchmark compares with PyTorch and VoxelMorph too. Every
-step leaves its output in a log; a step whose log is there has passed and is skipped. A training run that was cut off
-goes on, and so does the benchmark when its minutes are over: until then it counts as failed, with status 3.
+Needs the package with the extras cuda and dev. With the extra bench, the benchmark also compares with PyTorch and
+VoxelMorph. Every step writes its output to a log. A step that has passed leaves its log and is skipped the next time.
+An interrupted training run resumes, and so does a benchmark that ran out of time, which counts as failed (status 3).
 """
 
 import argparse
@@ -24,24 +24,24 @@ TESTS = (
     *("ops/test_conv", "ops/test_warp", "ops/test_fields", "ops/test_mind", "ops/test_losses"),
     *("models/test_layers", "models/test_models", "train/test_train"),
 )
-SECTIONS = "large,scaling,convolutions,sweep,small,memory"  # of the benchmark; what matters most comes first
+SECTIONS = "large,scaling,convolutions,sweep,small,memory"  # of the benchmark, most important first
 DATA = {"shape": (144, 144, 128), "spacing": (2.0, 2.0, 2.0), "cases": 48, "validation_cases": 2, "test_cases": 6}
 TRIAL_STEPS = 30
-SECONDS = 480  # of training steps in the long run
+SECONDS = 480  # of training in the long run
 MAX_STEPS = 10_000
 FIND_GPU = "import jax; print(*(device.device_kind for device in jax.devices('gpu')), sep=', ')"
 
 
 def main() -> int:
-    """Runs the parts that were asked for; the exit status is 1 if one failed, 2 without a GPU."""
+    """Runs the requested parts; returns the exit status, 1 if one failed, 2 without a GPU."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", choices=PARTS, help="one part alone; all of them otherwise")
-    parser.add_argument("--sections", default=SECTIONS, help="of the benchmark")
-    parser.add_argument("--minutes", type=float, default=9, help="after which the benchmark begins nothing new")
+    parser.add_argument("--part", choices=PARTS, help="run only this part (default: all)")
+    parser.add_argument("--sections", default=SECTIONS, help="sections of the benchmark")
+    parser.add_argument("--minutes", type=float, default=9, help="minutes after which the benchmark starts nothing new")
     parser.add_argument("--output", type=Path, default=Path("runs/gpu_checks"), help="folder of logs and runs")
     options = parser.parse_args()
     output = options.output.absolute()
-    # The tests start several JAX processes, which have to share the memory.
+    # The tests start several JAX processes, which share the memory of the GPU.
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     found = subprocess.run([sys.executable, "-c", FIND_GPU], capture_output=True, text=True, check=False)
     if found.returncode:
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def run(name: str, command: list[str], output: Path) -> bool:
-    """Runs a command, shows what it prints and keeps it in NAME.log, or NAME.failed.log; true if it passed."""
+    """Runs a command, prints its output and saves it in NAME.log or NAME.failed.log; returns whether it passed."""
     log, failed = output / f"{name}.log", output / f"{name}.failed.log"
     if log.exists():
         print(f"\n== {name}: passed before, delete {log} to run it again", flush=True)
@@ -79,20 +79,20 @@ def run(name: str, command: list[str], output: Path) -> bool:
 
 
 def check_tests(output: Path) -> bool:
-    """The tests whose result hangs on the device."""
+    """Runs the tests whose result depends on the device."""
     files = [f"tests/{name}.py" for name in TESTS]
     return run("tests", [sys.executable, "-m", "pytest", "-q", "--durations=10", *files], output)
 
 
 def check_benchmark(output: Path, *, sections: str, minutes: float) -> bool:
-    """Sections of the suite, as many as there is time for."""
+    """Measures sections of the suite within the given minutes."""
     flags = [f"--sections={sections}", f"--minutes={minutes}", f"--record={output / 'bench'}"]
     flags += ["--suite", f"--markdown={output / 'BENCHMARKS.md'}"]
     return run(f"benchmark_{sections.replace(',', '_')}", [sys.executable, "-m", "f3r_jax.benchmark", *flags], output)
 
 
 def check_train(output: Path) -> bool:
-    """The default config at 144 x 144 x 128 of 2 mm: a short run for the time of a step, then the long one."""
+    """Trains the default config at 144 x 144 x 128 voxels of 2 mm: a short run to time a step, then a long one."""
     print(f"\n== phantom: {DATA['cases']} cases", flush=True)
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         list(pool.map(make_case, range(DATA["cases"]), [output] * DATA["cases"]))
@@ -101,12 +101,12 @@ def check_train(output: Path) -> bool:
         return False
     seconds = seconds_per_step(trial)
     steps = max(100, min(MAX_STEPS, int(SECONDS / seconds) // 100 * 100))
-    print(f"\n{seconds:.3f} s a step, so {steps} steps", flush=True)
+    print(f"\n{seconds:.3f} s per step, so {steps} steps", flush=True)
     return run("train", train_command(output, output / "train", steps), output)
 
 
 def train_command(output: Path, workdir: Path, steps: int) -> list[str]:
-    """The main job at full size."""
+    """Command of a training run at full size."""
     often = max(1, steps // 10)
     settings = {f"data.{key}": value for key, value in DATA.items()} | {"data.root": output / "phantom"}
     settings |= {
@@ -120,7 +120,7 @@ def train_command(output: Path, workdir: Path, steps: int) -> list[str]:
 
 
 def make_case(index: int, output: Path) -> None:
-    """Generates one phantom case; the main job alone would make them one after the other."""
+    """Generates one phantom case. This runs in parallel; the main job would generate cases one after another."""
     from f3r_jax.data.datasets import open_dataset
 
     config = runpy.run_path(str(ROOT / "configs" / "mrb.py"))["get_config"]()
@@ -130,7 +130,7 @@ def make_case(index: int, output: Path) -> None:
 
 
 def seconds_per_step(workdir: Path) -> float:
-    """Median over the steps of a run, from the times that TensorBoard's curves carry."""
+    """Median seconds per step of a run, from the times in its TensorBoard events."""
     from tensorboardX.proto.event_pb2 import Event
 
     times = {}

@@ -1,12 +1,12 @@
-"""The whole study of the paper: lambda sweep, ablation and comparison; runs that they share are done once.
+"""Runs the whole study of the paper: lambda sweep, ablation and comparison. Runs that they share are done once.
 
   python launch/paper.py --output=runs/paper                        `make paper`
   python launch/paper.py --output=runs/own --data=/data/pairs       `make paper DATA=/data/pairs`
 
-On the phantom it is a smoke test: ten networks at three lambdas, five of them and SyN from MR to CT too. So few steps
-don't teach a network to register, as the controls in the report show. On two cores of
-2.5 GHz it took 68 minutes in a fresh clone, set-up included, with other programs running for the first third of them.
-On own data it has the paper's size (option :paper of the configs) and belongs on GPUs.
+On the phantom it is a smoke test: ten networks at three lambdas, five of them and SyN also from MR to CT. The networks
+do not learn to register in so few steps, as the controls in the report show. It took 68 minutes on two cores of 2.5 GHz
+in a fresh clone, with set-up; other processes were running for the first third of that time. On your own data it has
+the paper's size (option :paper of the configs) and needs GPUs.
 """
 
 import os
@@ -25,7 +25,7 @@ NETWORKS = (*ablation.VARIANTS, "vm1", "vm2", "faim")
 # The small study.
 LAMBDAS = (0.25, 0.5, 1.0)
 LAMBDA = 0.5  # of the ablation and the comparison
-MOST_JOBS = 8  # small runs share a machine well: a core each does more than all cores for one; 1.5 GB each
+MOST_JOBS = 8  # small runs are fastest with one core each; 1.5 GB each
 SETTINGS = (
     "data.shape=(48,32,32)",
     "data.spacing=(7.2,7.2,7.2)",
@@ -39,7 +39,7 @@ SETTINGS = (
 
 
 def plan(options: Namespace) -> list[Run]:
-    """All runs of the study; on own data the configs' lambdas and sizes hold, on the phantom those above."""
+    """All runs of the study, with the lambdas and sizes of the configs on own data, and those above on the phantom."""
     lambdas, lam = (LAMBDAS, LAMBDA) if options.data is None else (None, None)
     if options.data is None:
         options = Namespace(**{**vars(options), "settings": (*SETTINGS, *options.settings)})
@@ -48,7 +48,7 @@ def plan(options: Namespace) -> list[Run]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Reads the arguments and does the study."""
+    """Runs the study; returns the exit status."""
     options = parse(make_parser(__doc__, "runs/paper"), argv)
     if options.jobs is None and options.data is None and not options.slurm:
         options.jobs = len(gpus()) or min(os.cpu_count(), MOST_JOBS)

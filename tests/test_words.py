@@ -31,7 +31,7 @@ INSTEAD = {  # pattern: what to write
     r"rivals?|opponents?|peers?": "baselines",
     r"programs": "compiled functions",
     r"pictures?": "figures",
-    r"(?<!ground )truth": "ground truth",
+    r"(?<!ground[ -])truth": "ground truth",
     r"refinements?": "instance optimisation",
     r"to the bit": "bit-identical",
     r"as (?:it|they) comes?": "unmodified",

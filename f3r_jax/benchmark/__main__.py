@@ -1,17 +1,18 @@
-"""What the networks cost, also against PyTorch and VoxelMorph; how well and fast pairs are registered, against rivals.
+"""Benchmarks networks against PyTorch and VoxelMorph, and registrations against classical baselines.
 
     python -m f3r_jax.benchmark --suite --markdown=BENCHMARKS.md [--sections=small,memory] [--checkpoint=runs/mrb]
 
-measures everything (`suite`; on two cores a few hours) and goes on where it was killed. Single measurements:
+measures everything (`suite`; a few hours on two cores). The same command resumes an interrupted suite. Single
+measurements:
 
     python -m f3r_jax.benchmark --parameters
     python -m f3r_jax.benchmark --variant=mrb,wo_f3d --shape=144,144,128 --what=parameters,forward,memory,torch
     python -m f3r_jax.benchmark --what=conv,torch --repeats=9 --json=conv.json --markdown=BENCHMARKS.md
     python -m f3r_jax.benchmark --what=registration --shape=144,144,128 --checkpoint=runs/mrb --markdown=BENCHMARKS.md
 
-Every subject gets a fresh process, whose peak memory is its own. Subjects to compare are timed in turn, A B A B, and
-the ratio is the median over the pairs, because the speed of a machine drifts; both need to fit into memory at once.
-Registrations are described in `registration`.
+Every subject runs in its own process, so its peak memory is measured alone. The speed of a machine drifts, so subjects
+to compare are timed alternately (A B A B), and the ratio is the median over the pairs. Both must fit into memory at
+once. Registrations are described in `registration`.
 """
 
 import json
@@ -35,7 +36,7 @@ from f3r_jax.models.f3rnet import VARIANTS, F3RNet
 WHAT = ("parameters", "compile", "forward", "train", "memory", "conv", "sweep", "torch")
 REGISTRATION = suite.REGISTRATION
 SUITE, ALONE, OTHERWISE = "--suite", "--what=registration", ""
-OPTIONS = {  # which flags mean something
+OPTIONS = {  # the flags that each kind of measurement takes
     SUITE: ("sections", "record", "fresh", "minutes", "checkpoint"),
     ALONE: ("what", "shape", "json", "cases", "spacing", "checkpoint"),
     OTHERWISE: ("what", "shape", "json", "variant", "repeats"),
@@ -47,31 +48,37 @@ flags.DEFINE_list("shape", ["64", "64", "64"], "Voxels of the volume along x, y,
 flags.DEFINE_list(
     "what",
     list(WHAT),
-    "What to measure: the passes 'forward' and 'train' (both, where only 'compile' or 'memory' is asked for); "
-    "'compile' and 'memory' of these; 'conv': our convolution against XLA's own; 'sweep': a train step of three "
-    "lambdas as one program against one after another; 'torch': each against PyTorch; 'parameters'. "
-    "Or 'registration' alone: pairs of the phantom, registered by ours and by the classical rivals.",
+    "What to measure. 'forward', 'train': these passes (both if only 'compile' or 'memory' is given). 'compile', "
+    "'memory': compile time and peak memory of the passes. 'conv': convolutions of f3r_jax and of XLA. 'sweep': train "
+    "steps of three lambdas together and one after another. 'torch': compare each with PyTorch. 'parameters': number "
+    "of parameters. 'registration' (alone): register phantom pairs with f3r_jax and with the classical baselines.",
 )
-flags.DEFINE_integer("repeats", 5, "Timed runs of each, after one that isn't counted, or as many as a second holds.")
-flags.DEFINE_integer("cases", 2, "Pairs to register.")
+flags.DEFINE_integer("repeats", 5, "Timed runs of each subject, after a warm-up of one second or at least one run.")
+flags.DEFINE_integer("cases", 2, "Number of pairs to register.")
 flags.DEFINE_float(
-    "spacing", None, "Edge of their voxels in mm; the smallest with which the trunk fits in if not given."
+    "spacing", None, "Voxel size of the pairs in mm; by default the smallest at which the trunk fits into --shape."
 )
-flags.DEFINE_string("checkpoint", None, "Folder of a training run: its network registers too, alone and refined.")
-flags.DEFINE_string("json", None, "File for everything measured.")
 flags.DEFINE_string(
-    "markdown", None, "File for the tables; the section of the same shape and device in it is replaced."
+    "checkpoint", None, "Folder of a training run. Its network is measured too, with and without instance optimisation."
 )
-flags.DEFINE_bool("suite", False, "Measure everything, section by section, and skip what is finished.")
-flags.DEFINE_list("sections", list(suite.NAMES), "Sections of the suite.")
-flags.DEFINE_string("record", "runs/bench", "Folder for what the suite measured; it goes on from there.")
-flags.DEFINE_bool("fresh", False, "Measure anew what the suite has finished before.")
-flags.DEFINE_float("minutes", None, f"Begin nothing new after so long; the exit status is then {suite.UNFINISHED}.")
-flags.DEFINE_bool("parameters", False, "Print a line NAME COUNT for each network, and measure nothing.")
+flags.DEFINE_string("json", None, "JSON file for all measurements.")
+flags.DEFINE_string(
+    "markdown", None, "Markdown file for the tables; its section of the same shape and device is replaced."
+)
+flags.DEFINE_bool("suite", False, "Measure everything, section by section; finished sections are skipped.")
+flags.DEFINE_list("sections", list(suite.NAMES), "Sections of the suite to measure.")
+flags.DEFINE_string(
+    "record", "runs/bench", "Folder for the suite's measurements; an interrupted suite resumes from it."
+)
+flags.DEFINE_bool("fresh", False, "Measure finished sections of the suite again.")
+flags.DEFINE_float(
+    "minutes", None, f"Start nothing new after this many minutes; the exit status is then {suite.UNFINISHED}."
+)
+flags.DEFINE_bool("parameters", False, "Only print one line per network: NAME COUNT.")
 
 
 def main(argv: list[str]) -> int:
-    """Measures what the flags ask for; the exit status is 1 when a process died over it."""
+    """Measures what the flags ask for; returns the exit status, 1 if a process failed."""
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: options are written --name=value")
     if FLAGS.parameters:
@@ -95,14 +102,14 @@ def main(argv: list[str]) -> int:
 
 
 def whole() -> int:
-    """Measures the suite."""
+    """Measures the suite; returns the exit status."""
     page = Path(FLAGS.markdown) if FLAGS.markdown else None
     started = suite.start(record=Path(FLAGS.record), page=page, minutes=FLAGS.minutes, checkpoint=FLAGS.checkpoint)
     return suite.run_suite(FLAGS.sections, started, fresh=FLAGS.fresh)
 
 
 def networks(shape: tuple[int, ...]) -> tuple[dict, str, str, bool]:
-    """(report, its Markdown, the name of its section, whether anything failed) for the networks and convolutions."""
+    """Measures networks and convolutions: (report, its Markdown, name of its section, whether anything failed)."""
     machine = workloads.Machine("", tuple(name for name in workloads.installed() if name in FLAGS.what))
     if "torch" in FLAGS.what:
         print("".join(f"{line}\n" for line in workloads.left_out(["torch"], machine)), end="")
@@ -115,7 +122,7 @@ def networks(shape: tuple[int, ...]) -> tuple[dict, str, str, bool]:
 
 
 def registrations(shape: tuple[int, ...]) -> tuple[dict, str, str, bool]:
-    """The same for the registrations."""
+    """Measures registrations; returns the same four values as `networks`."""
     found = registration.measure_registration(
         shape=shape,
         spacing=FLAGS.spacing or registration.fitting_spacing(shape),
@@ -123,24 +130,24 @@ def registrations(shape: tuple[int, ...]) -> tuple[dict, str, str, bool]:
         checkpoint=FLAGS.checkpoint,
         note=lambda line: print(line, flush=True),
     )
-    rivals = [rival.package for rival in registration.RIVALS.values()]
-    report = environment((*PACKAGES, *rivals)) | {"shape": shape, REGISTRATION: found}
+    baselines = [baseline.package for baseline in registration.BASELINES.values()]
+    report = environment((*PACKAGES, *baselines)) | {"shape": shape, REGISTRATION: found}
     name = f"Registration, {' x '.join(map(str, shape))} on {found['device']}"
     failed = any(registration.failures(found))
     return report, registration.as_markdown(report), name, failed
 
 
 def parameters(variants: Iterable[str]) -> dict[str, int]:
-    """Number of parameters under the paper's names, without making any."""
+    """Number of parameters of each variant, by the paper's name; no parameters are created."""
     jax.config.update("jax_platforms", "cpu")  # this process must not take the memory of an accelerator
     return {VARIANTS[variant].label: count_parameters(F3RNet(VARIANTS[variant])) for variant in variants}
 
 
-# What the user may ask for
+# Checks of the flags
 
 
 def check_flags() -> None:
-    """Raises `UserError` at the first flag that can't be meant."""
+    """Raises `UserError` for the first invalid flag."""
     known = {"what": (*WHAT, REGISTRATION), "variant": VARIANTS, "sections": suite.NAMES}
     for flag, values in known.items():
         if not FLAGS[flag].value:
@@ -159,7 +166,7 @@ def check_flags() -> None:
             raise UserError(f"--{flag}={FLAGS[flag].value}: expected {unit}, above 0")
     for path in filter(None, (FLAGS.json, FLAGS.markdown)):
         if not Path(path).absolute().parent.is_dir():
-            raise UserError(f"{path}: no such folder; make it first")
+            raise UserError(f"{path}: no such folder; create it first")
         if Path(path).is_dir():
             raise UserError(f"{path}: a folder, where a file was expected")
     if (record := Path(FLAGS.record)).exists() and not record.is_dir():
@@ -169,10 +176,10 @@ def check_flags() -> None:
 
 
 def check_meaning() -> None:
-    """Raises `UserError` for a flag without a meaning beside the others."""
+    """Raises `UserError` for a flag that does not apply to this kind of measurement."""
     way = SUITE if FLAGS.suite else ALONE if REGISTRATION in FLAGS.what else OTHERWISE
     if way == ALONE and len(FLAGS.what) > 1:
-        raise UserError(f"--what={','.join(FLAGS.what)}: registration is measured alone, in a run of its own")
+        raise UserError(f"--what={','.join(FLAGS.what)}: registration is measured alone; use a separate command")
     for flag in dict.fromkeys(name for names in OPTIONS.values() for name in names):
         if FLAGS[flag].present and flag not in OPTIONS[way]:
             ways = " or ".join(each for each in OPTIONS if each and flag in OPTIONS[each])

@@ -1,4 +1,4 @@
-"""What a measurement hangs on: machine, versions and sources."""
+"""The environment of a measurement: machine, package versions and source fingerprint."""
 
 import datetime
 import hashlib
@@ -16,7 +16,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "voxelmorph")
 
 
 def environment(packages: Sequence[str] = PACKAGES) -> dict:
-    """Machine, versions, date, commit and command."""
+    """Command, date, commit, machine and package versions."""
     cpuinfo = Path("/proc/cpuinfo")
     models = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -31,7 +31,7 @@ def environment(packages: Sequence[str] = PACKAGES) -> dict:
 
 
 def fingerprint() -> str:
-    """Of the package's sources: the commit alone wouldn't tell of changes since, and not at all outside git."""
+    """Hash of the package's sources. Unlike the commit, it covers uncommitted changes and works outside git."""
     package = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):

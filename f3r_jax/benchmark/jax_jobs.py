@@ -1,6 +1,6 @@
-"""Our jobs of a benchmark: networks, training steps, convolutions, and what the device itself can do.
+"""Benchmark jobs in JAX: networks, train steps, convolutions, and the peak performance of the device.
 
-JAX is imported where it is used: a job's peak memory is told beside that after its own imports.
+JAX is imported inside the functions, because the peak memory after a job's imports is reported separately.
 """
 
 import math
@@ -22,14 +22,14 @@ from f3r_jax.benchmark.job import (
 
 MIND = "mind_ssc"
 LAMBDAS = (0.5, 1.5, 3.0)
-OPTIONS = ("dtype", "remat")  # of a job, handed to the network
+OPTIONS = ("dtype", "remat")  # keys of a job that are passed to the network
 
 
 def prepare(function: Any, arguments: tuple, *, imported_mib: float, feedback: bool = False) -> ReadyJob:
-    """Compiles a jitted function; with `feedback`, its first result replaces the first argument of the next run.
+    """Compiles a jitted function. With `feedback`, its first result is the first argument of the next run.
 
     Raises:
-      MemoryError: the program needs more memory than this machine can give.
+      MemoryError: the compiled function needs more memory than is available.
     """
     import jax
 
@@ -48,14 +48,14 @@ def prepare(function: Any, arguments: tuple, *, imported_mib: float, feedback: b
 
 
 def check_fits(needs: Any, available: float) -> None:
-    """Raises a MemoryError for a program that would be killed: the system may choose another process than this."""
+    """Raises a MemoryError if there is too little memory; the system might otherwise kill another process."""
     needed = needs.temp_size_in_bytes + needs.output_size_in_bytes - needs.alias_size_in_bytes
     if needed > available:
         raise MemoryError(f"needs {needed / GIB:.1f} GiB, {available / GIB:.1f} GiB are free")
 
 
 def device_name() -> str:
-    """What JAX runs on."""
+    """Name of the device that JAX runs on."""
     import jax
 
     device = jax.devices()[0]
@@ -63,7 +63,7 @@ def device_name() -> str:
 
 
 def network_of(job: dict) -> tuple[Any, Any]:
-    """The network and random parameters: initialising it would take a compilation of its own."""
+    """The network and random parameters, drawn with NumPy because initialising the network would need a compilation."""
     import jax
 
     from f3r_jax.models import initialise
@@ -81,17 +81,17 @@ def network_of(job: dict) -> tuple[Any, Any]:
 
 
 def count(params: Any) -> dict[str, int]:
-    """The number of parameters, as a fact."""
+    """The number of parameters, in the form of `ReadyJob.facts`."""
     import jax
 
     return {"parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))}
 
 
 def forward(job: dict) -> ReadyJob:
-    """The network alone."""
+    """A forward pass of the network."""
     import jax
 
-    import f3r_jax.models  # noqa: F401  counted among the imports
+    import f3r_jax.models  # noqa: F401  its memory counts as imports
 
     imported = peak_mib()
     network, params = network_of(job)
@@ -101,7 +101,7 @@ def forward(job: dict) -> ReadyJob:
 
 
 def train(job: dict, *, lam: float | tuple[float, ...] = LAM) -> ReadyJob:
-    """A step of the training: network, warp, loss, gradient and Adam; of several lambdas, as one program."""
+    """A train step: network, warp, loss, gradient and Adam; for several lambdas one step trains all of them."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -122,7 +122,7 @@ def train(job: dict, *, lam: float | tuple[float, ...] = LAM) -> ReadyJob:
 
 
 def sweep(job: dict) -> ReadyJob:
-    """A step of each of the lambdas."""
+    """One train step for each of `LAMBDAS`, together (`who` is "jax") or one after another ("alone")."""
     if job["who"] == "jax":
         return train(job, lam=LAMBDAS)
     alone = train(job)
@@ -160,12 +160,12 @@ def conv(job: dict) -> ReadyJob:
 
 
 def device(_: dict) -> ReadyJob:
-    """Nothing but the name of the device."""
+    """Does nothing; reports the name of the device."""
     return ReadyJob(lambda: None, peak_mib(), device_name(), lambda: None)
 
 
 def peaks(job: dict) -> ReadyJob:
-    """The floating-point operations and bytes a second that the device reaches, as the fact "peaks"."""
+    """Measures the peak FLOP/s and bytes/s of the device, reported as the fact "peaks"."""
     from f3r_jax.benchmark import roofline
 
     return device(job)._replace(facts={"peaks": roofline.peaks(dtype=job["dtype"])._asdict()})

@@ -1,10 +1,11 @@
-"""Ours, SyN, greedy and convexAdam on the same phantom pairs: accuracy, regularity, seconds and memory.
+"""Compares f3r_jax, SyN, greedy and convexAdam on the same phantom pairs: accuracy, regularity, time and memory.
 
-The pairs are those of one seed that no config uses, so no network was trained on them; the MR is fixed, the CT moves,
-and no method sees labels or the truth. Every method registers the first pair, then every method the second, and each
-registration has a process of its own (`registration_worker`), whose peak memory is the method's. f3r_jax registers the
-first pair once before that: its compiled functions are then in JAX's compilation cache, as they are from a user's
-second registration of a size on.
+No config uses the seed of these pairs, so no network was trained on them. The MR is fixed, the CT is moving. No method
+receives the labels or the ground truth. Every method registers the first pair, then every method the second. Each
+registration runs in its own process (`registration_worker`), so its peak memory is measured alone.
+
+f3r_jax first registers the first pair once without being compared. Its compiled functions are then in JAX's
+compilation cache, as they are for a user from the second registration of a size on.
 """
 
 import json
@@ -33,9 +34,9 @@ from f3r_jax.ops.shapes import Displacement, Volume
 from f3r_jax.ops.warp import warp
 from f3r_jax.workdir import checkpoints
 
-# Of the phantom. Its first two pairs move: a mean Dice of 72 % before. Configs and README use 0, 1 and 2.
+# Seed of the phantom. Mean Dice of its first two pairs is 72 % before registration. Configs and README use 0, 1 and 2.
 SEED = 1008
-FIELD_OF_VIEW = (307.2, 230.4, 230.4)  # mm that have to fit in: those of the configs, the trunk with all organs
+FIELD_OF_VIEW = (307.2, 230.4, 230.4)  # mm, as in the configs: the trunk with all organs
 COLUMNS = {  # score: (heading of its column, digits)
     "dice": ("Dice, %", 1),
     "liver_dice": ("liver Dice, %", 1),
@@ -44,34 +45,37 @@ COLUMNS = {  # score: (heading of its column, digits)
     "sd_log_jacobian": ("SDlogJ", 3),
     "folding_percent": ("folding, %", 3),
     "seconds": ("seconds", 1),
-    "compile_seconds": ("of them tracing and reading", 1),
+    "compile_seconds": ("of these, tracing and cache reads", 1),
 }
 
 Note = Callable[[str], None]
 
 
 def fitting_spacing(shape: tuple[int, ...]) -> float:
-    """Edge in mm, a multiple of 0.1, of the smallest cubic voxels with which the phantom's trunk fits into a shape."""
+    """Smallest voxel size in mm, a multiple of 0.1, at which the phantom's trunk fits into a shape."""
     return max(math.ceil(10 * length / size) / 10 for length, size in zip(FIELD_OF_VIEW, shape, strict=True))
 
 
 def check_checkpoint(checkpoint: str) -> None:
-    """Raises a UserError unless it is a run's folder with a checkpoint of a network that warps CT to MR."""
+    """Raises a UserError unless the folder holds a checkpoint of a network that warps CT to MR."""
     config = checkpoints.load_config(checkpoints.find(Path(checkpoint), None))
     if config.data.direction != "ct_to_mr":
         raise UserError(
-            f"--checkpoint={checkpoint}: was trained with data.direction {config.data.direction}, expected ct_to_mr"
+            f"--checkpoint={checkpoint}: trained with data.direction {config.data.direction}, expected ct_to_mr"
         )
 
 
 def measure_registration(
     *, shape: tuple[int, ...], spacing: float, cases: int, checkpoint: str | None, note: Note
 ) -> dict:
-    """What was measured: scores before, and of each method and case the scores and the cost, or an "error"."""
+    """Registers the pairs with all methods.
+
+    Returns the scores before registration, and the scores and cost (or an "error") of each method and case.
+    """
     jax.config.update("jax_platforms", "cpu")  # this process must not take the memory of an accelerator
     config = syn_config(option="").data
     config.update({"shape": shape, "spacing": (spacing,) * 3, "validation_cases": 0, "test_cases": 0})
-    config.cases = max(cases, datasets.MIN_TRAINING_CASES)  # made on demand
+    config.cases = max(cases, datasets.MIN_TRAINING_CASES)  # cases are generated when they are loaded
     organs = datasets.organs_of(config)
     report = {"seed": SEED, "spacing": spacing, "left_out": left_out(), "before": []}
     methods = [*OURS, *(NETWORKS if checkpoint else ()), *(name for name in BASELINES if BASELINES[name].installed)]
@@ -94,16 +98,16 @@ def measure_registration(
 
 
 def left_out() -> list[str]:
-    """A line for each rival that isn't installed."""
+    """One line for each baseline that is not installed."""
     return [
-        f"{name} is left out, its package is not installed: make bench EXTRAS=peers, or pip install {rival.package}"
-        for name, rival in BASELINES.items()
-        if not rival.installed
+        f"{name} is skipped, its package is not installed: make bench EXTRAS=peers, or pip install {baseline.package}"
+        for name, baseline in BASELINES.items()
+        if not baseline.installed
     ]
 
 
 def measure(method: str, case: Case, organs: dict, *, folder: Path, checkpoint: str | None) -> dict:
-    """Scores and cost of one registration, or {"error"}."""
+    """Scores and cost of one registration, or {"error": message} if it failed."""
     try:
         field, cost = register_in_worker(method, folder=folder, checkpoint=checkpoint)
     except ChildProcessError as error:
@@ -112,9 +116,13 @@ def measure(method: str, case: Case, organs: dict, *, folder: Path, checkpoint: 
 
 
 def register_in_worker(method: str, *, folder: Path, checkpoint: str | None) -> tuple[np.ndarray, dict]:
-    """(displacement, cost) of the pair in the folder; ChildProcessError with the process's last words if it failed."""
+    """Registers the pair in the folder: (displacement, cost).
+
+    Raises:
+      ChildProcessError: the process failed; the message is its last line.
+    """
     job = {"method": method, "folder": str(folder), "checkpoint": checkpoint}
-    # A cache in the folder starts empty, so that the first registration compiles whatever this machine compiled before.
+    # The cache is in the folder and starts empty, so the first registration always compiles.
     settings = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XDG_CACHE_HOME": str(folder / "cache")}
     done = subprocess.run(
         [sys.executable, "-m", "f3r_jax.benchmark.registration_worker", json.dumps(job)],
@@ -133,7 +141,7 @@ def register_in_worker(method: str, *, folder: Path, checkpoint: str | None) -> 
 
 
 def scores(case: Case, field: np.ndarray, organs: dict) -> dict[str, float]:
-    """Accuracy and regularity of a displacement."""
+    """Accuracy and regularity scores of a displacement."""
     displacement = jnp.asarray(field)[None]
 
     def known(_: dict, moving: Volume, __: Volume) -> tuple[Displacement, Volume]:
@@ -144,42 +152,42 @@ def scores(case: Case, field: np.ndarray, organs: dict) -> dict[str, float]:
 
 
 def before(case: Case, organs: dict) -> dict[str, float]:
-    """Accuracy before registration."""
+    """Accuracy scores before registration."""
     still = inference.Registration(np.zeros((*case.fixed.shape, 3), np.float32), case.moving, case.moving_labels)
     found = scoring.score(case, still, organs)["before"]
     return overlap(found) | {"epe_mm": found["epe_mm"]}
 
 
 def overlap(found: dict) -> dict[str, float]:
-    """Mean Dice and HD95 over the organs that the case shows, and the liver's Dice."""
+    """Mean Dice and HD95 over the organs in the field of view, and the Dice of the liver."""
     known = found["organs"].values()
     means = {name: float(np.nanmean([organ[name] for organ in known])) for name in ("dice", "hd95_mm")}
     return means | {"liver_dice": found["organs"]["liver"]["dice"]}
 
 
 def format_progress(found: dict) -> str:
-    """A line of progress."""
+    """Text of a progress line."""
     return f"Dice {found['dice']:.1f}, {found['seconds']:.1f} s, {peak(found):.0f} MiB"
 
 
 def peak(found: dict) -> float:
-    """Peak memory in MiB: the accelerator's own where one was used."""
+    """Peak memory in MiB; with an accelerator, that of its own memory."""
     return found["device_peak_mib"] or found["peak_mib"]
 
 
 def as_markdown(report: dict) -> str:
-    """The table, and what was measured how."""
+    """The section of the Markdown file: how it was measured, and the table."""
     found = report["registration"]
     edge = f"{found['spacing']:g}"
     count = len(found["before"])
     lines = [
         heading(report, device=found["device"]),
         f"{count} phantom pair{'s' * (count > 1)} (seed {found['seed']}, {edge} mm), CT to MR; mean (minimum-maximum) "
-        "over pairs. Dice and HD95: means over liver, spleen and kidneys; end-point error: mean over their voxels. "
-        "Seconds are those of the registration alone, without imports. Ours found its programs in JAX's "
-        "compilation cache; what it still took to trace and read programs is told apart, as is the first "
-        "registration of a size, which compiles them all. Each registration ran in a process of its own: peak memory, "
-        "of it after the imports.",
+        "over pairs. Dice and HD95 are means over liver, spleen and kidneys; the end-point error is a mean over their "
+        "voxels. Seconds are those of the registration, without imports. f3r_jax read its compiled functions from "
+        "JAX's compilation cache. Tracing and cache reads are listed separately, as is the first registration of a "
+        "size, which compiles. Each registration ran in its own process; peak memory is that of the process, and in "
+        "parentheses that after the imports.",
         table([row_of("before", found["before"], None)] + [
             row_of(name, cases, found["first_seconds"].get(name))
             for name, cases in found["methods"].items() if any("error" not in case for case in cases)
@@ -191,13 +199,13 @@ def as_markdown(report: dict) -> str:
 
 
 def failures(found: dict) -> Iterable[tuple[str, int, dict]]:
-    """(method, number of the case, what was measured) of each registration that failed."""
+    """(method, index of the case, result) of each failed registration."""
     for name, cases in found["methods"].items():
         yield from ((name, number, case) for number, case in enumerate(cases) if "error" in case)
 
 
 def row_of(name: str, cases: list[dict], first_seconds: float | None) -> dict[str, str]:
-    """A row of the table: the cases that ended well; what a method has not stays empty."""
+    """A row of the table over the cases that did not fail; cells without a value are empty."""
     count, cases = len(cases), [case for case in cases if "error" not in case]
     cells = {"method": name if len(cases) == count else f"{name} ({len(cases)} of {count} pairs)"}
     for key, (label, digits) in COLUMNS.items():
@@ -209,7 +217,7 @@ def row_of(name: str, cases: list[dict], first_seconds: float | None) -> dict[st
 
 
 def format_range(values: list[float], digits: int) -> str:
-    """As in 87.3 (85.1-89.4)."""
+    """Mean, minimum and maximum as in 87.3 (85.1-89.4)."""
     mean, low, high = (f"{value:.{digits}f}" for value in (np.mean(values), min(values), max(values)))
     return f"{mean} ({low}-{high})"
 
@@ -219,7 +227,7 @@ def _write_pair(case: Case, folder: Path) -> None:
 
 
 def _first(methods: list[str], folder: Path, checkpoint: str | None, note: Note) -> dict:
-    """The first registration of each of ours, which compiles: the device, and seconds by method."""
+    """Runs the first registration of each f3r_jax method, which compiles: the device, and the seconds by method."""
     found = {"device": "cpu", "first_seconds": {}}
     for method in methods:
         if method not in BASELINES:

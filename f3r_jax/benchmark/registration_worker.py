@@ -1,8 +1,8 @@
-"""One registration in a process of its own: `python -m f3r_jax.registration_job JOB`, where JOB is JSON.
+"""Runs one registration in its own process: `python -m f3r_jax.benchmark.registration_worker JOB`, where JOB is JSON.
 
-A job: `method`, a name of OURS, of NETWORKS or of `classical.RIVALS`; `folder`, which holds the pair; `checkpoint`, the
-folder of a training run or null. The process writes the displacement and what it cost into the folder. What a method
-needs is imported before its clock starts, and nothing that only others need is imported at all: peak memory is its own.
+A job has the keys `method` (a name of `OURS`, `NETWORKS` or `classical.BASELINES`), `folder` (which holds the pair) and
+`checkpoint` (the folder of a training run, or null). The process writes the displacement and its cost into the folder.
+It imports only what the method needs, so the peak memory is the method's. Imports are not timed.
 """
 
 import json
@@ -19,7 +19,7 @@ from f3r_jax.common.arrays import VoxelField
 from f3r_jax.common.malloc import keep_freed_memory
 from f3r_jax.evaluate.classical import BASELINES, VolumePair
 
-# What JAX reports while it turns Python into programs: tracing, lowering, and compiling or reading from the cache.
+# Events that JAX reports while it compiles: tracing, lowering, and compilation or a cache read.
 COMPILING = tuple(
     f"/jax/core/compile/{part}_duration" for part in ("jaxpr_trace", "jaxpr_to_mlir_module", "backend_compile")
 )
@@ -29,29 +29,29 @@ Register = Callable[[VolumePair], VoxelField]
 
 
 def main(argument: str) -> None:
-    """Registers the pair of the folder."""
+    """Registers the pair in the folder of the job."""
     job = json.loads(argument)
     folder, method = Path(job["folder"]), job["method"]
     with np.load(folder / PAIR_FILE) as stored:
         pair = VolumePair(**stored)
     if method in BASELINES:
-        register, told = BASELINES[method].prepare(), lambda: {"device": "cpu", "device_peak_mib": None}
+        register, facts = BASELINES[method].prepare(), lambda: {"device": "cpu", "device_peak_mib": None}
     else:
-        register, told = prepare_jax(method, job["checkpoint"])
+        register, facts = prepare_jax(method, job["checkpoint"])
     imported = peak_mib()
     field, clocks = timed(lambda: register(pair))
     cost = {"seconds": clocks["wall"], "cpu_seconds": clocks["cpu"], "imported_mib": imported, "peak_mib": peak_mib()}
     np.save(folder / FIELD_FILE, field)
-    (folder / COST_FILE).write_text(json.dumps(cost | told()))
+    (folder / COST_FILE).write_text(json.dumps(cost | facts()))
 
 
 def prepare_jax(method: str, checkpoint: str | None) -> tuple[Register, Callable[[], dict]]:
-    """How to register with one of ours, and what else there is to tell of it afterwards."""
+    """(register, facts) for an f3r_jax method; call `facts` after the registration for its device and compile time."""
     import jax
 
     from f3r_jax.common.compilation_cache import keep_compiled_programs
 
-    keep_freed_memory()  # both as the entry points do
+    keep_freed_memory()  # this and the next call as in the entry points
     keep_compiled_programs()
     register = (OURS | NETWORKS)[method](checkpoint)
     device, compiling = jax.devices()[0], []
@@ -60,20 +60,20 @@ def prepare_jax(method: str, checkpoint: str | None) -> tuple[Register, Callable
         if event in COMPILING:
             compiling.append(seconds)
 
-    def told() -> dict:
+    def facts() -> dict:
         stats = device.memory_stats()
         return {
             "device": "cpu" if device.platform == "cpu" else device.device_kind,
-            "device_peak_mib": stats and stats["peak_bytes_in_use"] / MIB,  # of an accelerator's own memory
+            "device_peak_mib": stats and stats["peak_bytes_in_use"] / MIB,  # memory of the accelerator
             "compile_seconds": sum(compiling),
         }
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    return register, told
+    return register, facts
 
 
 def refinement(_: None = None, **changes: object) -> Register:
-    """The refinement alone, from zero, with the settings of `f3r_jax.register` or changes of them."""
+    """Instance optimisation from zero, with the settings of `f3r_jax.register` and the given changes."""
     import dataclasses
 
     from f3r_jax.ops import instance_optimisation
@@ -90,7 +90,7 @@ def refinement(_: None = None, **changes: object) -> Register:
 
 
 def network(checkpoint: str, *, refined: bool) -> Register:
-    """A trained network, at the spacing that it was trained at, as in `f3r_jax.register`; then refined if so wished."""
+    """A trained network, applied at its training spacing as in `f3r_jax.register`; optionally refined."""
     import jax.numpy as jnp
 
     from f3r_jax.ops import instance_optimisation
@@ -117,7 +117,7 @@ def network(checkpoint: str, *, refined: bool) -> Register:
 
 
 def scan_of(pair: VolumePair, which: str) -> Any:
-    """One volume of the pair as a scan: the fixed one is the MR, the moving one the CT."""
+    """One volume of the pair as a scan; the fixed volume is the MR, the moving one the CT."""
     from f3r_jax.data.nifti import Image
     from f3r_jax.register.scans import Scan
 
@@ -126,12 +126,12 @@ def scan_of(pair: VolumePair, which: str) -> Any:
 
 
 OURS = {
-    "ours": refinement,
-    "ours, not diffeomorphic": partial(refinement, diffeomorphic=False, lam=0.4),
+    "f3r_jax": refinement,
+    "f3r_jax, not diffeomorphic": partial(refinement, diffeomorphic=False, lam=0.4),
 }
 NETWORKS = {
     "network": partial(network, refined=False),
-    "network + refinement": partial(network, refined=True),
+    "network + instance optimisation": partial(network, refined=True),
 }
 
 if __name__ == "__main__":

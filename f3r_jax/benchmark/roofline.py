@@ -1,16 +1,17 @@
-"""What a network must cost at least, and what the device can do at most: the two sides of a roofline.
+"""Roofline model: the minimum cost of a network, and the peak performance of the device.
 
-Counted without computing anything, for one pair of volumes (b = 1).
+The cost is for one pair of volumes (b = 1). It is counted from the shapes; nothing is computed.
 
-FLOPs: 2 x multiply-adds of the convolutions, each of y's voxels meeting all taps, those on the padding's zeros too:
+FLOPs are 2 x the multiply-adds of the convolutions. All taps are counted for every voxel of y, also those on padding:
 
     2 * (voxels of y) * (taps) * (channels of x) * (channels of y)
 
-for y, as often for the gradient by the kernel, and as often for that by x, which the network's first convolution
-doesn't need. Biases, activations, sums, pools, upsamplings and the loss aren't counted: together a few per cent.
+The forward pass, the gradient by the kernel and the gradient by x need this number each. The first convolution of the
+network needs no gradient by x. Biases, activations, sums, pools, upsamplings and the loss are not counted; together
+they are a few per cent.
 
-Bytes: the least traffic when all that works on single voxels is fused into the convolutions, and nothing stays in a
-cache between two of them:
+Bytes are the minimum memory traffic. All voxel-wise operations count as fused into the convolutions, and nothing stays
+in a cache between two convolutions:
 
     convolution               reads x and the parameters, writes y
     its gradient by x         reads g and the parameters, writes one like x; none for the first convolution
@@ -19,8 +20,8 @@ cache between two of them:
     loss and its gradient     `LOSS_VOLUMES` float32 volumes of one channel
     Adam                      reads parameters, gradient and two moments, writes all but the gradient
 
-Features and their gradients have the type in which the network's convolution takes and gives them, parameters are
-float32. A concatenation is read where its parts lie; the second operand of a sum isn't counted.
+Features and their gradients have the dtype of the network's convolutions; parameters are float32. The parts of a
+concatenation are read in place. The second operand of a sum is not counted.
 Letters: x input, y output and g the gradient by y of a convolution; l and h as in `models/f3rnet.py`.
 """
 
@@ -46,12 +47,13 @@ NETWORKS = {
     **{name: partial(VoxelMorph, decoder) for name, decoder in DECODERS.items()},
 }
 
-# A lower estimate, as if MIND's 12 channels were never written. Forward: the warp reads the moving volume and the field
-# and writes one volume (5), MIND reads that and the fixed one (2). Backward: MIND reads both and writes a gradient (3),
-# the warp reads it, the moving volume and the field and writes the field's gradient (8). The smoothness reads along.
+# A lower bound: MIND's 12 channels count as never written. Forward: the warp reads the moving volume and the field and
+# writes one volume (5); MIND reads that and the fixed volume (2). Backward: MIND reads both and writes a gradient (3);
+# the warp reads it, the moving volume and the field, and writes the gradient of the field (8). The smoothness term uses
+# the same reads.
 LOSS_VOLUMES = 18
 
-PARAMETER, ADAM = 4, 7 * 4  # bytes a parameter
+PARAMETER, ADAM = 4, 7 * 4  # bytes per parameter
 
 
 class Cost(NamedTuple):
@@ -71,23 +73,23 @@ class Convolution(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """What it moves."""
+        """Bytes read and written."""
         return self.x_bytes + self.y_bytes + PARAMETER * self.parameters
 
 
 class Peaks(NamedTuple):
-    """What the device reaches, measured."""
+    """Measured peak performance of the device."""
 
     flops_per_second: float
     bytes_per_second: float
 
 
 def forward_cost(variant: str, shape: Shape, *, dtype: str = "float32") -> Cost:
-    """One displacement by the network alone.
+    """Minimum cost of a forward pass of the network.
 
     Args:
       variant: a variant of F3RNet, "voxelmorph1" or "voxelmorph2".
-      shape: of the volumes; the network pads them, which is counted.
+      shape: of the volumes; the padding by the network is counted.
       dtype: of the features.
     """
     layers = convolutions(NETWORKS[variant](dtype=dtype), shape)
@@ -96,10 +98,10 @@ def forward_cost(variant: str, shape: Shape, *, dtype: str = "float32") -> Cost:
 
 
 def train_cost(variant: str, shape: Shape, *, dtype: str = "float32") -> Cost:
-    """One step of training on one pair: network, loss, their gradients and Adam. Arguments as of `forward_cost`."""
+    """Minimum cost of one train step on one pair: network, loss, gradients and Adam. Arguments as in `forward_cost`."""
     layers = convolutions(NETWORKS[variant](dtype=dtype), shape)
     resampled, first = _resampled_bytes(variant, shape, dtype), layers[0]
-    # Each of a convolution's gradients works as much as itself, and moves the same three arrays in other roles.
+    # Each gradient of a convolution has the same FLOPs as the convolution and moves the same three arrays.
     flops = 3 * sum(layer.flops for layer in layers) - first.flops
     moved = 3 * sum(layer.bytes for layer in layers) - first.bytes + 2 * resampled
     moved += ADAM * sum(layer.parameters for layer in layers) + LOSS_VOLUMES * 4 * math.prod(shape)
@@ -107,7 +109,7 @@ def train_cost(variant: str, shape: Shape, *, dtype: str = "float32") -> Cost:
 
 
 def convolutions(network: nn.Module, shape: Shape) -> list[Convolution]:
-    """All of them, in the order in which they run."""
+    """All convolutions of the network, in the order in which they run."""
     found = []
 
     def record(
@@ -128,14 +130,14 @@ def convolutions(network: nn.Module, shape: Shape) -> list[Convolution]:
 
 
 def _resampled_bytes(variant: str, shape: Shape, dtype: str) -> float:
-    """What pools and upsamplings read and write."""
+    """Bytes that pools and upsamplings read and write."""
     voxels = math.prod(-(-n // FACTOR) * FACTOR for n in shape)
     values = _resampled_by_f3rnet(variant) if variant in VARIANTS else _resampled_by_voxelmorph(variant)
     return values * voxels * jnp.dtype(dtype).itemsize
 
 
 def _resampled_by_f3rnet(variant: str) -> float:
-    """Values a voxel: the pyramid of l, the residuals for each later MRB and for l itself, and h between scales."""
+    """Values per voxel: the pyramid of l, the residuals for each later MRB and for l itself, and h between scales."""
     low, high = 16, 32  # channels of l and h
     coarse, extra = range(1, COARSEST + 1), [COARSEST] * VARIANTS[variant].extra_mrbs
     scales = [*coarse, *extra, *range(COARSEST - 1, 0, -1)]
@@ -147,13 +149,13 @@ def _resampled_by_f3rnet(variant: str) -> float:
 
 
 def _resampled_by_voxelmorph(variant: str) -> float:
-    """Values a voxel: what the decoder has at 1/16, at 1/8, at 1/4 and last at 1/2 is repeated."""
+    """Values per voxel: the decoder upsamples by repetition from 1/16, 1/8, 1/4 and finally 1/2."""
     coarse = [DECODERS[variant][n] for n in (0, 1, 2, 4)]
     return sum(c * (_share(k) + _share(k - 1)) for c, k in zip(coarse, (4, 3, 2, 1), strict=True))
 
 
 def _share(scale: int) -> float:
-    """Voxels at 1/2^scale of the resolution, for one of the input."""
+    """Voxels at 1/2^scale of the resolution, per voxel of the input."""
     return 8.0**-scale
 
 
@@ -162,35 +164,36 @@ def _share(scale: int) -> float:
 
 
 class Load(NamedTuple):
-    """The work that `peaks` times."""
+    """Size of the work that `peaks` times."""
 
     edge: int  # of the matrices
     numbers: int  # in an array
     runs: int
 
 
-# On a CPU a tenth of a second a run, and arrays beyond any cache. On an accelerator a millisecond, far above what
-# starting a program takes.
+# On a CPU a run takes a tenth of a second, and the arrays are larger than any cache. On an accelerator it takes a
+# millisecond, far more than starting a compiled function takes.
 CPU, ACCELERATOR = Load(2048, 2**26, 6), Load(8192, 2**28, 20)
 
 
 def peaks(*, dtype: str = "float32") -> Peaks:
-    """The best of several runs of a product of two square matrices, and of a = a / 2 + b, which memory alone limits.
+    """Measures the peak FLOP/s with a product of two square matrices, and the peak bytes/s with a = a / 2 + b.
 
-    On JAX's default device, in a second or two on two cores. A GPU multiplies float32 as TF32 by default, in products
-    and convolutions alike, and so does this. `dtype` is the matrices'; the arrays are float32 always.
+    Runs on JAX's default device and keeps the best of several runs; takes a second or two on two cores. By default a
+    GPU multiplies float32 as TF32, in products and in convolutions, and this does too. `dtype` is that of the
+    matrices; the arrays are always float32.
     """
     load = CPU if jax.default_backend() == "cpu" else ACCELERATOR
     matrix = jnp.full((load.edge, load.edge), 0.5, dtype)
     product = _best_seconds(lambda _: jnp.dot(matrix, matrix), matrix, runs=load.runs)
     a, b = jnp.zeros(load.numbers, jnp.float32), jnp.ones(load.numbers, jnp.float32)
-    # In place: fetching new pages from the system for every result would take longer than the arithmetic.
+    # In place: getting new memory pages for every result would take longer than the arithmetic.
     triad = jax.jit(lambda a, b: 0.5 * a + b, donate_argnums=0)
     return Peaks(2 * load.edge**3 / product, 3 * b.nbytes / _best_seconds(lambda a: triad(a, b), a, runs=load.runs))
 
 
 def _best_seconds(function: Callable[[jax.Array], jax.Array], argument: jax.Array, *, runs: int) -> float:
-    """The shortest run after a first one; each is handed the result of the one before."""
+    """Seconds of the fastest run after a warm-up run. Each run gets the result of the previous one."""
     argument, best = jax.block_until_ready(function(argument)), math.inf
     for _ in range(runs):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The tables of the suite's sections. A report is what `suite` measured of one section."""
+"""Formats the sections of the suite as tables. A report holds the measurements of one section."""
 
 import math
 import statistics
@@ -21,20 +21,20 @@ from f3r_jax.benchmark.workloads import MODES, PASSES
 
 STEPS = (1_000, 40_000)
 TRAINING = (
-    "Our training at this size, loading of data not included. The paper names no number of steps; 40,000 are 1,000 "
-    "rounds of 40 cases."
+    "Training time of f3r_jax at this size, without loading of data. The paper gives no number of steps; 40,000 steps "
+    "are 1,000 epochs of 40 cases."
 )
-SETTINGS = {  # by whether it is a GPU
-    False: "PyTorch runs in float32 without torch.compile, the same network channels last, VoxelMorph's as its package "
-    "has it.",
-    True: "PyTorch gets channels last, torch.compile, cuDNN's own search for the fastest algorithms and, for rows in "
-    "bf16, autocast; float32 is TF32 in products and convolutions of both, JAX's default on a GPU.",
+SETTINGS = {  # by whether the device is a GPU
+    False: "PyTorch runs in float32 without torch.compile. The same network uses channels last; VoxelMorph uses the "
+    "memory format of its package.",
+    True: "PyTorch uses channels last, torch.compile, cuDNN's search for the fastest algorithms and, for rows in bf16, "
+    "autocast. Both compute float32 products and convolutions in TF32, JAX's default on a GPU.",
 }
 NO_MEMORY = "does not fit"
 
 
 def networks(report: dict) -> list[str]:
-    """Time, ratios, distance to the bounds and memory of each network; then how long a training takes."""
+    """Tables of time, ratios, share of the peak performance and memory of each network; then of training times."""
     rows = done(report, *PASSES)
     if not rows:
         return []
@@ -49,32 +49,32 @@ def networks(report: dict) -> list[str]:
 
 
 def bounds(peaks: dict[str, dict]) -> str:
-    """What the percentages refer to."""
+    """Text that explains the percentages."""
     reached = " and ".join(f"{each['flops_per_second'] / 1e9:,.0f} GFLOP/s in {name}" for name, each in peaks.items())
     moved = peaks["float32"]["bytes_per_second"] / 1e9
     return (
-        f"Measured on this device: {reached} (product of large matrices), {moved:,.0f} GB/s (a = a / 2 + b). "
-        "Percent of these: what the network needs at least (`f3r_jax/benchmark/roofline.py`) over what the device "
-        "could do then."
+        f"Peak performance measured on this device: {reached} (product of large matrices), {moved:,.0f} GB/s "
+        "(a = a / 2 + b). Percentages are the minimum work of the network (`f3r_jax/benchmark/roofline.py`) divided by "
+        "what the device can do at its peak in the measured time."
     )
 
 
 def training(row: dict) -> dict[str, str]:
-    """How long steps of training take."""
+    """A row of the table of training times."""
     seconds = statistics.median(row["results"]["jax"]["wall"])
-    cells = {"network": network(row), "steps a second": f"{1 / seconds:.3g}"}
+    cells = {"network": network(row), "steps per second": f"{1 / seconds:.3g}"}
     return cells | {f"hours for {steps:,} steps": f"{steps * seconds / 3600:.1f}" for steps in STEPS}
 
 
 def scaling(report: dict) -> list[str]:
-    """For each pass a table with a row a size: seconds, seconds per million voxels and peak memory."""
+    """A table for each pass, with one row per size: seconds, seconds per million voxels and peak memory."""
     if not report["measurements"]:
         return []
     found = {(row["what"], tuple(row["shape"]), row["who"][0]): row for row in report["measurements"]}
     subjects = dict.fromkeys(who for *_, who in found)
     lines = [
         f"{network(report['measurements'][0])}. Medians of {report['repeats']} runs (minimum to maximum), batch 1, "
-        f"each subject alone in memory, so that this table has no ratio. {SETTINGS[report['device'] != 'cpu']}",
+        f"each subject alone in memory, so there are no ratios. {SETTINGS[report['device'] != 'cpu']}",
         bounds(report["peaks"]),
     ]
     for what in PASSES:
@@ -93,7 +93,7 @@ def scaling(report: dict) -> list[str]:
 
 
 def size_cells(name: str, row: dict | None, million_voxels: float) -> dict[str, str]:
-    """One subject at one size."""
+    """Cells of one subject at one size."""
     cells = dict.fromkeys((f"{name}, s", f"{name}, s per million voxels", f"{name}, peak MiB"), "")
     if row is None:
         return cells
@@ -106,7 +106,7 @@ def size_cells(name: str, row: dict | None, million_voxels: float) -> dict[str, 
 
 
 def memory(report: dict) -> list[str]:
-    """A row a network, size and pass; a column a mode."""
+    """A table with one row per network, size and pass, and one column per mode."""
     rows, modes = {}, {}
     for row in report["measurements"]:
         mode = next(name for name, options in MODES.items() if options.items() == options_of(row).items())
@@ -117,37 +117,37 @@ def memory(report: dict) -> list[str]:
     if not rows:
         return []
     gpu = report["device"] != "cpu"
-    of = "of the device" if gpu else "imports and compilation included"
+    of = "memory of the device" if gpu else "with imports and compilation"
     return [
-        f"Peak memory in MiB of one run at batch 1, in a process of its own, {of}.",
+        f"Peak memory in MiB of one run at batch 1, in its own process, {of}.",
         table([
             dict(zip(("network", "size", "pass"), key, strict=True)) | {mode: cells.get(mode, "") for mode in modes}
             for key, cells in rows.items()
         ]),
-        *([] if gpu else ["A CPU has no bf16 in hardware, so bf16 wasn't measured here."]),
+        *([] if gpu else ["A CPU has no bf16 in hardware, so bf16 was not measured."]),
     ]  # fmt: skip
 
 
 def options_of(row: dict) -> dict:
-    """The options of the network."""
+    """The network options of a row."""
     return {name: row[name] for name in ("remat", "dtype") if name in row}
 
 
 def memory_cell(row: dict) -> str:
-    """Peak memory, or why there is none."""
+    """Peak memory in MiB, or the reason why it is missing."""
     if "results" in row:
         return f"{peak(row['results']['jax']):.0f}"
     return NO_MEMORY if "no_memory" in row else "failed"
 
 
 def rows_of(make: Callable[[dict], dict[str, str]]) -> Callable[[dict], list[str]]:
-    """The tables of a section whose rows one function makes."""
+    """A function that formats a section whose rows are all made by `make`."""
 
-    def told(report: dict) -> list[str]:
+    def tables(report: dict) -> list[str]:
         rows = done(report)
         return [HOW.format(**report), *format_tables([make(row) for row in rows])]
 
-    return told
+    return tables
 
 
 convolutions, sweeps = rows_of(conv_row), rows_of(sweep_row)

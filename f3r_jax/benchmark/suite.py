@@ -1,8 +1,8 @@
-"""The whole benchmark: sections measured one after another, each written into the Markdown as soon as it is finished.
+"""The whole benchmark: measures section after section and writes each to the Markdown file when it is finished.
 
-What is measured is kept at once, group by group, in RECORD/DEVICE/SECTION.json. A suite that was killed, or whose time
-was up, goes on from there while sources, versions and machine are the same. Sections bear their device's name, so that
-those of a device that isn't here stay in the Markdown as they are, with their date.
+Each group of measurements is saved at once in RECORD/DEVICE/SECTION.json. A suite that was killed or ran out of time
+resumes from there if sources, versions and machine are unchanged. Sections are named after the device, so sections of
+other devices are left unchanged in the file, with their date.
 """
 
 import contextlib
@@ -28,12 +28,12 @@ from f3r_jax.evaluate.classical import BASELINES
 SMALL, LARGE, LARGEST, TINY = (64, 64, 64), (144, 144, 128), (192, 160, 192), (48, 32, 32)
 EDGES = (64, 96, 128, 160, 192)
 CASES = 2  # pairs to register
-UNFINISHED = 3  # exit status when the time was up
+UNFINISHED = 3  # exit status when the time is up
 NEVER = float("inf")
 
 
 class Section(NamedTuple):
-    """A section of the Markdown."""
+    """A section of the Markdown file."""
 
     title: str  # " on DEVICE" is added
     groups: Callable[[Machine], list[Group]]
@@ -60,30 +60,30 @@ NAMES = (*SECTIONS, REGISTRATION)
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """Where the sections are measured and kept."""
+    """Where the sections are measured and saved."""
 
     machine: Machine
     environment: dict  # `environment.environment`
     sources: str  # `environment.fingerprint`
-    folder: Path  # of the records of this device
-    page: Path | None = None  # the Markdown
+    folder: Path  # holds the records of this device
+    page: Path | None = None  # the Markdown file
     deadline: float = NEVER  # of time.monotonic()
-    checkpoint: str | None = None  # of a network that registers
-    peaks: dict[str, dict] = dataclasses.field(default_factory=dict)  # of the device, by type
+    checkpoint: str | None = None  # folder of a training run, for the registrations
+    peaks: dict[str, dict] = dataclasses.field(default_factory=dict)  # peak performance of the device, by dtype
 
     @property
     def key(self) -> dict:
-        """A record with another key was measured under other circumstances."""
+        """Identifies sources, device, machine and versions; a record with another key is not reused."""
         facts = {name: self.environment[name] for name in ("machine", "versions")}
         return {"sources": self.sources, "device": self.machine.device, **facts}
 
     @property
     def late(self) -> bool:
-        """Whether nothing new is to be begun."""
+        """Whether the time is up, so that nothing new is started."""
         return time.monotonic() > self.deadline
 
     def read(self, name: str) -> dict:
-        """The record of that name; empty if there is none for this key."""
+        """The record of that name, or {} if there is none with this key."""
         with contextlib.suppress(FileNotFoundError, ValueError):  # no record, or no JSON
             record = json.loads((self.folder / f"{name}.json").read_text())
             if record["key"] == self.key:
@@ -91,25 +91,25 @@ class Suite:
         return {}
 
     def write(self, name: str, **values: object) -> dict:
-        """Keeps and returns a record."""
+        """Saves and returns a record."""
         record = {"key": self.key} | values
         write_text(self.folder / f"{name}.json", json.dumps(json_safe(record), indent=1) + "\n")
         return record
 
     def publish(self, title: str, text: str) -> None:
-        """Prints a section and puts it into the Markdown."""
+        """Prints a section and writes it to the Markdown file."""
         print(f"\n## {title} on {self.machine.device}\n\n{text}", flush=True)
         if self.page:
             replace_section(self.page, text, name=f"{title} on {self.machine.device}")
 
     def found(self, name: str) -> dict[str, dict]:
-        """What the record of a section holds, by `identity`; what failed is measured again."""
+        """Saved measurements of a section by `identity`, without failed ones, which are measured again."""
         rows = self.read(name).get("measurements", {})
         return {which: row for which, row in rows.items() if "error" not in row}
 
 
 def start(*, record: Path, page: Path | None, minutes: float | None, checkpoint: str | None) -> Suite:
-    """The suite for the device that is here."""
+    """The suite for the device of this machine."""
     deadline = NEVER if minutes is None else time.monotonic() + 60 * minutes
     device = ask({"who": "jax", "what": "device"})["device"]
     jax.config.update("jax_platforms", "cpu")  # this process must not take the memory of an accelerator
@@ -123,23 +123,23 @@ def start(*, record: Path, page: Path | None, minutes: float | None, checkpoint:
         first = suite.write("device", commit=suite.environment["commit"], peaks=peaks)
     commit = suite.environment["commit"]
     if commit is None or commit.endswith("+"):
-        # The Markdown that the suite writes makes the tree differ from its commit; the sources are the same.
+        # The suite writes the Markdown file, so the working tree differs from its commit; the sources do not.
         commit = first["commit"]
     described = suite.environment | {"commit": commit}
     return dataclasses.replace(suite, environment=described, peaks=first["peaks"])
 
 
 def ask(job: dict) -> dict:
-    """What a job says once it is ready."""
+    """The answer of a job when it is ready."""
     with Subject(job) as subject:
         return subject.answer()
 
 
 def run_suite(names: Iterable[str], suite: Suite, *, fresh: bool = False) -> int:
-    """Measures the sections of these names, of those that were measured before only with `fresh`.
+    """Measures these sections; finished ones are measured again only with `fresh`.
 
     Returns:
-      The exit status: 1 if a process died, otherwise `UNFINISHED` if the time was up.
+      The exit status: 1 if a process failed, otherwise `UNFINISHED` if the time is up.
     """
     if fresh:
         for name in names:
@@ -149,13 +149,13 @@ def run_suite(names: Iterable[str], suite: Suite, *, fresh: bool = False) -> int
         registrations(suite) if name == REGISTRATION else section(SECTIONS[name], name, suite) for name in names
     ]
     if UNFINISHED in statuses:
-        print("The time is up; the same command goes on.")
+        print("The time is up; run the same command again to resume.")
     return 1 if 1 in statuses else max(statuses)
 
 
 def plan(names: Iterable[str], suite: Suite) -> list[str]:
-    """A line a section: what will be measured."""
-    lines = [f"To measure on {suite.machine.device}, kept in {suite.folder}:"]
+    """One line per section: what will be measured."""
+    lines = [f"To measure on {suite.machine.device}, saved in {suite.folder}:"]
     for name in names:
         if name == REGISTRATION:
             state = why_no_registrations(suite) or ("" if registered(suite) else f"{CASES} pairs")
@@ -163,12 +163,12 @@ def plan(names: Iterable[str], suite: Suite) -> list[str]:
             groups, found = SECTIONS[name].groups(suite.machine), suite.found(name)
             missing = sum(identity(group) not in found for group in groups)
             state = f"{missing} of {len(groups)} groups" if missing else ""
-        lines.append(f"  {name}: {state or 'finished before, skipped; --fresh measures it anew'}")
+        lines.append(f"  {name}: {state or 'finished before, skipped; --fresh measures it again'}")
     return lines + [f"  {line}" for line in workloads.left_out(BOTH, suite.machine)]
 
 
 def section(kind: Section, name: str, suite: Suite) -> int:
-    """Measures what is missing of a section and publishes it; the exit status."""
+    """Measures the missing groups of a section and publishes it; returns the exit status."""
     groups, found = kind.groups(suite.machine), suite.found(name)
     facts = suite.read(name).get("facts") or suite.environment
     repeats = kind.repeats_on_gpu if suite.machine.gpu else kind.repeats
@@ -185,18 +185,18 @@ def section(kind: Section, name: str, suite: Suite) -> int:
         report = facts | {"repeats": repeats, "measurements": rows}
         lines = [heading(report, device=suite.machine.device), *kind.tables(report), *remarks(report)]
         lines += workloads.left_out(kind.against, suite.machine)
-        lines += [f"Unfinished: {missing} of {len(groups)} groups aren't measured yet."] * bool(missing)
+        lines += [f"Unfinished: {missing} of {len(groups)} groups are not measured yet."] * bool(missing)
         suite.publish(kind.title, "\n\n".join(lines) + "\n")
     return 1 if any("error" in row for row in rows) else UNFINISHED * bool(missing)
 
 
 def identity(group: Group) -> str:
-    """What names a group in a record."""
+    """The key of a group in a record."""
     return json.dumps(group, sort_keys=True)
 
 
 def bounds_of(job: dict) -> dict:
-    """What the network needs at least, where the job runs one."""
+    """Minimum cost of the network as {"cost": ...}; {} for a job without a network."""
     if job["what"] not in PASSES:
         return {}
     count = {"forward": roofline.forward_cost, "train": roofline.train_cost}[job["what"]]
@@ -207,22 +207,22 @@ def bounds_of(job: dict) -> dict:
 
 
 def why_no_registrations(suite: Suite) -> str | None:
-    """Why that section is left as it stands, if it is."""
-    if not any(rival.installed for rival in BASELINES.values()):
-        return "left as it stands, no rival is installed: make bench EXTRAS=peers"
+    """The reason why the registrations are skipped, if they are."""
+    if not any(baseline.installed for baseline in BASELINES.values()):
+        return "skipped: no baseline is installed (make bench EXTRAS=peers)"
     if not suite.checkpoint:
-        return "left as it stands, as it needs --checkpoint, the folder of a training run"
+        return "skipped: needs --checkpoint, the folder of a training run"
     return None
 
 
 def registered(suite: Suite) -> dict:
-    """The record of registrations with this checkpoint; empty if there is none."""
+    """The record of registrations with this checkpoint, or {} if there is none."""
     record = suite.read(REGISTRATION)
     return record if record and record["checkpoint"] == suite.checkpoint else {}
 
 
 def registrations(suite: Suite) -> int:
-    """As `section`, for ours and its rivals on pairs of the phantom."""
+    """Like `section`, for the registrations of phantom pairs."""
     if why_no_registrations(suite):
         return 0
     title, record = f"Registration, {' x '.join(map(str, LARGE))}", registered(suite)
@@ -236,7 +236,7 @@ def registrations(suite: Suite) -> int:
             checkpoint=suite.checkpoint,
             note=lambda line: print(line, flush=True),
         )
-        packages = versions([rival.package for rival in BASELINES.values()])
+        packages = versions([baseline.package for baseline in BASELINES.values()])
         facts = suite.environment | {"versions": suite.environment["versions"] | packages}
         text = registration.as_markdown(facts | {"shape": LARGE, REGISTRATION: found})
         record = {"text": text, "failed": any(registration.failures(found))}

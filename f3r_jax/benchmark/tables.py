@@ -1,4 +1,4 @@
-"""What a benchmark measured, told in Markdown that reads on a terminal too."""
+"""Formats benchmark results as aligned Markdown tables."""
 
 import statistics
 from collections.abc import Iterable
@@ -9,16 +9,16 @@ from f3r_jax.common.files import write_text
 from f3r_jax.models import LABELS as NETWORKS
 from f3r_jax.models.f3rnet import VARIANTS
 
-LABELS = {"jax": "ours", "xla": "XLA", "torch": "PyTorch", "voxelmorph": "VoxelMorph 0.3.4"}
-SWEEP_LABELS = {"jax": "as one program", "alone": "one after another"}
+LABELS = {"jax": "f3r_jax", "xla": "XLA", "torch": "PyTorch", "voxelmorph": "VoxelMorph 0.3.4"}
+SWEEP_LABELS = {"jax": "together", "alone": "one after another"}
 HOW = (
-    "Medians of {repeats} runs in seconds (minimum to maximum), batch 1. A ratio is our time over the other's, the "
-    "median over runs made in turn, in wall-clock and in CPU time; under 1 we are faster."
+    "Medians of {repeats} runs in seconds (minimum to maximum), batch 1. A ratio is the first time of a row divided by "
+    "the named one, the median over alternating runs, for wall-clock and for CPU time; below 1 the first is faster."
 )
 
 
 def as_markdown(report: dict, *, what: list[str]) -> str:
-    """The whole report as Markdown that is readable on a terminal too."""
+    """The whole report as Markdown."""
     lines = [heading(report, device=device(report))]
     if report["parameters"]:
         lines.append(table([{"network": name, "parameters": f"{n:,}"} for name, n in report["parameters"].items()]))
@@ -31,12 +31,12 @@ def as_markdown(report: dict, *, what: list[str]) -> str:
 
 
 def done(report: dict, *what: str) -> list[dict]:
-    """The rows of these passes, or all, with figures."""
+    """The rows with results, of the given passes or of all."""
     return [row for row in report["measurements"] if "results" in row and (not what or row["what"] in what)]
 
 
 def heading(report: dict, *, device: str) -> str:
-    """Where and how something was measured, of what `environment.environment` tells."""
+    """Text on date, machine, versions and command, from `environment.environment`."""
     machine = report["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     return (
@@ -46,7 +46,7 @@ def heading(report: dict, *, device: str) -> str:
 
 
 def remarks(report: dict) -> list[str]:
-    """Lines on what failed, what doesn't fit into memory, and what ran otherwise than meant."""
+    """Lines on failures, on lack of memory, and on runs with other settings than planned."""
     lines = []
     for row in report["measurements"]:
         if "error" in row:
@@ -60,7 +60,7 @@ def remarks(report: dict) -> list[str]:
 
 
 def pass_row(row: dict, *, what: Iterable[str], peaks: dict[str, dict] | None = None) -> dict[str, str]:
-    """A row of the table of networks; with the device's peaks by type, how near to them ours comes."""
+    """A row of the table of networks; `peaks`, by dtype, adds the share of the device's peak performance."""
     results = row["results"]
     cells = {"network": network(row), "pass": row["what"]}
     if "voxelmorph" in results:
@@ -77,8 +77,8 @@ def pass_row(row: dict, *, what: Iterable[str], peaks: dict[str, dict] | None = 
 
 
 def bound_cells(row: dict, peaks: dict[str, dict]) -> dict[str, str]:
-    """What ours needs at least, as percent of what the device could do in the time that ours takes."""
-    cells = dict.fromkeys(("ours, % of peak FLOP/s", "ours, % of peak bandwidth"), "")
+    """Minimum work of the f3r_jax network, in percent of what the device can do in the measured time."""
+    cells = dict.fromkeys(("f3r_jax, % of peak FLOP/s", "f3r_jax, % of peak bandwidth"), "")
     if "results" not in row:
         return cells
     seconds = statistics.median(row["results"]["jax"]["wall"])
@@ -88,7 +88,7 @@ def bound_cells(row: dict, peaks: dict[str, dict]) -> dict[str, str]:
 
 
 def peak(result: dict) -> float:
-    """Peak memory in MiB: the accelerator's own where one was used."""
+    """Peak memory in MiB; with an accelerator, that of its own memory."""
     return result["device_peak_mib"] or result["peak_mib"]
 
 
@@ -105,7 +105,7 @@ def conv_row(row: dict) -> dict[str, str]:
 
 
 def time_cells(row: dict) -> dict[str, str]:
-    """Seconds of each subject, and the ratios."""
+    """Cells with the seconds of each subject and the ratios."""
     results = row["results"].items()
     cells = {f"{label(who, row)}, s": format_range(summary(result["wall"]), 3) for who, result in results}
     for other, ratios in row["ratios"].items():
@@ -115,30 +115,30 @@ def time_cells(row: dict) -> dict[str, str]:
 
 
 def network(row: dict) -> str:
-    """The name of our network, and how it differs from the default."""
+    """Name of the f3r_jax network, with the options that differ from the defaults."""
     variant = row["variant"]
     name = VARIANTS[variant].label if variant in VARIANTS else NETWORKS[variant]
     return name + ", bf16" * (row.get("dtype") == "bfloat16") + ", remat" * row.get("remat", False)
 
 
 def label(who: str, row: dict) -> str:
-    """The name of a subject in a row of such a kind."""
+    """Name of a subject in this kind of row."""
     return (SWEEP_LABELS if row["what"] == "sweep" else LABELS)[who]
 
 
 def format_range(values: dict[str, float], digits: int) -> str:
-    """As in 1.25 (1.20-1.31)."""
+    """Median, minimum and maximum as in 1.25 (1.20-1.31)."""
     median, low, high = (f"{values[key]:.{digits}f}" for key in ("median", "min", "max"))
     return f"{median} ({low}-{high})"
 
 
 def format_tables(rows: list[dict[str, str]]) -> list[str]:
-    """A table for each run of rows with the same keys."""
+    """One table for each sequence of rows with the same keys."""
     return [table(list(alike)) for _, alike in groupby(rows, key=tuple)]
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """A Markdown table with aligned columns, for rows of the same keys."""
+    """A Markdown table with aligned columns; all rows have the same keys."""
     lines = [list(rows[0]), *[list(row.values()) for row in rows]]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
@@ -148,17 +148,17 @@ def table(rows: list[dict[str, str]]) -> str:
 
 
 def device(report: dict) -> str:
-    """What the networks ran on."""
+    """Name of the device that the networks ran on."""
     return next((row["results"]["jax"]["device"] for row in done(report)), "cpu")
 
 
 def section_name(report: dict) -> str:
-    """The shape and the device."""
+    """Name of a section: shape and device."""
     return f"{' x '.join(map(str, report['shape']))} on {device(report)}"
 
 
 def replace_section(path: Path, text: str, *, name: str) -> None:
-    """Puts the text into the file in place of the section of that name, or at the end."""
+    """Replaces the section of that name in the file, or appends it."""
     begin, end = f"<!-- benchmark {name}: generated -->", f"<!-- end of benchmark {name} -->"
     old = path.read_text() if path.exists() else "# Benchmarks\n"
     section = f"{begin}\n## {name}\n\n{text}{end}\n"
@@ -168,7 +168,7 @@ def replace_section(path: Path, text: str, *, name: str) -> None:
 
 
 def title(task: dict) -> str:
-    """What a group of jobs measures, in words."""
+    """Display name of a group of jobs."""
     size = " x ".join(str(size) for size in task["shape"])
     if "variant" in task:
         return f"{network(task)}, {task['what']} at {size}"
@@ -178,5 +178,5 @@ def title(task: dict) -> str:
 
 
 def summary(values: list[float]) -> dict[str, float]:
-    """Median and spread."""
+    """Median, minimum and maximum."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}

@@ -1,4 +1,4 @@
-"""Jobs timed in turn, A B A B, each in a process of its own (`worker`)."""
+"""Times jobs alternately (A B A B), each in its own process (`worker`)."""
 
 import contextlib
 import json
@@ -12,11 +12,11 @@ from f3r_jax.benchmark.tables import summary, title
 
 
 class NoMemoryError(Exception):
-    """A job doesn't fit into memory."""
+    """A job does not fit into memory."""
 
 
 class Subject:
-    """A job in a process of its own, ended with the `with` block."""
+    """A job in its own process, which ends with the `with` block."""
 
     def __init__(self, job: dict):
         settings = {"JAX_ENABLE_COMPILATION_CACHE": "false", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
@@ -29,7 +29,7 @@ class Subject:
             bufsize=1,
             env=os.environ | settings,
         )
-        with contextlib.suppress(OSError):  # where memory runs out, this process is to die and no other; Linux
+        with contextlib.suppress(OSError):  # on Linux: if memory runs out, kill this process first
             Path(f"/proc/{self.process.pid}/oom_score_adj").write_text("1000")
 
     def __enter__(self):
@@ -41,11 +41,11 @@ class Subject:
         self.process.stdout.close()
 
     def answer(self) -> dict:
-        """The next thing the process says.
+        """The next line of JSON from the process.
 
         Raises:
-          NoMemoryError: the job doesn't fit into memory.
-          ChildProcessError: the process has ended for another reason.
+          NoMemoryError: the job does not fit into memory.
+          ChildProcessError: the process ended for another reason.
         """
         if line := self.process.stdout.readline():
             found = json.loads(line)
@@ -58,23 +58,23 @@ class Subject:
         raise ChildProcessError(f"{self.who} ended with status {status}")
 
     def run(self) -> dict:
-        """Seconds of one run."""
-        with contextlib.suppress(BrokenPipeError):  # the answer tells why
+        """Runs the job once; returns its seconds by clock."""
+        with contextlib.suppress(BrokenPipeError):  # the answer has the reason
             self.process.stdin.write("\n")
         return self.answer()
 
     def peak(self) -> dict:
-        """Peak memory; no run after it."""
+        """Ends the job; returns its peak memory."""
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         return self.answer()
 
 
 def measure(jobs: list[dict], *, repeats: int) -> dict:
-    """Times the jobs of a group in turn; 0 repeats leave it at warming up, for the memory alone.
+    """Times the jobs of a group alternately; with 0 repeats they only warm up, to measure the memory.
 
-    In place of the figures the result holds "no_memory" (who, why) where a job doesn't fit into memory, and "error"
-    where a process died.
+    Instead of "results" and "ratios" the returned dict holds "no_memory" (who, why) if a job does not fit into memory,
+    and "error" if a process failed.
     """
     task = {key: value for key, value in jobs[0].items() if key != "who"} | {"who": [job["who"] for job in jobs]}
     print_progress(f"{title(task)}:")
@@ -83,7 +83,7 @@ def measure(jobs: list[dict], *, repeats: int) -> dict:
         with contextlib.ExitStack() as stack:
             results = {}
             for job in jobs:
-                print_progress(f" {job['who']} gets ready,")
+                print_progress(f" preparing {job['who']},")
                 subjects.append(subject := stack.enter_context(Subject(job)))
                 results[subject.who] = subject.answer() | {"wall": [], "cpu": []}
             check_devices(results)
@@ -105,18 +105,18 @@ def measure(jobs: list[dict], *, repeats: int) -> dict:
 
 
 def check_devices(results: dict[str, dict]) -> None:
-    """Raises a ChildProcessError if one runs on a CPU and the other on an accelerator."""
+    """Raises a ChildProcessError if some subjects run on a CPU and others on an accelerator."""
     devices = {who: result["device"] for who, result in results.items()}
     if len({device == "cpu" for device in devices.values()}) > 1:
-        raise ChildProcessError(f"not comparable, as they run on different devices: {devices}")
+        raise ChildProcessError(f"not comparable: the subjects run on different devices: {devices}")
 
 
 def ratios(results: dict[str, dict]) -> dict[str, dict]:
-    """Our time over that of each other, run by run, in wall-clock and in CPU time."""
-    ours, *others = results
+    """Time of the first subject divided by that of each other, run by run, for wall-clock and CPU time."""
+    first, *others = results
     return {
         other: {
-            clock: summary([a / b for a, b in zip(results[ours][clock], results[other][clock], strict=True)])
+            clock: summary([a / b for a, b in zip(results[first][clock], results[other][clock], strict=True)])
             for clock in ("wall", "cpu")
         }
         for other in others
@@ -124,5 +124,5 @@ def ratios(results: dict[str, dict]) -> dict[str, dict]:
 
 
 def print_progress(text: str) -> None:
-    """A piece of a line of progress."""
+    """Prints a part of a progress line."""
     print(text, end="", flush=True)

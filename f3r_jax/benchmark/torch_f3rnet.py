@@ -1,8 +1,8 @@
-"""The same F3RNet and training step in PyTorch: an opponent for the benchmark, and an independent reference for tests.
+"""The same F3RNet and train step in PyTorch: a baseline for the benchmark and an independent reference for tests.
 
-Nothing of this package's JAX code is used here. Tensors are (b c x y z) in the channels-last memory format, which is
-the faster one on a CPU. Displacements are in voxels, components in axis order, as everywhere in the package.
-Section numbers are those of the paper.
+It uses none of the JAX code of this package. Tensors are (b c x y z) in the channels-last memory format, which is
+faster on a CPU. Displacements are in voxels, components in axis order, as everywhere in the package. Section numbers
+are those of the paper.
 """
 
 from collections import OrderedDict
@@ -21,7 +21,7 @@ CHANNELS_LAST = torch.channels_last_3d
 
 
 class F3D(NamedTuple):
-    """Which parts of the network factorise their convolutions, and the extra MRBs: a row of Table 1."""
+    """A row of Table 1: the parts of the network with factorised convolutions, and the number of extra MRBs."""
 
     full: bool = False
     encoder: bool = False
@@ -41,7 +41,7 @@ VARIANTS = {
 
 
 class F3RNet(nn.Module):
-    """(moving, fixed), each (b 1 x y z), to the displacement (b 3 x y z) in voxels."""
+    """Maps (moving, fixed), each (b 1 x y z), to the displacement (b 3 x y z) in voxels."""
 
     def __init__(self, variant: str):
         super().__init__()
@@ -61,7 +61,7 @@ class F3RNet(nn.Module):
         self.to(memory_format=CHANNELS_LAST)
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
-        """Pads to a multiple of 2^4 with edge values at the far ends, and crops the field back."""
+        """Pads the upper ends with edge values to a multiple of 2^4, and crops the field to the input size."""
         low = torch.cat([moving, fixed], dim=1)
         x, y, z = shape = low.shape[2:]
         if any(size % 2**LEVELS for size in shape):
@@ -96,7 +96,7 @@ class ResidualBlock(nn.Module):
         self.second = second
 
     def forward(self, z: Tensor) -> Tensor:
-        """(b c x y z) to the same."""
+        """Maps (b c x y z) to the same shape."""
         return z + act(self.second(act(self.first(z))))
 
 
@@ -120,19 +120,19 @@ class MultiScaleBlock(nn.Module):
 
 
 class Conv(nn.Conv3d):
-    """A convolution that keeps the size."""
+    """A convolution that preserves the size."""
 
     def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int, int]):
         super().__init__(inputs, outputs, kernel, padding=tuple(size // 2 for size in kernel))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b i x y z) to (b o x y z)."""
-        # PyTorch computes small volumes channels first, and all that is added to them later would stay so.
+        """Maps (b i x y z) to (b o x y z)."""
+        # PyTorch returns small volumes in channels-first format, and later sums with them would keep that format.
         return super().forward(x).contiguous(memory_format=CHANNELS_LAST)
 
 
 def conv(inputs: int, outputs: int, *, factorised: bool) -> nn.Module:
-    """3x3x3, or its factors 3x3x1 and 1x1x3 with nothing between them, Section 2.4."""
+    """A 3x3x3 convolution, or its factors 3x3x1 and 1x1x3 without an activation between them, Section 2.4."""
     if not factorised:
         return Conv(inputs, outputs, (3, 3, 3))
     middle = min(inputs, outputs)
@@ -141,23 +141,23 @@ def conv(inputs: int, outputs: int, *, factorised: bool) -> nn.Module:
 
 
 def full_block(*, factorised: bool) -> ResidualBlock:
-    """RB of the full-resolution stream."""
+    """A residual block of the full-resolution stream."""
     return ResidualBlock(*(conv(FULL, FULL, factorised=factorised) for _ in range(2)))
 
 
 def scales(levels: tuple[int, ...], *, factorised: bool) -> nn.ModuleDict:
-    """MRBs by level; the network begins with the one that comes first at level 1."""
+    """MRBs by level. If the first level is 1, its MRB is the first of the network."""
     return nn.ModuleDict({str(n): MultiScaleBlock(n, first=levels[0] == n == 1, factorised=factorised) for n in levels})
 
 
 def act(x: Tensor) -> Tensor:
-    """LeakyReLU, in place: its gradient needs the output only."""
+    """LeakyReLU in place, since its gradient only needs the output."""
     return F.leaky_relu_(x, SLOPE)
 
 
 def pool(x: Tensor, factor: int) -> Tensor:
-    """Average over cubes of `factor` voxels an edge."""
-    # avg_pool3d falls back to channels first and copies, which takes ten times as long.
+    """Average over cubes with an edge of `factor` voxels."""
+    # avg_pool3d copies to channels first, which takes ten times as long.
     b, c, nx, ny, nz = x.shape
     slices = F.avg_pool2d(x.movedim(1, -1).reshape(b * nx, ny, nz, c).movedim(-1, 1), factor)
     slabs = slices.movedim(1, -1).reshape(b, nx // factor, factor, ny // factor, nz // factor, c)
@@ -165,12 +165,12 @@ def pool(x: Tensor, factor: int) -> Tensor:
 
 
 def upsample(x: Tensor, factor: int) -> Tensor:
-    """Trilinear, with half-pixel centres."""
+    """Trilinear upsampling with half-pixel centres."""
     return F.interpolate(x, scale_factor=factor, mode="trilinear", align_corners=False)
 
 
 def state_from_flax(params: Mapping) -> dict[str, Tensor]:
-    """The tree of parameters, or of their gradients, of the Flax network as a state of this one: the names agree."""
+    """Converts the parameters of the Flax network, or their gradients, to a state dict; the names are the same."""
     state = {}
     for name, value in params.items():
         if isinstance(value, Mapping):
@@ -183,12 +183,12 @@ def state_from_flax(params: Mapping) -> dict[str, Tensor]:
 
 
 def load_flax(model: F3RNet, params: Mapping) -> None:
-    """Copies the parameters of the Flax network of the same variant; raises where one is missing or left over."""
+    """Copies the parameters of the Flax network of the same variant; raises if any is missing or unexpected."""
     model.load_state_dict(state_from_flax(params))
 
 
 def warp(moving: Tensor, displacement: Tensor) -> Tensor:
-    """`moving` (b c x y z) at p + displacement(p), trilinearly; outside, the edge value."""
+    """Trilinear values of `moving` (b c x y z) at p + displacement(p); edge values outside the volume."""
     shape = displacement.shape[2:]
     axes = [torch.arange(size, dtype=displacement.dtype, device=displacement.device) for size in shape]
     position = torch.stack(torch.meshgrid(*axes, indexing="ij")) + displacement
@@ -228,7 +228,7 @@ def gradient_l2(displacement: Tensor) -> Tensor:
 
 
 def train_step(model: nn.Module, *, lam: float, learning_rate: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """A function of (moving, fixed) that takes one step of Adam on the paper's loss and returns the loss."""
+    """Returns a function of (moving, fixed) that does one Adam step on the paper's loss and returns the loss."""
     optimiser = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
 
     def step(moving: Tensor, fixed: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""The opponents' jobs of a benchmark, in PyTorch: the same network, VoxelMorph's own, and convolutions.
+"""Benchmark jobs in PyTorch: the same network, the network of the package `voxelmorph`, and convolutions.
 
-PyTorch gets its best setting. Everywhere: channels last. On a GPU also torch.compile, cuDNN's search for the fastest
-algorithms, TF32 (which JAX uses there by default too) and, where ours computes in bfloat16, autocast to it.
+PyTorch uses its fastest settings: channels last on all devices. On a GPU these are also torch.compile, cuDNN's search
+for the fastest algorithms, TF32 (JAX's default there) and, if the JAX network computes in bfloat16, autocast.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ CHANNELS_LAST = torch.channels_last_3d
 
 
 class Autocast(nn.Module):
-    """A network whose features are bfloat16; what it returns is float32, as with ours."""
+    """A network with bfloat16 features and float32 output, as in f3r_jax."""
 
     def __init__(self, network: nn.Module, device: str):
         super().__init__()
@@ -24,14 +24,14 @@ class Autocast(nn.Module):
         self.device = device
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
-        """As the network's own."""
+        """Maps (moving, fixed) to the displacement, as the network does."""
         with torch.autocast(self.device, dtype=torch.bfloat16):
             displacement = self.network(moving, fixed)
         return displacement.float()
 
 
 def best_settings() -> str:
-    """The device, for which PyTorch is set as described above."""
+    """Applies the settings described above; returns the device."""
     if not torch.cuda.is_available():
         return "cpu"
     torch.backends.cudnn.benchmark = True
@@ -43,7 +43,7 @@ def best_settings() -> str:
 def prepare(
     function: Callable[..., Any], inputs: list[Tensor], *, imported_mib: float, compiled: bool, inference: bool = False
 ) -> ReadyJob:
-    """A job that calls the function with the inputs, compiled on a GPU if so wished, and waits for the device."""
+    """A job that calls the function with the inputs and waits for the device; `compiled` only matters on a GPU."""
     device = inputs[0].device.type
 
     def runner(function: Callable[..., Any]) -> Callable[[], None]:
@@ -61,53 +61,53 @@ def prepare(
     if compiled:
         run, facts = first_that_runs(runner(torch.compile(function)), run)
     run()
-    torch.cuda.reset_peak_memory_stats()  # what the search for algorithms took, a later run doesn't need
+    torch.cuda.reset_peak_memory_stats()  # later runs do not need the memory of the search for algorithms
     peak = lambda: torch.cuda.max_memory_allocated() / MIB  # noqa: E731
     return ReadyJob(run, imported_mib, torch.cuda.get_device_name(), peak, facts=facts)
 
 
 def first_that_runs(compiled: Callable[[], None], plain: Callable[[], None]) -> tuple[Callable[[], None], dict]:
-    """(the compiled one, {}) or, if that raises, (the plain one, a note that tells why)."""
+    """(compiled, {}), or if that raises (plain, {"note": reason})."""
     try:
         compiled()
-    except Exception as error:  # its compilers raise whatever they like
+    except Exception as error:  # torch.compile has no common error type
         if no_memory(error):
             raise
         reason = (str(error).strip().splitlines() or [""])[0]
-        return plain, {"note": f"torch.compile failed ({type(error).__name__}: {reason}), so it ran without"}
+        return plain, {"note": f"torch.compile failed ({type(error).__name__}: {reason}), so it ran without it"}
     return compiled, {}
 
 
 def network_of(job: dict) -> tuple[nn.Module, Callable]:
-    """(network on the device, what makes its training step)."""
+    """(network on the device, function that makes its train step)."""
     device = best_settings()
     if job["who"] == "voxelmorph":
-        from f3r_jax.benchmark import torch_voxelmorph as opponent
+        from f3r_jax.benchmark import torch_voxelmorph as baseline
 
-        network = opponent.network(tuple(job["shape"]))
+        network = baseline.network(tuple(job["shape"]))
     else:
-        from f3r_jax.benchmark import torch_f3rnet as opponent
+        from f3r_jax.benchmark import torch_f3rnet as baseline
 
-        network = opponent.F3RNet(job["variant"])
+        network = baseline.F3RNet(job["variant"])
     network = network.to(device)
     if device == "cuda":
         network = network.to(memory_format=CHANNELS_LAST)
-    return Autocast(network, device) if job.get("dtype") == "bfloat16" else network, opponent.train_step
+    return Autocast(network, device) if job.get("dtype") == "bfloat16" else network, baseline.train_step
 
 
 def volumes_of(job: dict) -> list[Tensor]:
-    """Moving and fixed, on the device."""
+    """The moving and the fixed volume, on the device."""
     return [torch.from_numpy(array).to(best_settings()) for array in random_arrays([(1, 1, *job["shape"])] * 2)]
 
 
 def with_parameter_count(prepared: ReadyJob, network: nn.Module) -> ReadyJob:
-    """With the number of parameters among its facts."""
+    """Adds the number of parameters to the facts of a job."""
     count = sum(parameter.numel() for parameter in network.parameters())
     return prepared._replace(facts={**prepared.facts, "parameters": count})
 
 
 def forward(job: dict) -> ReadyJob:
-    """The network alone."""
+    """A forward pass of the network."""
     network, _ = network_of(job)
     imported = peak_mib()  # VoxelMorph is imported as its network is built
     return with_parameter_count(
@@ -116,7 +116,7 @@ def forward(job: dict) -> ReadyJob:
 
 
 def train(job: dict) -> ReadyJob:
-    """A step of the training."""
+    """A train step."""
     network, train_step = network_of(job)
     imported = peak_mib()
     step = train_step(network, lam=LAM, learning_rate=LEARNING_RATE)
@@ -124,7 +124,7 @@ def train(job: dict) -> ReadyJob:
 
 
 def conv(job: dict) -> ReadyJob:
-    """One convolution with its bias, or its gradient, as ours; it is a single kernel, with nothing to compile."""
+    """One convolution with its bias, or its gradient; not compiled, as it is a single kernel."""
     imported = peak_mib()
     device = best_settings()
     channels, padding = job["channels"], [size // 2 for size in job["kernel"]]

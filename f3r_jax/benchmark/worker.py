@@ -1,14 +1,25 @@
-"""One thing to measure, in a process of its own: `python -m f3r_jax.measurements JOB`, where JOB is JSON.
+"""Measures one job in its own process: `python -m f3r_jax.benchmark.worker JOB`, where JOB is JSON.
 
-The process prepares what the job names and warms up, then says in a line of JSON what that cost. For every line it
-reads it runs once more and says the seconds; at the end of its input it says the peak memory. Several such processes
-can so be timed in turn. What doesn't fit into memory it says in a line {"no_memory": why}, and ends.
+Protocol, one JSON line each:
 
-A job: `who`, `what`, `shape`, and for a network `variant`, optionally `dtype` ("float32", "bfloat16") and `remat`; for
-a convolution `kernel` and `channels`. Who can do what: `jax_jobs.PREPARE` ("jax", "xla": JAX with XLA's own
-convolution, "alone": train steps of `LAMBDAS` one after another, where "jax" does them as one program) and
-`torch_jobs.PREPARE` ("torch": the same network, "voxelmorph": VoxelMorph's own). Neither's library is imported for the
-other's jobs.
+1. after set-up and warm-up, the set-up cost
+2. for every line of standard input, the seconds of one run
+3. at the end of the input, the peak memory
+
+Workers can thus be timed alternately. If the job does not fit into memory, the line is {"no_memory": why} and the
+process exits.
+
+A job has the keys `who`, `what` and `shape`. A network also has `variant` and optionally `dtype` ("float32",
+"bfloat16") and `remat`; a convolution has `kernel` and `channels`. `who` is one of:
+
+- "jax": f3r_jax
+- "xla": JAX with XLA's own convolution
+- "alone": train steps of `LAMBDAS` one after another, where "jax" trains them together
+- "torch": the same network in PyTorch
+- "voxelmorph": the network of the package `voxelmorph`
+
+`jax_jobs.PREPARE` and `torch_jobs.PREPARE` list which `what` each can do. JAX jobs do not import PyTorch, and PyTorch
+jobs do not import JAX.
 """
 
 import json
@@ -20,11 +31,11 @@ from f3r_jax.benchmark.job import ReadyJob, no_memory, peak_mib, timed
 from f3r_jax.common.malloc import keep_freed_memory
 
 IN_TORCH = ("torch", "voxelmorph")
-WARM_UP = 100  # runs at most
+WARM_UP = 100  # most runs of a warm-up
 
 
 def main(argument: str) -> int:
-    """Serves the job until the end of standard input; the exit status is 1 if it doesn't fit into memory."""
+    """Serves the job until the end of standard input; returns the exit status, 1 if it does not fit into memory."""
     try:
         serve(json.loads(argument))
     except Exception as error:
@@ -36,7 +47,7 @@ def main(argument: str) -> int:
 
 
 def serve(job: dict) -> None:
-    """Prepares the job, then runs it for each line of standard input."""
+    """Prepares the job, then runs it once per line of standard input."""
     prepared = prepare(job)
     warm_up(prepared.run)
     send(imported_mib=prepared.imported_mib, device=prepared.device, compile=prepared.compile, **prepared.facts)
@@ -46,7 +57,7 @@ def serve(job: dict) -> None:
 
 
 def warm_up(run: Callable[[], None]) -> None:
-    """Runs for a second, or `WARM_UP` times: the first ten runs of a short job are slow, as memory grows."""
+    """Runs for a second, or `WARM_UP` times. The first ten runs of a short job are slow, as memory grows."""
     end = time.monotonic() + 1
     for _ in range(WARM_UP):
         run()
@@ -55,7 +66,7 @@ def warm_up(run: Callable[[], None]) -> None:
 
 
 def prepare(job: dict) -> ReadyJob:
-    """The job ready to run."""
+    """Prepares a job."""
     if job["who"] in IN_TORCH:
         from f3r_jax.benchmark import torch_jobs as jobs
     else:
@@ -66,7 +77,7 @@ def prepare(job: dict) -> ReadyJob:
 
 
 def send(**values: object) -> None:
-    """A line of JSON."""
+    """Prints a line of JSON."""
     print(json.dumps(values), flush=True)
 
 

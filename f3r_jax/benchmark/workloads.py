@@ -1,4 +1,4 @@
-"""What a benchmark measures: groups of jobs (`worker`) to be timed in turn. The first of a group is ours."""
+"""Groups of benchmark jobs (`worker`) that are timed alternately. The first job of a group is that of f3r_jax."""
 
 import importlib.util
 import math
@@ -10,9 +10,9 @@ from f3r_jax.models.f3rnet import VARIANTS
 
 KERNELS = ((3, 3, 3), (3, 3, 1), (1, 1, 3))
 PASSES = ("forward", "train")
-BEST, FULL = "mrb", "wo_f3d"  # the paper's best variant, and the one without any factorised convolution
-OPPONENTS = {"torch": "PyTorch", "voxelmorph": "VoxelMorph 0.3.4"}  # package: its name
-MODES = {  # column of the table of memory: options of the network
+BEST, FULL = "mrb", "wo_f3d"  # the paper's best variant, and the one without factorised convolutions
+OPPONENTS = {"torch": "PyTorch", "voxelmorph": "VoxelMorph 0.3.4"}  # package: display name
+MODES = {  # column of the memory table: options of the network
     "plain": {},
     "remat": {"remat": True},
     "bf16": {"dtype": "bfloat16"},
@@ -24,33 +24,33 @@ Group = list[dict]
 
 
 class Machine(NamedTuple):
-    """Where it is measured, and against whom."""
+    """The device, and the installed packages to compare with."""
 
     device: str
-    opponents: tuple[str, ...]  # packages that are installed
+    opponents: tuple[str, ...]  # installed packages of `OPPONENTS`
 
     @property
     def gpu(self) -> bool:
-        """Whether there is bfloat16 in hardware, and torch.compile pays."""
+        """Whether the device has bfloat16 in hardware and torch.compile is worth its time."""
         return self.device != "cpu"
 
     @property
     def dtypes(self) -> tuple[str, ...]:
-        """The types worth computing in."""
+        """The dtypes to measure."""
         return ("float32", "bfloat16") if self.gpu else ("float32",)
 
     def others(self, *wanted: str) -> tuple[str, ...]:
-        """Those of the wanted opponents that are installed."""
+        """The wanted packages that are installed."""
         return tuple(name for name in wanted if name in self.opponents)
 
 
 def installed() -> tuple[str, ...]:
-    """The opponents that are there."""
+    """The installed packages of `OPPONENTS`."""
     return tuple(name for name in OPPONENTS if importlib.util.find_spec(name))
 
 
 def left_out(wanted: Iterable[str], machine: Machine) -> list[str]:
-    """A line for each wanted opponent that isn't installed."""
+    """One line for each wanted package that is not installed."""
     return [
         f"{OPPONENTS[name]} is not installed, so nothing is compared with it: "
         "make bench, or pip install 'f3r_jax[bench]'"
@@ -60,12 +60,12 @@ def left_out(wanted: Iterable[str], machine: Machine) -> list[str]:
 
 
 def group(task: dict, *others: str) -> Group:
-    """Ours and the others, each at the same task."""
+    """The same task for f3r_jax and for the others."""
     return [{"who": who, **task} for who in ("jax", *others)]
 
 
 def single(machine: Machine, *, what: list[str], variants: list[str], shape: Shape) -> list[Group]:
-    """What the flags `what`, `variant` and `shape` ask for."""
+    """The groups for the flags `what`, `variant` and `shape`."""
     passes = [name for name in PASSES if name in what]
     if not passes and {"compile", "memory"} & set(what):
         passes = PASSES
@@ -77,7 +77,7 @@ def single(machine: Machine, *, what: list[str], variants: list[str], shape: Sha
 
 
 def networks(machine: Machine, *, shape: Shape) -> list[Group]:
-    """Ours against the same in PyTorch, and against VoxelMorph's own network; on a GPU in bfloat16 too."""
+    """f3r_jax against the same networks in PyTorch and against the package `voxelmorph`; on a GPU also in bfloat16."""
     modes = ("plain", "bf16") if machine.gpu else ("plain",)
     tasks = [
         {"what": what, "variant": variant, "shape": shape, **MODES[mode]}
@@ -92,7 +92,7 @@ def networks(machine: Machine, *, shape: Shape) -> list[Group]:
 
 
 def scaling(machine: Machine, *, edges: Iterable[int]) -> list[Group]:
-    """The best variant on cubes, each alone: two might not fit into memory where one does."""
+    """The best variant on cubes. Each subject runs alone, because two might not fit into memory at once."""
     return [
         [{"who": who, "what": what, "variant": BEST, "shape": (edge,) * 3}]
         for edge in edges
@@ -102,7 +102,7 @@ def scaling(machine: Machine, *, edges: Iterable[int]) -> list[Group]:
 
 
 def memory(machine: Machine, *, shapes: Iterable[Shape]) -> list[Group]:
-    """All variants; on a CPU without bfloat16, and with remat for two of them."""
+    """All variants and modes; on a CPU without bfloat16, and with remat only for two variants."""
     variants = (BEST, FULL, *(name for name in VARIANTS if name not in (BEST, FULL)))
     return [
         group({"what": what, "variant": variant, "shape": shape, **MODES[mode]})
@@ -112,12 +112,12 @@ def memory(machine: Machine, *, shapes: Iterable[Shape]) -> list[Group]:
 
 
 def sweeps(_: Machine, *, shape: Shape, variants: Iterable[str] = (BEST, FULL)) -> list[Group]:
-    """A train step of three lambdas as one program against one after another."""
+    """Train steps of three lambdas together, against one after another."""
     return [group({"what": "sweep", "variant": variant, "shape": shape}, "alone") for variant in variants]
 
 
 def convolutions(machine: Machine, *, shape: Shape) -> list[Group]:
-    """Ours against XLA's own and PyTorch's, at the full and at half the size."""
+    """Convolutions of f3r_jax against those of XLA and PyTorch, at full and at half size."""
     half = tuple(max(1, size // 2) for size in shape)
     return [
         group({"what": what, "kernel": kernel, "channels": channels, "shape": size}, "xla", *machine.others("torch"))

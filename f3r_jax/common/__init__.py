@@ -1,1 +1,1 @@
-"""What any command needs: errors, the command line, progress, files, versions, the compilation cache."""
+"""Helpers of all commands: errors, the command line, progress, files, versions, the compilation cache."""

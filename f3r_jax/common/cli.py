@@ -1,4 +1,4 @@
-"""What all entry points share: flags that are parsed with one clear line for a mistake, and exit statuses."""
+"""Command line of all entry points: flag parsing, one-line error messages and exit statuses."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -8,15 +8,16 @@ from absl import app, flags, logging
 from f3r_jax.common.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, exit_on_user_error
 from f3r_jax.common.malloc import keep_freed_memory
 
-# ml_collections reports an unknown or ill-typed config key with any of these, and quotes what a config file raised.
+# ml_collections raises any of these for an unknown key or a wrong type. It quotes the error that a config file raised.
 CONFIG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError)
 QUOTED = "Traceback (most recent call last)"
 
 
 def run_main(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Parses the flags and runs `main`; a user's mistake ends in one line on standard error and exit status 2.
+    """Parses the flags and runs `main`.
 
-    So does Ctrl-C, with status 130; what the KeyboardInterrupt has to say stands in its line.
+    A user's mistake is printed as one line on standard error and gives exit status 2. Ctrl-C gives status 130 and one
+    line with the message of the KeyboardInterrupt.
     """
     keep_freed_memory()
     try:
@@ -32,15 +33,15 @@ def _parse(argv: Sequence[str]) -> list[str]:
     except (UserError, *CONFIG_ERRORS) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
-    # absl shows INFO unless told otherwise, and Orbax writes dozens of such lines a checkpoint.
+    # absl prints INFO messages by default, and Orbax logs dozens of them per checkpoint.
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     return rest
 
 
 def one_line(error: Exception) -> str:
-    """What one of CONFIG_ERRORS says, in one line."""
-    # str(KeyError) quotes its text.
+    """The message of one of CONFIG_ERRORS, in one line."""
+    # str(KeyError) would put the text in quotes.
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
     if QUOTED in text:
         text = text.splitlines()[-1].partition(": ")[2]

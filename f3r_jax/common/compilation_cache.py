@@ -1,4 +1,4 @@
-"""Where this process finds programs that JAX compiled before."""
+"""The folder in which JAX caches compiled functions between runs."""
 
 import hashlib
 import os
@@ -7,15 +7,15 @@ from pathlib import Path
 
 import jax
 
-SECONDS_WORTH_KEEPING = 0.0  # of compilation: reading a program takes a few ms, compiling the smallest 30
+SECONDS_WORTH_KEEPING = 0.0  # shortest compilation that is cached: the smallest takes 30 ms, reading it a few ms
 
 
 def keep_compiled_programs() -> Path | None:
     """Turns on JAX's persistent compilation cache in the user's cache folder; returns the folder.
 
-    Called by entry points, so that importing the package changes nothing. JAX's own settings win: with
-    JAX_COMPILATION_CACHE_DIR it is another folder, with JAX_ENABLE_COMPILATION_CACHE=false there is none. Programs for
-    a CPU hold instructions of the CPU they were compiled on, so each kind of CPU has a folder of its own.
+    Only entry points call this, so importing the package has no side effects. JAX's own settings take precedence:
+    JAX_COMPILATION_CACHE_DIR sets another folder, JAX_ENABLE_COMPILATION_CACHE=false turns the cache off. Functions
+    compiled for a CPU use the instructions of that CPU, so each CPU model has its own folder.
     """
     if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
         return None
@@ -23,7 +23,7 @@ def keep_compiled_programs() -> Path | None:
     folder = cache / "f3r_jax" / f"{platform.machine()}-{hashlib.sha256(_cpu().encode()).hexdigest()[:12]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a home that can't be written, as in some containers: JAX compiles anew each time
+    except OSError:  # the home folder is read-only, as in some containers: JAX compiles again in each process
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", SECONDS_WORTH_KEEPING)
@@ -31,7 +31,7 @@ def keep_compiled_programs() -> Path | None:
 
 
 def _cpu() -> str:
-    """What the CPU can do, as far as the system tells."""
+    """The CPU's instruction set flags where /proc/cpuinfo lists them, else the name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

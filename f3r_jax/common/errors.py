@@ -1,14 +1,14 @@
-"""Mistakes of the user, told in one line, and the exit statuses that programs share."""
+"""Errors that a user can fix, reported in one line, and the exit statuses of all commands."""
 
 import sys
 from collections.abc import Callable
 
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
+EXIT_INTERRUPTED = 130  # the status that a shell reports after Ctrl-C
 
 
 class UserError(Exception):
-    """A mistake the user can mend. The message names the file, what was found and what was expected."""
+    """An error that the user can fix. The message names the file, what was found and what was expected."""
 
 
 def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int | None]:

@@ -1,19 +1,35 @@
-"""Files that are written whole or not at all, and JSON values."""
+"""Atomic writing of files, and values that JSON can represent."""
 
 import math
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+WRITING = ".writing-"  # how the names of temporary folders begin
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path to write to, of the same name; at the end it replaces `path`.
+
+    A killed process leaves either the old file or the new one, and a temporary folder next to it.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=WRITING) as folder:
+        temporary = Path(folder) / path.name
+        yield temporary
+        os.replace(temporary, path)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes beside and renames: a killed run leaves the old file or the new one."""
-    beside = path.with_name(f"{path.name}.tmp")
-    beside.write_text(text)
-    os.replace(beside, path)
+    """Writes a text file through `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
 
 
 def json_safe(value: object) -> object:
-    """JSON has no NaN or infinity: a mean over no case, or over one that lost an organ, becomes null."""
+    """Replaces NaN and infinity, which JSON lacks, by None. A mean over no values, for example, is NaN."""
     if isinstance(value, dict):
         return {key: json_safe(entry) for key, entry in value.items()}
     if isinstance(value, list):

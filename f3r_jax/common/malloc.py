@@ -1,20 +1,20 @@
-"""How this process keeps the memory it was given."""
+"""Settings of glibc's malloc: whether freed memory is kept or returned to the system."""
 
 import ctypes
 import platform
 
-# mallopt's parameters, from glibc's malloc.h
+# Parameters of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
 _M_MMAP_MAX = -4
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to reuse large blocks instead of giving them back to the system after each use.
+    """Makes glibc reuse large blocks instead of returning them to the system after each use.
 
-    XLA on a CPU asks for the work space of a program anew at each run. By default glibc maps such blocks from the
-    system and the kernel clears them page by page, which costs as much as the arithmetic of a small convolution.
-    Called by the entry points, so that importing the package changes nothing. No effect without glibc.
+    XLA on a CPU allocates the work space of a compiled function at each call. By default glibc maps such blocks from
+    the system and the kernel clears them page by page. This costs as much as the arithmetic of a small convolution.
+    Only entry points call this, so importing the package has no side effects. Without glibc it does nothing.
     """
     libc = _glibc()
     if libc is None:
@@ -25,9 +25,9 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Returns to the system what `keep_freed_memory` kept; between stages of large volumes, which need other blocks.
+    """Returns the memory that `keep_freed_memory` kept to the system, between two stages of work on large volumes.
 
-    What one stage left in pieces the next can't use, so that their peaks would add up.
+    The next stage cannot reuse memory that the previous one left fragmented, so without this their peaks add up.
     """
     libc = _glibc()
     if libc is not None:

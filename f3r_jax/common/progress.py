@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long tasks: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ _SECONDS_BETWEEN_LINES = 15.0
 
 
 class Progress:
-    """Counts steps of `total`, showing values and the time left. Use as a context manager."""
+    """Counts steps up to `total` and prints values and the time left. Use as a context manager."""
 
     def __init__(self, label: str, total: int, *, done: int = 0) -> None:
         self._label, self._total, self._done = label, total, done
@@ -26,7 +26,7 @@ class Progress:
             self._bar.close()
 
     def advance(self, **values: float) -> None:
-        """One step further; `values` stand beside the count."""
+        """Counts one step; `values` are printed next to the count."""
         self._done += 1
         text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         if self._bar is not None:
@@ -42,7 +42,7 @@ class Progress:
             )
 
     def note(self, line: str) -> None:
-        """A line of its own that stays."""
+        """Prints a line that stays above the bar."""
         if self._bar is not None:
             self._bar.write(line)
         else:

@@ -1,4 +1,4 @@
-"""What made a result: versions of packages and the commit of the sources."""
+"""Origin of a result: package versions and the commit of the sources."""
 
 import importlib.metadata
 import platform
@@ -10,7 +10,7 @@ PACKAGES = ("f3r_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "nu
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Versions of Python and of those packages that are installed; by default of all that a result can hang on."""
+    """Versions of Python and of `packages` where installed; by default every package that can affect a result."""
     found = {"python": platform.python_version()}
     for package in packages:
         try:
@@ -21,7 +21,7 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of these sources, with a + where they were changed since; None outside git."""
+    """The commit of these sources, followed by + if they have uncommitted changes; None outside git."""
     root = Path(__file__).parent.parent.parent
     try:
         described = subprocess.run(

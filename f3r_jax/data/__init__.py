@@ -1,1 +1,1 @@
-"""Where volumes come from: NIfTI files, preprocessing, the phantom, data sets of pairs."""
+"""Data: NIfTI files, preprocessing, transforms, the phantom, synthetic pairs and data sets of pairs."""

@@ -1,4 +1,4 @@
-"""One case of a data set: a pair of volumes on the working grid, and what is known of it."""
+"""One case of a data set: a pair of volumes on the working grid, with labels, landmarks and ground truth."""
 
 import dataclasses
 import threading
@@ -17,10 +17,10 @@ DIRECTIONS = ("ct_to_mr", "mr_to_ct")
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A pair on the working grid. Arrays are read-only: the cache hands the same ones out again.
+    """A pair on the working grid. Arrays are read-only, because the cache returns the same ones again.
 
-    `affine` takes a voxel of the grid to mm (RAS+) in the fixed scan's frame, `moving_affine` to mm in the moving
-    scan's own; they differ by the initial matrix. So u(p) in voxels sends affine p to moving_affine (p + u(p)).
+    `affine` maps a voxel of the grid to mm (RAS+) in the fixed scan's frame, `moving_affine` to mm in the moving scan's
+    frame. They differ by the initial matrix. A displacement u(p) in voxels maps affine p to moving_affine (p + u(p)).
     """
 
     name: str
@@ -28,27 +28,27 @@ class Case:
     moving: Float32[np.ndarray, "x y z"]
     fixed_labels: Integer[np.ndarray, "x y z"] | None
     moving_labels: Integer[np.ndarray, "x y z"] | None
-    displacement: Float32[np.ndarray, "x y z 3"] | None  # the truth, voxels, pull
+    displacement: Float32[np.ndarray, "x y z 3"] | None  # ground truth, voxels, for a backward warp
     spacing: Float64[np.ndarray, "3"]  # mm
     affine: Float64[np.ndarray, "4 4"]
     moving_affine: Float64[np.ndarray, "4 4"]
-    fixed_landmarks: Float64[np.ndarray, "n 3"] | None = None  # voxels of the grid, as are the moving ones
+    fixed_landmarks: Float64[np.ndarray, "n 3"] | None = None  # voxels of the grid, as the moving ones
     moving_landmarks: Float64[np.ndarray, "n 3"] | None = None
 
     def arrays(self) -> list[np.ndarray]:
-        """All arrays that the case holds."""
+        """All arrays of the case."""
         return [value for value in vars(self).values() if isinstance(value, np.ndarray)]
 
 
 class Matrices:
-    """Initial matrices by case, each made once: a case that the cache has dropped is not fitted again."""
+    """Initial matrices by case. Each is computed once, also if the cache drops the case in between."""
 
     def __init__(self) -> None:
         self._matrices: dict[str, np.ndarray] = {}
         self._lock = threading.Lock()
 
     def get(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """The case's matrix; other threads wait while one makes it."""
+        """The matrix of a case; other threads wait while one computes it."""
         with self._lock:
             if name not in self._matrices:
                 self._matrices[name] = make()
@@ -56,7 +56,10 @@ class Matrices:
 
 
 def load_pair(pair: pairs.PairFiles, data_config: ConfigDict, *, fitted: Matrices | None = None) -> Case:
-    """Reads a pair and brings it onto the working grid, each image interpolated once; `fitted` keeps its matrix."""
+    """Reads a pair and resamples it to the working grid; each image is interpolated once.
+
+    `fitted` stores the initial matrix.
+    """
     fitted = fitted or Matrices()
     moving, fixed = in_order(pair.ct, pair.mr, data_config.direction)
     fixed_image, moving_image = nifti.read(fixed.image), nifti.read(moving.image)
@@ -85,7 +88,7 @@ def _initial_matrix(
     moving_image: nifti.Image,
     config: ConfigDict,
 ) -> np.ndarray:
-    """What takes mm of the fixed frame to mm of the moving one, by `data.initialisation`."""
+    """The matrix from mm of the fixed frame to mm of the moving frame, as `data.initialisation` asks for."""
     how = config.initialisation
     related = resample.has_overlap(fixed_image.grid, moving_image.grid)
     if how == "header" or (related and how != "body_centre"):
@@ -100,12 +103,12 @@ def _initial_matrix(
 
 
 def in_order(ct: object, mr: object, direction: str) -> tuple:
-    """(moving, fixed) of what belongs to the CT and what to the MR."""
+    """Sorts a CT and an MR item as (moving, fixed)."""
     return (ct, mr) if direction == "ct_to_mr" else (mr, ct)
 
 
 def normalised(image: nifti.Image, modality: str, config: ConfigDict) -> nifti.Image:
-    """A scan with the intensities in [0, 1] that the config asks for."""
+    """The scan with intensities scaled to [0, 1] as configured."""
     return preprocess.normalise(image, modality, ct_window=config.ct_window, mr_percentiles=config.mr_percentiles)
 
 
@@ -113,8 +116,8 @@ def _on_grid(image: nifti.Image, modality: str, grid: nifti.Grid, config: Config
     sampled = resample.resample(normalised(image, modality, config), grid)
     if sampled.min() == sampled.max():
         raise UserError(
-            f"{image.path}: nothing of it shows on the working grid, {tuple(config.shape)} voxels of "
-            f"{tuple(config.spacing)} mm about the fixed image's centre; expected a larger data.shape or data.spacing"
+            f"{image.path}: is constant on the working grid, {tuple(config.shape)} voxels of "
+            f"{tuple(config.spacing)} mm around the fixed image's centre; expected a larger data.shape or data.spacing"
         )
     return sampled
 
@@ -132,7 +135,7 @@ def _landmarks(scan: pairs.ScanFiles, grid: nifti.Grid) -> np.ndarray | None:
 
 
 def check_overlap(pair: pairs.PairFiles, config: ConfigDict) -> None:
-    """Raises a UserError for scans that the initial alignment of the config can't bring together."""
+    """Raises a UserError for scans that do not overlap and that the configured initialisation does not align."""
     if config.initialisation != "header":
         return
     moving, fixed = (nifti.read_grid(scan.image) for scan in in_order(pair.ct, pair.mr, config.direction))

@@ -1,14 +1,15 @@
-"""Cases ready for the network, from the phantom or from a folder of NIfTI pairs, and how they are split.
+"""Data sets: cases ready for the network and their split, from the phantom or from a folder of NIfTI pairs.
 
-A case is a fixed and a moving volume on one grid, the working grid of `preprocess`, with intensities in [0, 1], and
-what is known about them. `data.direction` says which of the two moves: the CT for "ct_to_mr", the MR for "mr_to_ct".
+A case is a fixed and a moving volume on the working grid (see `preprocess`) with intensities in [0, 1], and possibly
+labels, landmarks and a ground truth. `data.direction` sets the moving scan: the CT for "ct_to_mr", the MR for
+"mr_to_ct".
 
-The phantom's cases are generated on first use into `data.root`, one file each, in a folder named after the settings and
-the generator's source, so that neither another setting nor a change of the generator reads stale cases. NIfTI pairs are
-described in `pairs`. A split that the data do not name is drawn by the seed.
+Phantom cases are generated on first use and stored in `data.root`, one file per case. The name of their folder contains
+the settings and a hash of the generator's source, so that stale cases are never read. NIfTI pairs are described in
+`pairs`. A split that the data do not define is drawn at random with the seed.
 
-A training on synthetic pairs reads tissue maps of anatomies instead of pairs (`synthesis`); they are painted on first
-use and kept in the same way. Its validation and test cases are the phantom's.
+Training on synthetic pairs (`synthesis`) reads tissue maps of anatomies instead of pairs. They are generated on first
+use and stored in the same way. Validation and test cases then come from the phantom.
 
 Letters: x y z voxels of the working grid, n landmarks.
 """
@@ -32,13 +33,16 @@ from f3r_jax.data.cases import DIRECTIONS, Case, Matrices, check_overlap, load_p
 from f3r_jax.data.phantom.appearance import CT_PHASES, MR_SEQUENCES
 from f3r_jax.data.phantom.cases import kept_tissue_map, phantom_case, phantom_folder
 
-CACHE_BYTES = 2 << 30  # holds the paper's 50 pairs (27 MB each) and leaves room for a train step on an 8 GB machine
-MIN_TRAINING_CASES = 2  # with one there is nothing to generalise from, and a batch order to speak of
+CACHE_BYTES = 2 << 30  # enough for the paper's 50 pairs (27 MB each) and a train step on a machine of 8 GB
+MIN_TRAINING_CASES = 2  # with a single case there is nothing to shuffle and nothing to generalise from
 SOURCES = ("phantom", "nifti", "synthetic")
 
 
 class _Cache:
-    """The cases used last, bounded by bytes; a case is made by one thread, and others that want it wait."""
+    """Cache of the most recently used cases, limited in bytes.
+
+    One thread loads a case; other threads that need it wait.
+    """
 
     def __init__(self) -> None:
         self._cases: OrderedDict[str, Case] = OrderedDict()
@@ -67,7 +71,7 @@ class _Cache:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Names by split (always train, validation and test) and the cases behind them. Threads may share it."""
+    """Names of cases by split (always train, validation and test) and the functions that load them. Thread-safe."""
 
     split: dict[str, tuple[str, ...]]
     makers: dict[str, Callable[[], Case]]
@@ -75,18 +79,18 @@ class Dataset:
     _cache: _Cache = dataclasses.field(default_factory=_Cache, repr=False, compare=False)
 
     def load(self, name: str) -> Case:
-        """The preprocessed case; UserError where its voxels are not fit for use."""
+        """Loads a preprocessed case; raises a UserError for invalid voxels."""
         return self._cache.get(name, self.makers[name])
 
     def tissue_map(self, name: str) -> Integer[np.ndarray, "x y z"]:
-        """The tissue map of an anatomy that synthetic pairs are made from."""
+        """The tissue map of an anatomy, from which synthetic pairs are made."""
         return self.painters[name]()
 
     def check(self, done: Callable[[], object] = lambda: None) -> None:
-        """Loads every case once, so that a bad voxel shows before a run writes anything; the cache keeps the work.
+        """Loads every case once, so that invalid data is reported before anything is written.
 
-        Several threads share the work: most of it is NumPy's and SciPy's, and a phantom is generated on first use.
-        `done` is called after each case.
+        Several threads share the work, most of which is done by NumPy and SciPy. Phantom cases are generated on first
+        use. `done` is called after each case.
         """
         with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="cases") as pool:
             loading = [pool.submit(self.load, name) for name in self.makers]
@@ -101,7 +105,7 @@ class Dataset:
 
 
 def open_dataset(data_config: ConfigDict, *, seed: int) -> Dataset:
-    """The data set that `config.data` describes, settings and headers checked; UserError for a mistake in either."""
+    """Opens the data set of `config.data` and checks its settings and headers; raises a UserError for a mistake."""
     _check_config(data_config)
     if data_config.source == "phantom":
         return _open_phantom(data_config, seed=seed)
@@ -125,7 +129,7 @@ def open_dataset(data_config: ConfigDict, *, seed: int) -> Dataset:
 
 
 def organs_of(data_config: ConfigDict) -> dict[str, tuple[int, ...]]:
-    """Label values by organ, in the order of the values: a config doesn't keep the order it was written in."""
+    """Label values by organ, sorted by value, because a config does not keep the order of its keys."""
     organs = {name: tuple(values) for name, values in data_config.organs.items()}  # lists after JSON
     return dict(sorted(organs.items(), key=lambda item: item[1]))
 
@@ -133,7 +137,7 @@ def organs_of(data_config: ConfigDict) -> dict[str, tuple[int, ...]]:
 def _open_phantom(config: ConfigDict, *, seed: int) -> Dataset:
     if config.initialisation != "header":
         raise UserError(
-            f'data.initialisation is {config.initialisation}; the scans of a phantom share a frame: expected "header"'
+            f'data.initialisation is {config.initialisation}; the scans of a phantom share a frame, expected "header"'
         )
     names = [f"phantom_{index:04d}" for index in range(config.cases)]
     split = _random_split(names, config, seed=seed, where="phantom (data.cases)")
@@ -166,7 +170,10 @@ def _open_synthetic(config: ConfigDict, *, seed: int) -> Dataset:
 
 
 def _random_split(names: list[str], config: ConfigDict, *, seed: int, where: str) -> dict[str, tuple[str, ...]]:
-    """Validation and test cases of the configured numbers drawn by seed, the rest for training; file order within."""
+    """Draws the configured numbers of validation and test cases with the seed; the rest is for training.
+
+    Cases within a split keep the order of the files.
+    """
     needed = config.validation_cases + config.test_cases + MIN_TRAINING_CASES
     if len(names) < needed:
         raise UserError(
@@ -190,7 +197,7 @@ def _check_named_split(split: dict[str, tuple[str, ...]], config: ConfigDict) ->
 
 
 def _check_config(config: ConfigDict) -> None:
-    """UserError for a setting that no data could satisfy."""
+    """Raises a UserError for a setting that is invalid for any data."""
     for key, allowed in (
         ("source", SOURCES),
         ("direction", DIRECTIONS),

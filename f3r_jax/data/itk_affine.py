@@ -1,7 +1,8 @@
-"""Affine maps of world space in the files of ITK and ANTs.
+"""Reading and writing of affine transforms in the file formats of ITK and ANTs.
 
-In memory a matrix takes a point in mm, RAS+, of the fixed scan's frame to the moving scan's (pull), as ITK's transforms
-do in LPS. On disk ITK keeps a linear part L, a translation t and a centre c: y = L (x - c) + c + t.
+In memory a matrix maps a point in mm, RAS+, from the fixed scan's frame to the moving scan's frame, for a backward
+warp. ITK's transforms do the same in LPS. Files contain a linear part L, a translation t and a centre c:
+y = L (x - c) + c + t.
 """
 
 import zlib
@@ -19,15 +20,15 @@ from f3r_jax.data.nifti import PathLike
 HEADER = "#Insight Transform File V1.0"
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS to LPS and back
 PRECISIONS = ("_double_3_3", "_float_3_3")
-# What SciPy was seen to raise for damaged files.
+# Exceptions that SciPy raises for damaged files.
 _DAMAGED = (OSError, ValueError, TypeError, LookupError, MemoryError, NotImplementedError, zlib.error, MatReadError)
 
 
 def write_matrix(path: PathLike, matrix: np.ndarray) -> None:
-    """Writes the matrix as ITK's text, which ANTs, SimpleITK, ITK-SNAP and 3D Slicer read."""
+    """Writes the matrix in ITK's text format, which ANTs, SimpleITK, ITK-SNAP and 3D Slicer read."""
     path = Path(path)
     if path.suffix not in (".txt", ".tfm"):
-        raise UserError(f"{path}: cannot tell the format; expected a name ending in .txt or .tfm")
+        raise UserError(f"{path}: unknown format; expected a name ending in .txt or .tfm")
     lps = FLIP @ matrix @ FLIP
     numbers = " ".join(repr(float(value)) for value in (*lps[:3, :3].ravel(), *lps[:3, 3]))
     lines = (
@@ -41,10 +42,10 @@ def write_matrix(path: PathLike, matrix: np.ndarray) -> None:
 
 
 def read_matrix(path: PathLike) -> Matrix:
-    """Reads one linear transform: ITK's text (.txt, .tfm) or ANTs' binary (.mat).
+    """Reads one linear transform in ITK's text format (.txt, .tfm) or ANTs' binary format (.mat).
 
     Raises:
-      UserError: no such file, not one transform of a kind in `KINDS`, or numbers that are no invertible map.
+      UserError: no such file, not exactly one transform of a type in `KINDS`, or a map that is not invertible.
     """
     path = Path(path)
     if not path.is_file():
@@ -55,9 +56,7 @@ def read_matrix(path: PathLike) -> Matrix:
         raise UserError(f"{path}: a transform of type {name}; expected one in 3-D of {', '.join(KINDS)}")
     count, linear = KINDS[kind]
     if parameters.size != count or (kind != "TranslationTransform" and fixed.size < 3):
-        raise UserError(
-            f"{path}: {parameters.size} parameters and {fixed.size} fixed ones; {name} expects {count} and 3"
-        )
+        raise UserError(f"{path}: {parameters.size} parameters and {fixed.size} fixed ones; {name} needs {count} and 3")
     lps = np.eye(4)
     with np.errstate(invalid="ignore", over="ignore"):
         lps[:3, :3] = linear(parameters, fixed)
@@ -69,11 +68,11 @@ def read_matrix(path: PathLike) -> Matrix:
 
 
 def _read_text(path):
-    """Name, parameters and fixed parameters of the one transform of a text file."""
+    """Reads name, parameters and fixed parameters of the only transform in a text file."""
     try:
         lines = path.read_text().splitlines()
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a text file; expected ITK's, which begins with '{HEADER}'") from error
+        raise UserError(f"{path}: not a text file; expected a file that begins with '{HEADER}'") from error
     if not lines or not lines[0].startswith("#Insight Transform File"):
         raise UserError(f"{path}: not an ITK transform; expected a file that begins with '{HEADER}'")
     entries = [line.split(":", 1) for line in lines if ":" in line and not line.startswith("#")]
@@ -85,11 +84,11 @@ def _read_text(path):
         fixed = found.get("FixedParameters", "")
         return names[0], *(np.array(text.split(), np.float64) for text in (found["Parameters"], fixed))
     except ValueError as error:
-        raise UserError(f"{path}: parameters that are no numbers ({error}); expected numbers alone") from error
+        raise UserError(f"{path}: some parameters are no numbers ({error}); expected numbers") from error
 
 
 def _read_binary(path):
-    """The same for ANTs' .mat: a MATLAB file of level 4 with the transform's name and `fixed`."""
+    """Reads the same from ANTs' .mat file, a MATLAB file of level 4 with the transform's name and `fixed`."""
     try:
         content = {name: value for name, value in scipy.io.loadmat(path).items() if not name.startswith("__")}
         content = {name: np.asarray(value, np.float64).ravel() for name, value in content.items()}
@@ -98,7 +97,7 @@ def _read_binary(path):
     names = [name for name in content if name != "fixed"]
     if len(names) != 1 or "fixed" not in content:
         found = ", ".join(names) or "nothing"
-        raise UserError(f"{path}: holds {found}; expected one transform and its centre, as ANTs writes them")
+        raise UserError(f"{path}: holds {found}; expected one transform and its centre, as written by ANTs")
     return names[0], content[names[0]], content["fixed"]
 
 
@@ -132,7 +131,7 @@ def _identity(parameters, fixed):
     return np.eye(3)
 
 
-# ITK's name: how many parameters, the last three of which are the translation, and the linear part that they stand for.
+# ITK's name: the number of parameters, whose last three are the translation, and the function for the linear part.
 KINDS = {
     "AffineTransform": (12, _matrix),
     "MatrixOffsetTransformBase": (12, _matrix),

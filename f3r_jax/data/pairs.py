@@ -1,20 +1,22 @@
-"""Which volumes of a folder make a pair: its `pairs.csv`, or Learn2Reg's `*_dataset.json`. Paths are relative to it.
+"""Tables of pairs: `pairs.csv`, or Learn2Reg's `*_dataset.json`. Paths are relative to the table's folder.
 
-`pairs.csv` has a row for each pair and a header with these columns, of which the first two are required:
+`pairs.csv` has one row per pair and a header with these columns. Only the first two are required:
 
-    fixed, moving                        volumes; `fixed` is the MR and `moving` the CT, unless the modalities say else
+    fixed, moving                        volumes; `fixed` is the MR and `moving` the CT unless modalities are given
     fixed_modality, moving_modality      ct or mr, one of each
     fixed_labels, moving_labels          label maps, each on its image's grid
     fixed_landmarks, moving_landmarks    CSV with columns x, y, z: mm in RAS+, corresponding row by row
     split                                train, validation or test
-    name                                 unique; without it the fixed file's name serves, numbered where it repeats
+    name                                 unique; by default the fixed file's name, numbered if it repeats
 
-Which of the two ends up as the moving one is the configuration's choice (`data.direction`), not the table's: the
-columns say which files belong together and what they are. An empty cell means there is none. Rows may repeat files.
+For training, the configuration (`data.direction`) and not the table decides which scan of a pair is the moving one. The
+columns define which files belong together and their modalities. An empty cell means that there is no such file or
+value. Files may occur in several rows.
 
-Of the JSON come `training_paired_images`, or else the `training` entries "0" (MR, files *_0000) and "1" (CT, *_0001)
-of the same case number; `registration_val` is the validation split (and leaves the training split), `registration_test`
-the test split. Labels are the files of the same name in labelsTr (labelsTs), where there are any.
+From the JSON file, training pairs are `training_paired_images` or, without these, the `training` entries "0" (MR, files
+*_0000) and "1" (CT, *_0001) of the same case number. `registration_val` is the validation split and `registration_test`
+the test split; their pairs are removed from the training split. Label maps are the files of the same name in labelsTr
+(labelsTs), if they exist.
 """
 
 import csv
@@ -38,28 +40,32 @@ COLUMNS = (*REQUIRED, *OPTIONAL, "split", "name")
 
 @dataclasses.dataclass(frozen=True)
 class ScanFiles:
-    """One volume and what goes with it."""
+    """The files of one scan."""
 
     modality: str  # "ct" | "mr"
     image: Path
     labels: Path | None = None
     landmarks: Path | None = None
-    stated: bool = True  # whether the table says the modality, or leaves it to the rule
+    stated: bool = True  # whether the table gives the modality; if not, it is the default of the column
 
 
 @dataclasses.dataclass(frozen=True)
 class PairFiles:
-    """A CT and an MR that show the same; `split` is None where the data leave it open."""
+    """A CT and an MR of the same body part; `split` is None if the data do not define it."""
 
     name: str
     ct: ScanFiles
     mr: ScanFiles
     split: str | None = None
-    fixed: str = "mr"  # which of them the table calls fixed
+    fixed: str = "mr"  # modality of the scan in the table's column `fixed`
 
 
 def read_pairs(root: Path) -> list[PairFiles]:
-    """The pairs of a folder, or of one table; headers are checked: UserError for what a later step would trip over."""
+    """Reads the pairs of a folder or of one table, and checks the files and headers of all pairs.
+
+    Raises:
+      UserError: a mistake in the table, or files that are missing, invalid or do not match.
+    """
     table = root if root.is_file() else _table(root)
     if table.suffix not in (".csv", ".json"):
         raise UserError(f"{table}: neither .csv nor .json; expected pairs.csv or Learn2Reg's *_dataset.json")
@@ -70,7 +76,7 @@ def read_pairs(root: Path) -> list[PairFiles]:
 
 
 def _table(root: Path) -> Path:
-    """The one file of a folder that says which volumes make a pair."""
+    """The path of the only table in a folder."""
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; expected one with pairs.csv or Learn2Reg's *_dataset.json")
     found = [path for path in (root / "pairs.csv", *sorted(root.glob("*_dataset.json"))) if path.is_file()]
@@ -81,14 +87,14 @@ def _table(root: Path) -> Path:
 
 
 def check_pair(pair: PairFiles) -> None:
-    """Checks all that can be seen without reading voxels: files, headers, label grids, landmarks."""
+    """Checks all that needs no voxels: files, headers, label grids, landmarks. Raises a UserError for a mistake."""
     for scan in (pair.ct, pair.mr):
         grid = nifti.read_grid(scan.image)
         if scan.labels:
             nifti.check_same_grid(grid, nifti.read_grid(scan.labels))
     if bool(pair.ct.landmarks) != bool(pair.mr.landmarks):
         alone = pair.ct.landmarks or pair.mr.landmarks
-        raise UserError(f"{alone}: landmarks of one image of pair {pair.name} alone; expected them for both or neither")
+        raise UserError(f"{alone}: landmarks of only one image of pair {pair.name}; expected them for both or neither")
     if pair.ct.landmarks:
         counts = [len(read_landmarks(scan.landmarks)) for scan in (pair.ct, pair.mr)]
         if counts[0] != counts[1]:
@@ -99,7 +105,7 @@ def check_pair(pair: PairFiles) -> None:
 
 
 def read_landmarks(path: Path) -> np.ndarray:
-    """Points (n 3) in mm, RAS+, from a CSV with columns x, y, z."""
+    """Reads points (n 3) in mm, RAS+, from a CSV with columns x, y, z."""
     rows = _rows(path)
     if missing := [axis for axis in "xyz" if axis not in rows[0]]:
         raise UserError(f"{path}: no column {', '.join(missing)}; expected x, y, z in mm")
@@ -124,7 +130,7 @@ def _from_csv(path: Path) -> list[PairFiles]:
     if "name" not in rows[0]:
         return _numbered(pairs)
     if repeated := [name for name, count in Counter(pair.name for pair in pairs).items() if count > 1]:
-        raise UserError(f"{path}: name {repeated[0]} stands in more than one row; names must be unique")
+        raise UserError(f"{path}: name {repeated[0]} is in more than one row; names must be unique")
     return pairs
 
 
@@ -155,7 +161,7 @@ def _pair_of_row(path: Path, number: int, row: dict[str, str]) -> PairFiles:
 def _from_json(path: Path) -> list[PairFiles]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        # A list of pairs where the release names them, else by case number.
+        # Some releases list the pairs; in others they are matched by case number.
         train = [(entry["fixed"], entry["moving"]) for entry in content.get("training_paired_images", [])]
         if not train:
             files = {key: [entry["image"] for entry in content["training"][key]] for key in ("0", "1")}
@@ -169,8 +175,8 @@ def _from_json(path: Path) -> list[PairFiles]:
         raise UserError(f"{path}: not readable as JSON ({error}); expected Learn2Reg's dataset description") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path}: misses or misplaces {error}; expected Learn2Reg's keys: training with lists '0' and '1' of "
-            "{image}, registration_val and registration_test of {fixed, moving}"
+            f"{path}: key {error} is missing or has the wrong type; expected Learn2Reg's keys: training "
+            "with lists '0' and '1' of {image}, registration_val and registration_test of {fixed, moving}"
         ) from error
     held_out = {frozenset(files) for files in listed["validation"] + listed["test"]}
     listed["train"] = [files for files in train if frozenset(files) not in held_out]
@@ -203,7 +209,7 @@ def _case_number(path: Path, file: str) -> str:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV as dictionaries, cells stripped, blank lines left out; UserError where there is none."""
+    """Reads the rows of a CSV as dictionaries of stripped cells without blank lines; a UserError if it has no rows."""
     try:
         lines = [
             line for line in csv.reader(path.read_text(encoding="utf-8-sig").splitlines()) if any(map(str.strip, line))
@@ -213,7 +219,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not readable as CSV ({error}); expected UTF-8 text with commas") from error
     if len(lines) < 2:
-        raise UserError(f"{path}: holds no rows; expected a header and a row for each entry")
+        raise UserError(f"{path}: holds no rows; expected a header and one row per entry")
     header = [cell.strip() for cell in lines[0]]
     for number, line in enumerate(lines[1:], start=1):
         if len(line) != len(header):
@@ -222,7 +228,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def _numbered(pairs: list[PairFiles]) -> list[PairFiles]:
-    """The same pairs, names that repeat made unique: a, a_2, a_3."""
+    """Makes repeated names unique: a, a_2, a_3."""
     taken, unique = set(), []
     for pair in pairs:
         name, count = pair.name, 1

@@ -1,15 +1,18 @@
-"""From scans to the working grid: intensities to [0, 1], one interpolation through the headers.
+"""Preprocessing: intensities to [0, 1], detection of the modality, body masks, and the working grid.
 
-The working grid has the configured spacing and shape, the axes of the fixed image, and shares the centre of its field
-of view; so it crops what is larger and pads what is smaller, evenly. The moving image is sampled on the same voxels
-through `moving_affine`, which takes a working voxel to mm in the moving scan's own frame: the working affine itself
-where the headers share a frame ("header"), else the working affine and a matrix that takes the fixed frame to the
-moving one: a shift by which the centres of the two bodies meet ("body_centre"), or what `affine` fits ("rigid",
-"affine").
+The working grid has the configured spacing and shape, the axes of the fixed image, and the centre of its field of view.
+So larger images are cropped and smaller ones are padded symmetrically. The moving image is sampled at the same voxels
+through `moving_affine`, which maps a working voxel to mm in the moving scan's frame. It is the working affine, followed
+by an initial matrix from the fixed frame to the moving frame:
+
+    header           the identity, for scans whose headers share a frame
+    body_centre      the translation between the centres of the two bodies
+    rigid, affine    the fit of the `affine` package
+
 Cropping, spacing, orientation and initialisation are thus one affine map, and each image is interpolated once.
 
 Outside its field of view an image is 0: air in CT, background in MR. The half voxel between the outermost voxel
-centres and the edge of the field of view takes the value of the outermost voxel.
+centres and the edge of the field of view has the value of the outermost voxel.
 
 Letters: x y z voxels of a grid.
 """
@@ -26,17 +29,17 @@ from f3r_jax.data.nifti import Image
 
 MODALITIES = ("ct", "mr")
 INITIALISATIONS = ("header", "body_centre", "rigid", "affine")
-AIR_HU = -500.0  # below it lie air and lung alone
-OFFSET_HU = 1024.0  # that some scanners and converters add to HU, so that nothing is negative
+AIR_HU = -500.0  # only air and lung are below
+OFFSET_HU = 1024.0  # some scanners and converters add it to HU to avoid negative values
 BODY_HU = -300.0  # between fat (-100) and air or lung (-1000, -800)
-BODY_SPACING = 4.0  # mm: fine enough for the body's outline, and 100 times faster than 0.8 mm
+BODY_SPACING = 4.0  # mm, fine enough for the body's outline; 100 times faster than 0.8 mm
 
 
 def normalise(image: Image, modality: str, *, ct_window: Numbers, mr_percentiles: Numbers) -> Image:
     """Scales intensities to [0, 1]: CT between the bounds of a window in HU, MR between two percentiles of the body.
 
-    The percentiles are those of the voxels of `body_mask`, so they do not move with the amount of air around it.
-    UserError for an image that would come out constant.
+    The percentiles are taken over `body_mask`, so they do not depend on the amount of air around the body. Raises a
+    UserError if the result would be constant.
     """
     if image.data.min() == image.data.max():
         raise UserError(f"{image.path}: constant image, every voxel is {image.data.flat[0]:g}; expected contrast")
@@ -49,16 +52,17 @@ def normalise(image: Image, modality: str, *, ct_window: Numbers, mr_percentiles
     if data.min() == data.max():
         span = f"{image.data.min():g} to {image.data.max():g}"
         raise UserError(
-            f"{image.path}: constant once clipped to {low:g} to {high:g} (its voxels: {span}); "
+            f"{image.path}: constant after clipping to {low:g} to {high:g} (its voxels: {span}); "
             f"expected a {modality.upper()}{' in HU' if modality == 'ct' else ''} with contrast"
         )
     return dataclasses.replace(image, data=data)
 
 
 def recognise_modality(image: Image) -> str:
-    """ "ct" or "mr" by intensity: a CT in HU has air or lung far below 0, an MR next to nothing below 0.
+    """Detects the modality, "ct" or "mr", from the intensities.
 
-    UserError where neither holds, where a CT seems to be stored with an offset, and for intensities scaled already.
+    A CT in HU has air or lung far below 0; an MR has hardly any voxel below 0. Raises a UserError if neither holds, if
+    a CT seems to be stored with an offset, and for intensities that were scaled before.
     """
     low, high = (float(value) for value in np.percentile(image.data, (0.1, 99.9)))
     least, most = float(image.data.min()), float(image.data.max())
@@ -67,10 +71,10 @@ def recognise_modality(image: Image) -> str:
     found = f"intensities from {least:g} to {most:g}"
     if low < -0.05 * high or most <= 1 or most == 255:
         raise UserError(
-            f"{image.path}: cannot tell CT from MR by its {found}; expected HU or an MR's raw signal: name the modality"
+            f"{image.path}: cannot detect the modality, {found}; expected HU or an MR's raw signal: name the modality"
         )
     body = image.data[image.data > 0.3 * OFFSET_HU]
-    # Fat, water and muscle of a CT lie within 200 HU; the tissues of an MR differ by factors.
+    # Fat, water and muscle of a CT are within 200 HU; the tissues of an MR differ by factors.
     if high > OFFSET_HU and body.size and np.mean(np.abs(body - OFFSET_HU) < 200) > 0.6:
         raise UserError(
             f"{image.path}: {found} look like a CT stored with an offset of {OFFSET_HU:g}; expected HU: subtract it, "
@@ -85,7 +89,7 @@ def body_translation(fixed: Image, fixed_modality: str, moving: Image, moving_mo
 
 
 def body_centre(image: Image, modality: str) -> np.ndarray:
-    """Centre of mass of the body mask in mm, RAS+. Takes raw intensities: HU for CT."""
+    """Centre of mass of the body mask in mm, RAS+. The image has raw intensities: HU for CT."""
     thin = _thinned(image)
     index = ndimage.center_of_mass(body_mask(thin, modality))
     return thin.affine[:3, :3] @ index + thin.affine[:3, 3]
@@ -94,7 +98,7 @@ def body_centre(image: Image, modality: str) -> np.ndarray:
 def body_mask(image: Image, modality: str) -> Bool[np.ndarray, "x y z"]:
     """The largest connected body, filled slice by slice: CT above -300 HU, MR above Otsu's threshold.
 
-    Opening by one voxel first detaches tables and noise. UserError where no body is found.
+    An opening by one voxel first removes tables and noise. Raises a UserError if no body is found.
     """
     threshold = BODY_HU if modality == "ct" else otsu(image.data)
     body = image.data > threshold
@@ -113,9 +117,9 @@ def body_mask(image: Image, modality: str) -> Bool[np.ndarray, "x y z"]:
 
 
 def otsu(data: Shaped[np.ndarray, "*shape"]) -> float:
-    """Otsu's threshold: the cut that maximises the variance between two classes, over 256 bins.
+    """Otsu's threshold, which maximises the variance between two classes, from 256 bins.
 
-    The brightest half per cent is clipped, so that a few bright voxels do not stretch the bins.
+    The brightest 0.5 % are clipped, so that a few bright voxels do not widen the bins.
     """
     low, high = float(data.min()), float(np.percentile(data, 99.5))
     if low == high:
@@ -130,7 +134,7 @@ def otsu(data: Shaped[np.ndarray, "*shape"]) -> float:
 
 
 def _thinned(image: Image) -> Image:
-    """Every n-th voxel, for masks that need not be fine."""
+    """Keeps every n-th voxel, for masks that need not be fine."""
     stride = np.maximum(np.rint(BODY_SPACING / image.spacing), 1).astype(int)
     affine = image.affine @ np.diag([*stride, 1.0])
     return Image(image.data[tuple(slice(None, None, n) for n in stride)], affine, image.path)

@@ -1,4 +1,4 @@
-"""From a file's grid to the working grid: resampling of images, labels and points."""
+"""Resampling of images, labels and points from a file's grid to the working grid."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -13,15 +13,15 @@ from f3r_jax.data.nifti import Grid, Image
 
 FWHM = 2.3548  # full width at half maximum of a Gaussian of standard deviation 1
 
-VOXELS = 2**19  # a slab's at most: below 0.1 GB of coordinates, whatever the grid, and the same on every machine
-THREADS = min(os.cpu_count() or 1, 8)  # SciPy samples without Python's lock; eight slabs stay below 1 GB
-PARALLEL = 1e-9  # of a matrix's largest entry: what rounding leaves of a zero
+VOXELS = 2**19  # per slab at most: less than 0.1 GB of coordinates for any grid
+THREADS = min(os.cpu_count() or 1, 8)  # SciPy releases Python's lock while sampling; eight slabs need less than 1 GB
+PARALLEL = 1e-9  # relative to the largest entry of a matrix: smaller entries are rounding errors of zero
 
-LATTICE = 24  # points along an axis by which the overlap of two fields of view is judged
+OVERLAP_POINTS = 24  # points per axis for the test whether two fields of view overlap
 
 
 def working_grid(fixed: Grid, *, shape: Sequence[int], spacing: Numbers) -> Grid:
-    """The grid of `shape` and `spacing` (mm) along the fixed image's axes, about the centre of its field of view."""
+    """The grid of `shape` and `spacing` (mm) along the fixed image's axes, centred in its field of view."""
     linear = fixed.affine[:3, :3] / fixed.spacing * np.asarray(spacing, np.float64)
     affine = np.eye(4)
     affine[:3, :3] = linear
@@ -30,7 +30,7 @@ def working_grid(fixed: Grid, *, shape: Sequence[int], spacing: Numbers) -> Grid
 
 
 def moving_affine(working: Grid, matrix: np.ndarray) -> np.ndarray:
-    """Working voxels to mm in the moving scan's frame, to which `matrix` takes mm of the fixed one's."""
+    """The matrix from working voxels to mm in the moving frame; `matrix` maps mm of the fixed frame to it."""
     return matrix @ working.affine
 
 
@@ -42,20 +42,20 @@ def translation(shift: Numbers) -> np.ndarray:
 
 
 def resample(image: Image, grid: Grid) -> Float[np.ndarray, "x y z"]:
-    """Samples the image at the voxels of `grid` (whose affine leads to the image's frame), trilinearly; 0 outside.
+    """Samples the image at the voxels of `grid`, which is in the image's frame, trilinearly; 0 outside.
 
-    Where the grid is coarser than the image, a Gaussian is applied first, against aliasing: the width that takes a
-    voxel's point spread to the coarser one's, both Gaussians as wide at half height as their voxels (Cardoso et al.,
-    MICCAI 2015: "Scale factor point spread function matching").
+    If the grid is coarser than the image, the image is first smoothed by a Gaussian to avoid aliasing. Its width is the
+    difference between the point spread functions of the two voxels, both Gaussians whose full width at half maximum is
+    the voxel size (Cardoso et al., MICCAI 2015: "Scale factor point spread function matching").
     """
-    step = np.linalg.norm((np.linalg.inv(image.affine) @ grid.affine)[:3, :3], axis=1)  # image voxels a grid voxel
+    step = np.linalg.norm((np.linalg.inv(image.affine) @ grid.affine)[:3, :3], axis=1)  # image voxels per grid voxel
     sigma = np.sqrt(np.maximum(step**2 - 1, 0)) / FWHM
     data = ndimage.gaussian_filter(image.data, sigma, mode="nearest") if sigma.max() > 0.05 else image.data
     return _sample(data, image, grid, order=1)
 
 
 def field_of_view(image: Grid, grid: Grid) -> Bool[np.ndarray, "x y z"]:
-    """Which voxels of `grid`, whose affine leads to the image's frame, the image reaches."""
+    """Mask of the voxels of `grid`, which is in the image's frame, inside the image's field of view."""
     matrix = np.linalg.inv(image.affine) @ grid.affine
     axes = np.ogrid[tuple(slice(size) for size in grid.shape)]
     inside = np.ones(grid.shape, bool)
@@ -66,25 +66,28 @@ def field_of_view(image: Grid, grid: Grid) -> Bool[np.ndarray, "x y z"]:
 
 
 def resample_labels(labels: Image, grid: Grid) -> Shaped[np.ndarray, "x y z"]:
-    """Samples a label map at the voxels of `grid`, the nearest voxel's label; 0 outside."""
+    """Samples a label map at the voxels of `grid` by nearest-neighbour interpolation; 0 outside."""
     return _sample(labels.data, labels, grid, order=0)
 
 
 def has_overlap(fixed: Grid, moving: Grid, matrix: np.ndarray | None = None) -> bool:
-    """Whether two fields of view share more than a sliver (a 48th of a width), in one frame or through `matrix`."""
+    """Whether two fields of view overlap by more than a 48th of a width.
+
+    Both are in one frame, or `matrix` maps the fixed frame to the moving frame.
+    """
     to_moving = np.linalg.inv(moving.affine) @ moving_affine(fixed, np.eye(4) if matrix is None else matrix)
     return _reaches(fixed, moving, to_moving) or _reaches(moving, fixed, np.linalg.inv(to_moving))
 
 
 def to_voxels(points: Float[np.ndarray, "n 3"], affine: np.ndarray) -> Float[np.ndarray, "n 3"]:
-    """Points in mm to (fractional) voxel indices of the grid with that affine."""
+    """Converts points in mm to (fractional) voxel indices of the grid with that affine."""
     inverse = np.linalg.inv(affine)
     return points @ inverse[:3, :3].T + inverse[:3, 3]
 
 
 def _sample(data: np.ndarray, image: Image, grid: Grid, *, order: int) -> np.ndarray:
     matrix = np.linalg.inv(image.affine) @ grid.affine
-    # SciPy's constant mode calls a voxel centre outside that rounding puts 1e-15 beyond the last one: extend, then cut.
+    # SciPy's constant mode treats a centre that rounding puts 1e-15 beyond the last voxel as outside: extend, then cut.
     sampled = np.empty(grid.shape, data.dtype)
 
     axes = shared_axes(matrix)
@@ -107,14 +110,14 @@ def _centre(grid: Grid) -> np.ndarray:
 
 
 def _reaches(source: Grid, target: Grid, matrix: np.ndarray) -> bool:
-    """Whether any point of a lattice over the source's field of view lies in the target's, by `matrix`."""
-    ticks = [(np.arange(LATTICE) + 0.5) / LATTICE * size - 0.5 for size in source.shape]
+    """Whether `matrix` maps any of the regular points in the source's field of view into the target's."""
+    ticks = [(np.arange(OVERLAP_POINTS) + 0.5) / OVERLAP_POINTS * size - 0.5 for size in source.shape]
     points = np.stack(np.meshgrid(*ticks, indexing="ij"), axis=-1).reshape(-1, 3) @ matrix[:3, :3].T + matrix[:3, 3]
     return bool(((points >= -0.5) & (points <= np.asarray(target.shape) - 0.5)).all(axis=1).any())
 
 
 def by_slabs(shape: tuple[int, ...], fill: Callable[[slice], None]) -> None:
-    """Calls `fill` with slices that together make up the first axis of a grid; a slab has one plane at least."""
+    """Calls `fill` in several threads with slices that cover the first axis of a grid, at least one plane each."""
     planes = max(1, VOXELS // (shape[1] * shape[2]))
     slabs = [slice(start, min(start + planes, shape[0])) for start in range(0, shape[0], planes)]
     with ThreadPoolExecutor(THREADS) as pool:
@@ -122,9 +125,9 @@ def by_slabs(shape: tuple[int, ...], fill: Callable[[slice], None]) -> None:
 
 
 def shared_axes(matrix: np.ndarray) -> tuple[int, ...] | None:
-    """The axis of a grid along which each axis of a volume runs, where `matrix` takes voxels of the grid to the volume.
+    """For each axis of a volume the parallel axis of a grid; `matrix` maps grid voxels to volume voxels.
 
-    None where they don't run along each other.
+    Returns None if the axes are not parallel.
     """
     linear = np.abs(matrix[:3, :3])
     along = linear > PARALLEL * linear.max()
@@ -136,20 +139,21 @@ def shared_axes(matrix: np.ndarray) -> tuple[int, ...] | None:
 def sample_along_axes(
     volume: np.ndarray, matrix: np.ndarray, axes: tuple[int, ...], shape: tuple[int, ...], slab: slice, *, order: int
 ) -> np.ndarray:
-    """A slab of a grid of `shape` sampled from a volume (x y z ...), one axis after the other; outside, the edge value.
+    """Samples a slab of a grid from a volume (x y z ...), one axis after the other; outside, the edge value.
 
-    It is what SciPy's general interpolation gives, at a fifth of its time.
+    The result is that of SciPy's general interpolation, in a fifth of its time.
 
     Args:
-      volume: floats, or of any type with order 0.
-      matrix: takes voxels of the grid to voxels of the volume.
-      axes: those of `shared_axes`.
+      volume: floats; any type with order 0.
+      matrix: maps voxels of the grid to voxels of the volume.
+      axes: the result of `shared_axes`.
       shape: of the whole grid.
-      slab: the part of its first axis.
-      order: 1 trilinear, 0 the nearest voxel, half-way the upper one.
+      slab: the slice of the grid's first axis.
+      order: 1 for trilinear, 0 for the nearest voxel; half-way between two, the upper one.
     """
     ranges = [np.arange(size)[slab if axis == 0 else slice(None)] for axis, size in enumerate(shape)]
-    for axis in sorted(range(3), key=lambda axis: axes[axis] != 0):  # the slab first, as then little is left
+    # The axis of the slab comes first, which leaves the least to sample.
+    for axis in sorted(range(3), key=lambda axis: axes[axis] != 0):
         last = volume.shape[axis] - 1
         position = np.clip(matrix[axis, axes[axis]] * ranges[axes[axis]] + matrix[axis, 3], 0, last)
         if order == 0:

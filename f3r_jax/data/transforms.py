@@ -1,19 +1,17 @@
-"""Transforms of world space: an affine and a displacement, sampled as fields on any grid, and applied to images.
+"""Transforms of world space: an affine and a displacement, converted to fields on any grid and applied to images.
 
-A field on a grid holds, for the voxel at x (mm, RAS+), the vector from x to the point it is mapped to (pull: a warped
-image shows there what the image shows at x + field(x)). Beyond the working grid the displacement keeps its edge value.
-NumPy and SciPy, in double precision where coordinates are concerned; large grids go slab by slab over a few threads.
+A field on a grid contains, for the voxel at x (mm, RAS+), the vector from x to the point that x is mapped to. Images
+are warped backward: the warped image at x is the image at x + field(x). Outside the working grid the displacement has
+its edge value. The module uses NumPy and SciPy, with coordinates in double precision. Large grids are processed in
+slabs by several threads.
 
 Letters: x y z voxels of a grid, n points, A_w affine of the working grid, M matrix, u displacement, p voxel of the
 working grid. Frames are those of the fixed and of the moving scan.
 """
 
 import dataclasses
-import os
-import tempfile
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,26 +19,25 @@ from jaxtyping import Float, Float32, Float64, Shaped
 from scipy import ndimage
 
 from f3r_jax.common.arrays import WorldField
-from f3r_jax.data import nifti
-from f3r_jax.data.nifti import Grid, Image, PathLike
+from f3r_jax.data.nifti import Grid, Image
 from f3r_jax.data.resample import by_slabs, sample_along_axes, shared_axes
 from f3r_jax.ops.fields import invert
 
 Points = Float[np.ndarray, "n 3"]  # mm, RAS+
 
-OUTSIDE = 0.5  # voxels beyond the outermost centres: as far as their voxels reach, and ITK's rule
+OUTSIDE = 0.5  # voxels beyond the outermost centres, the edge of their voxels, as in ITK
 ROUNDING = 1e-6  # voxels
-NEWTON, SOLVED = 20, 1e-3  # iterations at most, and mm that end them
-NUDGE = 0.05  # mm: mostly within one voxel, where a displacement is nearly linear
-SINGULAR = 0.02  # Jacobian determinants below it give no Newton step
+NEWTON, SOLVED = 20, 1e-3  # maximum number of iterations, and the error in mm at which they stop
+NUDGE = 0.05  # mm, step of the finite differences; a displacement is nearly linear within one voxel
+SINGULAR = 0.02  # for smaller Jacobian determinants the Jacobian is replaced by the identity
 
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """Takes the point of voxel p of `grid` in the fixed frame, A_w p, to M A_w (p + u(p)) in the moving frame.
+    """Maps the point A_w p of voxel p of `grid` in the fixed frame to M A_w (p + u(p)) in the moving frame.
 
     Attributes:
-      grid: the working grid; its affine leads to mm of the fixed frame.
+      grid: the working grid; its affine maps voxels to mm of the fixed frame.
       matrix: M, from mm of the fixed frame to mm of the moving frame (RAS+).
       displacement: u, in voxels of `grid`.
     """
@@ -51,13 +48,13 @@ class Transform:
 
 
 def to_moving(transform: Transform, points: Points) -> Float64[np.ndarray, "n 3"]:
-    """Points of the fixed frame to the points of the moving frame that they correspond to, in mm."""
+    """Maps points of the fixed frame to the corresponding points of the moving frame, in mm."""
     p = _apply(np.linalg.inv(transform.grid.affine), np.asarray(points, np.float64).T)
     return _apply(transform.matrix @ transform.grid.affine, p + _sample(transform.displacement, p)).T
 
 
 def field_on(transform: Transform, grid: Grid) -> WorldField:
-    """The whole transform, affine included: M A_w (p + u(p)) - x at each voxel x of a grid of the fixed frame."""
+    """The field of the whole transform, M A_w (p + u(p)) - x, at each voxel x of a grid of the fixed frame."""
     to_working = np.linalg.inv(transform.grid.affine) @ grid.affine
     from_working = transform.matrix @ transform.grid.affine
     linear, rest = from_working[:3, :3].astype(np.float32), from_working @ to_working - grid.affine
@@ -72,12 +69,12 @@ def field_on(transform: Transform, grid: Grid) -> WorldField:
 
 
 def deformation_on(transform: Transform, grid: Grid) -> WorldField:
-    """The deformation alone, A_w (p + u(p)) - x; followed by the matrix M it is the whole transform."""
+    """The field of the deformation without M, A_w (p + u(p)) - x, at each voxel of a grid of the fixed frame."""
     return field_on(dataclasses.replace(transform, matrix=np.eye(4)), grid)
 
 
 def followed_by(deformation: WorldField, matrix: Float64[np.ndarray, "4 4"], grid: Grid) -> WorldField:
-    """The whole transform, M (x + d(x)) - x at each voxel x of `grid`, from the deformation d on it."""
+    """The field of the whole transform, M (x + d(x)) - x, at each voxel x of `grid`, from a deformation d on it."""
     linear, rest = matrix[:3, :3].astype(np.float32), (matrix - np.eye(4)) @ grid.affine
     field = np.empty((3, *grid.shape), np.float32)
 
@@ -89,14 +86,14 @@ def followed_by(deformation: WorldField, matrix: Float64[np.ndarray, "4 4"], gri
 
 
 def inverse(transform: Transform) -> tuple[Transform, dict[str, float]]:
-    """The transform from the moving frame to the fixed frame, and how nearly the displacement could be inverted.
+    """The inverse transform, from the moving frame to the fixed frame, and statistics of its error.
 
-    Its working grid is that of `transform` carried to the moving frame by M, and so has the same voxels; outside it the
-    inverse displacement keeps its edge value.
+    Its working grid is that of `transform`, mapped to the moving frame by M. Outside it the inverse displacement has
+    its edge value.
 
     Returns:
       The inverse, and statistics of the residual |v(q) + u(q + v(q))| in voxels over the working grid: `mean`, `p99`,
-      `max`, and `unsolved_percent` of voxels where it exceeds 0.1, as where the field folds.
+      `max`, and `unsolved_percent`, the percentage of voxels where it exceeds 0.1, for instance where the field folds.
     """
     solution, residual = invert(jnp.asarray(transform.displacement)[None])
     displacement, residual = np.asarray(solution[0]), np.asarray(residual[0])
@@ -113,10 +110,10 @@ def inverse(transform: Transform) -> tuple[Transform, dict[str, float]]:
 def solve(
     carry: Callable[[Points], Points], targets: Points, start: Points
 ) -> tuple[Float64[np.ndarray, "n 3"], Float64[np.ndarray, " n"]]:
-    """The points that `carry` takes to `targets`, and how far from them it takes them, both in mm.
+    """Solves `carry(points) = targets`; returns the points and the remaining errors, both in mm.
 
-    Newton's method from `start`, a step halved where it does not help. An inverse field is exact at its voxels alone;
-    for rough fields this finds what it misses between them. Where the transform folds, an error may remain.
+    Newton's method from `start`; a step that does not reduce the error is halved. An inverse field is exact at its
+    voxels only, and this corrects its error between voxels. An error may remain where the transform folds.
     """
     points = np.array(start, np.float64)
     away, length = carry(points) - targets, np.ones(len(points))
@@ -137,22 +134,22 @@ def solve(
 
 
 def to_fixed(transform: Transform, back: Transform, points: Points) -> Float64[np.ndarray, "n 3"]:
-    """Points of the moving frame to those of the fixed frame that `to_moving` takes there; `back` is the `inverse`."""
+    """Maps points of the moving frame to the fixed frame, in mm: inverts `to_moving`; `back` is the `inverse`."""
     return solve(partial(to_moving, transform), points, to_moving(back, points))[0]
 
 
 def resampled(transform: Transform, grid: Grid) -> Float32[np.ndarray, "x y z 3"]:
-    """The displacement of the same transform on another working grid, in voxels of that."""
+    """The displacement of the transform on another working grid, in voxels of that grid."""
     return _in_voxels(deformation_on(transform, grid), grid)
 
 
 def sample_field(field: WorldField, grid: Grid, points: Points) -> Float32[np.ndarray, "n 3"]:
-    """The vectors of a field at points in mm, trilinearly; beyond its grid, the edge value."""
+    """Samples a field at points in mm, trilinearly; outside its grid, the edge value."""
     return _sample(field, _apply(np.linalg.inv(grid.affine), np.asarray(points, np.float64).T)).T
 
 
 def resample_field(field: WorldField, grid: Grid, target: Grid) -> Float32[np.ndarray, "x2 y2 z2 3"]:
-    """The same at the voxels of another grid."""
+    """Samples a field at the voxels of another grid, trilinearly; outside its grid, the edge value."""
     look_up = _look_up(field, np.linalg.inv(grid.affine) @ target.affine, target.shape)
     out = np.empty((3, *target.shape), np.float32)
 
@@ -164,45 +161,33 @@ def resample_field(field: WorldField, grid: Grid, target: Grid) -> Float32[np.nd
 
 
 def learn2reg_field(transform: Transform, grid: Grid) -> Float32[np.ndarray, "x y z 3"]:
-    """The whole transform in voxels of `grid`, as Learn2Reg's evaluator adds it to voxel indices.
+    """The field of the whole transform in voxels of `grid`, which Learn2Reg's evaluator adds to voxel indices.
 
-    It holds where the moving image lies on the same grid; `grid` is that of the files as stored.
+    `grid` is the grid of the files as stored. The moving image must be on the same grid.
     """
     return _in_voxels(field_on(transform, grid), grid)
-
-
-def write_learn2reg(path: PathLike, field: Float32[np.ndarray, "x y z 3"], affine: np.ndarray) -> None:
-    """Writes a field of Learn2Reg: (x y z 3) in .nii.gz (with that affine), or as `arr_0` of an .npz."""
-    path = Path(path)
-    if path.suffix != ".npz":
-        nifti.write(path, field, affine)
-        return
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        beside = Path(folder) / path.name
-        np.savez_compressed(beside, field)
-        os.replace(beside, path)
 
 
 def warp_image(
     image: Image, field: WorldField, grid: Grid, *, order: int = 1, outside: float = 0.0
 ) -> Shaped[np.ndarray, "x y z"]:
-    """Samples the image at x + field(x) for each voxel x of `grid`, on which the field lies.
+    """Warps an image: samples it at x + field(x) for each voxel x of `grid`.
 
-    The same as ITK's resampling, in rounding too: up to half a voxel beyond the outermost voxel centres the image keeps
-    its edge value, and half-way between two labels the upper voxel's counts.
+    Edges and rounding are those of ITK's resampling: up to half a voxel beyond the outermost voxel centres the image
+    has its edge value, and half-way between two labels the upper voxel's label is used.
 
     Args:
-      image: the volume; its frame is the one the field leads to.
-      field: displacements in mm.
-      grid: the voxels of the result.
-      order: 1 for images (trilinear), 0 for label maps (the nearest voxel's).
-      outside: the value where the image does not reach.
+      image: the volume, in the frame that the field maps to.
+      field: displacements in mm on `grid`.
+      grid: the grid of the result.
+      order: 1 for images (trilinear), 0 for label maps (nearest neighbour).
+      outside: the value outside the image.
 
     Returns:
-      The samples: float32, with order 0 the image's own type.
+      The warped volume: float32, or the image's type with order 0.
     """
     if field.shape[:3] != grid.shape:
-        raise ValueError(f"a field of {field.shape[:3]} voxels for a grid of {grid.shape}; both must be the same")
+        raise ValueError(f"a field of {field.shape[:3]} voxels for a grid of {grid.shape}; both must be equal")
     from_mm = np.linalg.inv(image.affine)
     matrix, last = from_mm @ grid.affine, np.reshape(image.shape, (3, 1, 1, 1)) - 1
     warped = np.empty(grid.shape, np.float32 if order else image.data.dtype)
@@ -219,12 +204,15 @@ def warp_image(
 
 
 def _sample(vectors, index):
-    """Vectors (x y z 3) at voxel positions (3 ...), trilinearly, as (3 ...); outside, the edge value."""
+    """Samples vectors (x y z 3) at voxel positions (3 ...), trilinearly, as (3 ...); outside, the edge value."""
     return np.stack([ndimage.map_coordinates(vectors[..., c], index, order=1, mode="nearest") for c in range(3)])
 
 
 def _look_up(vectors: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> Callable[[slice], np.ndarray]:
-    """A function of a slab of a grid of `shape`, whose voxels `matrix` takes to those of the vectors: (3 ...) there."""
+    """A function that samples the vectors (3 ...) on a slab of a grid of `shape`.
+
+    `matrix` maps voxels of that grid to voxels of the vectors.
+    """
     axes = shared_axes(matrix)
     if axes is None:
         return lambda slab: _sample(vectors, _apply(matrix, _indices(shape, slab)))
@@ -232,23 +220,23 @@ def _look_up(vectors: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) ->
 
 
 def _in_voxels(field, grid):
-    """Vectors in mm to vectors in voxels of the grid."""
+    """Converts vectors in mm to vectors in voxels of the grid."""
     return field @ np.linalg.inv(grid.affine)[:3, :3].T.astype(np.float32)
 
 
 def _apply(matrix, points):
-    """The affine map of (3 ...) points."""
+    """Applies an affine map to points (3 ...)."""
     turned = (matrix[:3, :3] @ points.reshape(3, -1)).reshape(points.shape)
     return turned + matrix[:3, 3].reshape(3, *[1] * (points.ndim - 1))
 
 
 def _turned(linear, vectors):
-    """A linear map of vectors (3 ...)."""
+    """Applies a linear map to vectors (3 ...)."""
     return (linear @ vectors.reshape(3, -1)).reshape(vectors.shape)
 
 
 def _affine(matrix, shape, slab):
-    """The affine map of a slab's indices, (3 ...)."""
+    """Applies an affine map to the indices of a slab; returns (3 ...)."""
     axes = np.ogrid[slab, : shape[1], : shape[2]]
     return np.stack(
         [sum(weight * axis for weight, axis in zip(row, axes, strict=False)) + row[3] for row in matrix[:3]]

@@ -1,1 +1,1 @@
-"""Scores systems on the test cases of a run: `python -m f3r_jax.evaluate`."""
+"""Evaluation of runs on their test cases: `python -m f3r_jax.evaluate`."""

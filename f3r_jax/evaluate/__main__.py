@@ -1,16 +1,19 @@
-"""Evaluates a checkpoint on the test cases of its config: scores before and after, pictures, a table.
+"""Evaluates a checkpoint on the test cases of its config: scores, figures and a table.
 
   python -m f3r_jax.evaluate --workdir=runs/mrb [--step=120] [--refine] [--learn2reg]
 
-Writes <workdir>/evaluation/: cases.csv (one row per case and organ), summary.json, table.md, and for the first cases
-figures and an .npz with displacement, warped volume and warped labels. Everything comes from the checkpoint, which
-holds its config, and from the data; SyN has no checkpoint and registers again. With --learn2reg also
-<workdir>/evaluation/learn2reg/: the challenge's submission files and scores. With --refine each prediction is the start
-of an instance optimisation with the settings `config.instance`, and the folder is <workdir>/evaluation_refined/.
+Writes <workdir>/evaluation/: cases.csv (one row per case and organ), summary.json and table.md with the scores before
+and after registration. For the first cases it also writes figures and an .npz with displacement, warped volume and
+warped labels. Only the checkpoint, which contains its config, and the data are needed. SyN has no checkpoint and
+registers again.
 
-First every case is registered, as the controls of a network (`evaluate/controls.py`) need the predictions for all
-other cases, then each is scored. Until the end the predictions are in a hidden folder. A case that was registered or
-scored before a kill is not registered or scored again.
+With --learn2reg it also writes the challenge's submission files and scores, to <workdir>/evaluation/learn2reg/. With
+--refine an instance optimisation with the settings `config.instance` starts from each prediction, and the folder is
+<workdir>/evaluation_refined/.
+
+All cases are registered first, because the controls of a network (`evaluate/controls.py`) need the predictions for all
+other cases. Then each case is scored. Until the end the predictions are in a hidden folder. A restarted evaluation
+skips the cases that are already registered or scored.
 """
 
 from collections.abc import Sequence
@@ -24,14 +27,14 @@ from f3r_jax.common.errors import UserError
 from f3r_jax.evaluate.evaluation import CHALLENGE, evaluate, folder_of, print_report
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.")
-_PICTURES = flags.DEFINE_integer("pictures", 3, "How many cases get pictures.", lower_bound=0)
-_REFINE = flags.DEFINE_bool("refine", False, "Optimise each pair further, starting at the network's prediction.")
-_LEARN2REG = flags.DEFINE_bool("learn2reg", False, "Write Learn2Reg's submission files and scores too.")
+_STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
+_PICTURES = flags.DEFINE_integer("pictures", 3, "Number of cases to draw figures of.", lower_bound=0)
+_REFINE = flags.DEFINE_bool("refine", False, "Optimise each pair further, starting from the network's prediction.")
+_LEARN2REG = flags.DEFINE_bool("learn2reg", False, "Also write Learn2Reg's submission files and scores.")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Reads the flags, evaluates and prints."""
+    """Reads the flags, evaluates the run and prints the table."""
     if argv[1:] or _WORKDIR.value is None:
         raise UserError("expected --workdir=FOLDER [--step=N] [--pictures=N] [--refine] [--learn2reg]")
     keep_compiled_programs()

@@ -1,8 +1,8 @@
-"""The classical rivals, as people install them from PyPI: SyN, greedy and convexAdam. They learn nothing.
+"""Classical baselines from PyPI: SyN, greedy and convexAdam. None of them is trained.
 
-Each takes two volumes on one grid and gives the displacement in voxels of it, pull: `fixed` shows at p what `moving`
-shows at p + u(p). None starts with an affine step. Their packages are imported where they are used, and JAX not at
-all, so that a process that runs one of them holds nothing else in memory.
+Each takes two volumes on one grid and returns the backward (pull) displacement in voxels of that grid: `fixed` at p
+corresponds to `moving` at p + u(p). None starts with an affine step. Their packages are imported in the functions that
+need them, and JAX is not imported at all. So a process that runs one of them holds nothing else in memory.
 
 Letters: x y z voxels.
 """
@@ -37,8 +37,8 @@ def syn(pair: VolumePair, *, settings: ConfigDict | None = None, seed: int = 0) 
 
     Args:
       pair: the volumes.
-      settings: `config.syn` of a config; that of `configs/syn.py` if None.
-      seed: of the samples that the metric draws.
+      settings: `config.syn` of a config, or of `configs/syn.py` if None.
+      seed: seed of the metric's random samples.
     """
     import ants
 
@@ -61,15 +61,15 @@ def syn(pair: VolumePair, *, settings: ConfigDict | None = None, seed: int = 0) 
             random_seed=seed + 1,  # 0 would mean a seed from the clock
         )
         fields = [path for path in result["fwdtransforms"] if Path(path).name.endswith("Warp.nii.gz")]
-        # Without a rotation in the header the axes of the millimetres are those of the voxels.
+        # The header has no rotation, so the axes in mm are those in voxels.
         return (ants.image_read(fields[0]).numpy() / np.asarray(pair.spacing)).astype(np.float32)
 
 
 def greedy(pair: VolumePair, *, iterations: Sequence[int] = (100, 100, 50)) -> VoxelField:
-    """Greedy (Yushkevich et al., 2016) with normalised mutual information; smoothing and step are its defaults.
+    """Greedy (Yushkevich et al., 2016) with normalised mutual information and its default smoothing and step.
 
-    Its own iterations, 100 at half and 100 at full resolution, begin too fine for the motion of breathing: here there
-    are three levels, as for SyN.
+    Its default iterations, 100 at half and 100 at full resolution, start too fine for breathing motion. So three levels
+    are used here, as for SyN.
     """
     import SimpleITK
     from picsl_greedy import Greedy3D
@@ -92,9 +92,9 @@ def greedy(pair: VolumePair, *, iterations: Sequence[int] = (100, 100, 50)) -> V
 
 
 def convex_adam(pair: VolumePair) -> VoxelField:
-    """ConvexAdam (Siebert et al., 2021) by its authors, with MIND and the package's defaults, on the CPU.
+    """ConvexAdam (Siebert et al., 2021), its authors' package, with MIND and the default settings, on the CPU.
 
-    It knows no spacing: everything, its field as well, is in voxels along the axes of the array.
+    It ignores the spacing: all lengths and the field are in voxels along the axes of the array.
     """
     import torch
     from convexAdam.convex_adam_MIND import convex_adam_pt
@@ -104,7 +104,7 @@ def convex_adam(pair: VolumePair) -> VoxelField:
 
 
 class Baseline(NamedTuple):
-    """How to register with it, which module that needs and in which package it comes."""
+    """A baseline: its function, the module that it needs and the package that contains the module."""
 
     register: Callable[[VolumePair], VoxelField]
     module: str
@@ -112,11 +112,11 @@ class Baseline(NamedTuple):
 
     @property
     def installed(self) -> bool:
-        """Whether its package is there."""
+        """Whether its package is installed."""
         return importlib.util.find_spec(self.module.partition(".")[0]) is not None
 
     def prepare(self) -> Callable[[VolumePair], VoxelField]:
-        """`register`, with the module imported."""
+        """Imports the module and returns `register`."""
         importlib.import_module(self.module)
         return self.register
 

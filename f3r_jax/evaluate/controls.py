@@ -1,12 +1,12 @@
-"""Controls: whether a network registers the pair, or moves every pair by the average motion.
+"""Controls: tests whether a network registers each pair, or moves every pair by the average motion.
 
-Where bodies move alike, one field fits them all, and a network that predicts it for every pair scores well. So the
-scores of two other fields are set against the scores of a case's own prediction:
+If all bodies move alike, one field fits them all, and a network that always predicts this field scores well. So each
+case is scored with its own prediction and with two other fields:
 
-  mean field: the mean of the predictions for the other cases. It knows the average motion and nothing of the pair.
+  mean field: the mean of the predictions for the other cases. It has the average motion, and nothing of this pair.
   other pair: the prediction for another case.
 
-And what deviates from the mean is correlated with what deviates from the mean in the ground truth.
+In addition, the deviation of the prediction from its mean is correlated with that of the ground truth from its mean.
 
 Letters: x y z voxels of the fixed grid. Displacements are in voxels.
 """
@@ -22,18 +22,21 @@ from f3r_jax.common.arrays import LabelMap, Mask, Spacing, VoxelField
 from f3r_jax.evaluate import metrics
 
 SIGNIFICANT = 0.05
-SMALLEST_DEVIATION_MM = 1e-3  # below it, predictions differ by rounding alone
-SPARE_CASES = 8  # training cases that make the mean field of a single test case
+SMALLEST_DEVIATION_MM = 1e-3  # predictions that deviate less differ only by rounding
+SPARE_CASES = 8  # most training cases in the mean field of a single test case
 KINDS = ("mean_field", "other_pair")
 
 
 class Deviations(NamedTuple):
-    """Sums over the voxels and components of a case, in mm: x of the prediction less its mean field, y of the truth."""
+    """Sums over the voxels and components of a case, of deviations in mm.
+
+    x is the prediction minus its mean over the other cases, y the same for the ground truth.
+    """
 
     count: int
     x: float
     xx: float
-    y: float | None  # as are the next two where the ground truth is unknown
+    y: float | None  # y, yy and xy are None without ground truth
     yy: float | None
     xy: float | None
 
@@ -43,38 +46,38 @@ class Deviations(NamedTuple):
 
 
 class PairSpecific(NamedTuple):
-    """What a network knows of the pair. A number that can't be computed is None."""
+    """Whether a network's predictions depend on the pair. A number that can't be computed is None."""
 
-    correlation: float | None  # of prediction and ground truth, each less its mean over the other cases
-    deviation_mm: float | None  # root mean square length of the prediction less its mean field
-    dice_gain: float | None  # mean organ Dice of the prediction less that of its mean field, points
+    correlation: float | None  # of prediction and ground truth, each minus its mean over the other cases
+    deviation_mm: float | None  # root mean square length of prediction minus mean field
+    dice_gain: float | None  # mean organ Dice of the prediction minus that of its mean field, points
     dice_gain_p: float | None
-    cases: int  # that have a gain
-    learned: bool | None  # whether the gain is more than chance; None where that can't be decided
+    cases: int  # number of cases with a gain
+    learned: bool | None  # whether the gain is significant; None if that can't be decided
 
     def to_json(self) -> dict:
         """As a mapping."""
         return self._asdict()
 
 
-def choose_references(judged: Sequence[str], spare: Sequence[str]) -> tuple[str, ...]:
-    """The cases whose predictions make the controls: the judged ones, or for a single one up to 8 of the spare."""
-    return tuple(judged) if len(judged) > 1 else tuple(spare[:SPARE_CASES])
+def choose_references(evaluated: Sequence[str], training: Sequence[str]) -> tuple[str, ...]:
+    """The cases that the controls are computed from: the evaluated ones, or up to 8 training cases for a single one."""
+    return tuple(evaluated) if len(evaluated) > 1 else tuple(training[:SPARE_CASES])
 
 
 def other_of(name: str, references: Sequence[str]) -> str:
-    """The reference after this case, cyclically; the first if the case is no reference."""
+    """The reference after this case, cyclically; the first one if the case is not a reference."""
     return references[(references.index(name) + 1) % len(references)] if name in references else references[0]
 
 
 def mean_of_others(total: Float[np.ndarray, "x y z 3"], count: int, own: VoxelField | None) -> VoxelField:
-    """The mean of the fields in a float64 sum of `count`, without `own` where the sum holds it, as float32."""
+    """Mean, as float32, of the `count` fields in a float64 sum, without `own`; `own` is None if the sum lacks it."""
     others = total / count if own is None else (total - own) / (count - 1)
     return others.astype(np.float32)
 
 
 def inside_organs(fixed_labels: LabelMap | None, organs: Mapping[str, Sequence[int]]) -> Mask | None:
-    """The voxels of all organs; None without labels."""
+    """Mask of the voxels of all organs; None without labels."""
     return None if fixed_labels is None else np.isin(fixed_labels, [v for values in organs.values() for v in values])
 
 
@@ -87,7 +90,7 @@ def deviations(
     spacing: Spacing,
     mask: Mask | None,
 ) -> Deviations:
-    """The sums that `correlate` pools, over all voxels or over `mask`; without ground truth those of x alone."""
+    """Sums for `correlate`, over all voxels or over `mask`; without ground truth only those of x."""
     inside = ... if mask is None else mask
 
     def deviation(field: VoxelField, mean: VoxelField) -> np.ndarray:
@@ -102,9 +105,9 @@ def deviations(
 
 
 def correlate(cases: Sequence[Deviations]) -> float | None:
-    """Pearson's correlation of x and y over the voxels and components of all cases that have a ground truth.
+    """Pearson's correlation of x and y over the voxels and components of all cases with ground truth.
 
-    None where it is undefined: no ground truth, or one of both hardly deviates from its mean at all.
+    None if it is undefined: there is no ground truth, or x or y has almost no spread.
     """
     known = [case for case in cases if case.count and case.xy is not None]
     if not known:
@@ -118,31 +121,31 @@ def correlate(cases: Sequence[Deviations]) -> float | None:
 
 
 def deviation_mm(cases: Sequence[Deviations]) -> float | None:
-    """Root mean square length over all voxels of the prediction less its mean field; None over no voxels, or if NaN."""
+    """Root mean square length in mm of prediction minus mean field over all voxels; None without voxels, or if NaN."""
     count = sum(case.count for case in cases) / 3
     found = float(np.sqrt(sum(case.xx for case in cases) / count)) if count else np.nan
     return found if np.isfinite(found) else None
 
 
 def organ_dices(fixed_labels: LabelMap, labels: LabelMap, organs: Mapping[str, Sequence[int]]) -> dict[str, float]:
-    """Dice of each organ in percent; NaN for one that neither label map has."""
+    """Dice of each organ in percent; NaN for an organ that neither label map has."""
     return {
         name: metrics.dice(np.isin(fixed_labels, values), np.isin(labels, values)) for name, values in organs.items()
     }
 
 
 def dice_gain(own: Mapping[str, float], control: Mapping[str, float]) -> float | None:
-    """Mean Dice of a case's own prediction less a control's, in points, over the organs that have both."""
+    """Mean Dice of a case's own prediction minus a control's, in points, over the organs that have both."""
     gains = [own[organ] - control[organ] for organ in own if np.isfinite(own[organ]) and np.isfinite(control[organ])]
     return float(np.mean(gains)) if gains else None
 
 
 def gain_p(gains: Sequence[float]) -> float | None:
-    """One-sided p of the gains of all cases: how likely so much is where the network knows nothing of the pair.
+    """One-sided p of the gains of all cases: the probability of such gains if the network ignores the pair.
 
-    Wilcoxon's signed-rank test, paired by case and exact up to 50 cases. A t test asks for normal gains, which a few
-    cases can't show, and calls two of nearly the same gain significant. Here n cases reach 2^-n at best, so fewer than
-    five decide nothing. None without a gain.
+    Wilcoxon's signed-rank test, paired by case and exact up to 50 cases. A t test assumes normally distributed gains,
+    which a few cases can't confirm, and calls two nearly equal gains significant. Here the smallest p of n cases is
+    2^-n, so fewer than five are never significant. None without a gain.
     """
     if not len(gains):
         return None
@@ -151,15 +154,15 @@ def gain_p(gains: Sequence[float]) -> float | None:
 
 
 def too_few(cases: int) -> bool:
-    """Whether so few cases can't be significant, whatever they show."""
+    """Whether so few cases can never be significant."""
     return 0.5**cases >= SIGNIFICANT
 
 
 def judge(gains: Sequence[float], cases: Sequence[Deviations]) -> PairSpecific:
-    """What the Dice gains over the mean field and the deviations of all cases say of a network."""
+    """Decides from the Dice gains over the mean field and the deviations whether a network has learned the pair."""
     p, deviation = gain_p(gains), deviation_mm(cases)
     if deviation is not None and deviation < SMALLEST_DEVIATION_MM:
-        learned = False  # one and the same field for every pair, for which any number of cases is enough
+        learned = False  # the same field for every pair, which any number of cases proves
     else:
         learned = None if p is None or too_few(len(gains)) else p < SIGNIFICANT
     mean = float(np.mean(gains)) if len(gains) else None
@@ -167,7 +170,7 @@ def judge(gains: Sequence[float], cases: Sequence[Deviations]) -> PairSpecific:
 
 
 def explain(found: Mapping) -> str:
-    """The verdict on a network in plain words, from a `PairSpecific` as a mapping."""
+    """The verdict on a network as a sentence, from a `PairSpecific` as a mapping."""
     if found["dice_gain"] is None:
         gain = "no organ labels, so no Dice gain"
     else:
@@ -175,10 +178,10 @@ def explain(found: Mapping) -> str:
     if found["learned"] is None:
         if found["dice_gain"] is None:
             return f"Whether the network has learned the pair is unknown: {gain}."
-        cases = f"{found['cases']} test case{'s' * (found['cases'] != 1)}"
-        return f"Whether the network has learned the pair is unknown: {cases} can't be significant ({gain})."
+        cases = "1 test case is" if found["cases"] == 1 else f"{found['cases']} test cases are"
+        return f"Whether the network has learned the pair is unknown: {cases} too few for significance ({gain})."
     if found["learned"]:
-        return f"The network has learned the pair: it beats its own mean field by more than chance ({gain})."
+        return f"The network has learned the pair: it is significantly better than its own mean field ({gain})."
     same = found["deviation_mm"] is not None and found["deviation_mm"] < SMALLEST_DEVIATION_MM
-    field = "one and the same field for every pair" if same else "no better than its own mean field beyond chance"
+    field = "the same field for every pair" if same else "not significantly better than its own mean field"
     return f"The network has not learned the pair: it predicts the average motion, {field} ({gain})."

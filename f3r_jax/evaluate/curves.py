@@ -1,4 +1,4 @@
-"""The curves of a training as a figure."""
+"""Draws the training curves of a run as a figure."""
 
 import itertools
 import os
@@ -15,23 +15,19 @@ from scipy.ndimage import uniform_filter1d
 from f3r_jax.evaluate.drawing import DPI, WIDTH, as_words, save
 from f3r_jax.evaluate.slices import COLOURS, INK, MUTED, NORMAL, SMALL
 
-NO_LOSS = (
-    "seconds",
-    "seconds_per_step",
-    "learning_rate",
-    "gradient_norm",
-)  # numbers of a training row that are no loss
+# Numbers of a training row that are not loss terms.
+NO_LOSS = ("seconds", "seconds_per_step", "learning_rate", "gradient_norm")
 MEAN_DICE = ("dice", "mean_dice", "dice_mean")
 LEARNED = {"dice_gain": "Dice gain, points", "correlation": "correlation"}
-SMOOTHED = 25  # rows that the smooth curve averages
+SMOOTHED = 25  # rows in the running mean
 
 
 def training_curves(path: str | os.PathLike, train_rows: Sequence[Mapping], validation_rows: Sequence[Mapping]) -> None:
-    """Each loss term of the training rows and the Dice of the validation rows, in percent, over the steps.
+    """Draws each loss term, and the Dice of the validation cases in percent, over the training steps.
 
-    A row is a mapping with "step". Of a training row every other number but those named in `NO_LOSS` is a loss term,
-    with a panel to itself; of a validation row those named in `LEARNED` have a panel each, and every other number with
-    "dice" in its name shares one. Values that are not finite are left out.
+    A row is a mapping with "step". In a training row every other number is a loss term with its own panel, except the
+    keys in `NO_LOSS`. In a validation row each key of `LEARNED` has its own panel, and all other numbers with "dice" in
+    their name share one. Values that are not finite are left out.
     """
     losses = {key: curve for key, curve in _curves(train_rows).items() if key not in NO_LOSS}
     validated = _curves(validation_rows)
@@ -58,7 +54,7 @@ def training_curves(path: str | os.PathLike, train_rows: Sequence[Mapping], vali
             ax.plot(steps, uniform_filter1d(values, SMOOTHED, mode="nearest"), color=COLOURS[6], linewidth=1.4)
     for position, (name, (steps, values)) in enumerate(learned.items(), len(losses) + 1):
         ax = _plot(figure, (rows, columns, position), LEARNED[name])
-        ax.axhline(0.0, color=MUTED, linewidth=0.8)  # a network that knows nothing of the pair
+        ax.axhline(0.0, color=MUTED, linewidth=0.8)  # the value of a network that ignores the pair
         ax.plot(steps, values, color=INK, linewidth=1.4, marker="o", markersize=2.2)
     ax = _plot(figure, (rows, columns, count), "validation Dice, %")
     colours = itertools.cycle(COLOURS)
@@ -74,7 +70,7 @@ def training_curves(path: str | os.PathLike, train_rows: Sequence[Mapping], vali
 
 
 def _curves(rows: Sequence[Mapping]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The steps and values of each number in the rows but "step" itself."""
+    """Steps and values of each number in the rows, except "step"."""
     points: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         for key, value in row.items():

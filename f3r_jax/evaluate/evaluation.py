@@ -1,7 +1,6 @@
-"""Evaluates a run on the test cases of its config: registers, scores and draws each case, and sums up."""
+"""Evaluates a run on the test cases of its config: registers, scores and draws each case, and summarises the scores."""
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -10,9 +9,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from f3r_jax.common import files
 from f3r_jax.common.errors import UserError
-from f3r_jax.common.files import write_text
+from f3r_jax.common.files import json_safe, replacing, write_text
 from f3r_jax.common.progress import Progress
 from f3r_jax.common.provenance import versions
 from f3r_jax.data.cases import Case
@@ -28,7 +26,7 @@ from f3r_jax.workdir.log import read_rows
 from f3r_jax.workdir.metadata import read_origin
 
 FOLDER, REFINED_FOLDER = "evaluation", "evaluation_refined"
-CHALLENGE = "learn2reg"  # folder in it
+CHALLENGE = "learn2reg"  # subfolder of these
 SUBMITTED = ("validation", "test")  # the challenge's registration_val and registration_test
 
 
@@ -41,18 +39,18 @@ def evaluate(
     drawn: int = 3,
     challenge: bool = False,
 ) -> dict:
-    """Scores one checkpoint of a run on its test cases and writes the files; returns the summary.
+    """Scores one checkpoint of a run on its test cases, writes the files and returns the summary.
 
     Args:
       workdir: the run's folder.
-      step: which checkpoint; the newest if None.
+      step: step of the checkpoint; the newest if None.
       refine: whether an instance optimisation follows each prediction.
       dataset: the run's data set, opened from its config if None.
-      drawn: how many cases get pictures.
-      challenge: whether to write Learn2Reg's submission files and scores too, of the validation cases as well.
+      drawn: number of cases to draw figures of.
+      challenge: whether to also write Learn2Reg's submission files and scores, for the validation cases too.
 
     Raises:
-      UserError: no such checkpoint, it doesn't fit its config, or the data are not such as Learn2Reg scores.
+      UserError: no such checkpoint, it doesn't fit its config, or Learn2Reg doesn't score such data.
     """
     method = open_method(workdir, step, refine=refine)
     config = method.config
@@ -61,12 +59,12 @@ def evaluate(
     names = dataset.split["test"]
     if not names:
         raise UserError(
-            f"{config.data.root}: no test cases, expected data.test_cases of 1 or more, or a split that names some"
+            f"{config.data.root}: no test cases, expected data.test_cases of 1 or more, or a split with test cases"
         )
     submitted = [name for split in SUBMITTED for name in dataset.split[split]] if challenge else []
     files = learn2reg_files.open_pairs(config.data, submitted) if challenge else {}
     if any(pair.ct.labels and pair.mr.labels for pair in files.values()):
-        learn2reg.require_surface_distance()  # at the start rather than after hours
+        learn2reg.require_surface_distance()  # checked now, not after hours of registration
     folder = folder_of(workdir, refine=refine)
     folder.mkdir(exist_ok=True)
 
@@ -89,14 +87,14 @@ def evaluate(
 
 
 def folder_of(workdir: Path, *, refine: bool) -> Path:
-    """Where the evaluation of a run is written."""
+    """The folder of a run's evaluation."""
     return workdir / (REFINED_FOLDER if refine else FOLDER)
 
 
 def register_cases(method: Method, dataset: Dataset, names: Sequence[str], predictions: Predictions) -> None:
-    """Registers those of the cases that are not registered yet, and keeps their displacements."""
+    """Registers the cases that are not registered yet, and stores their displacements."""
     left = [name for name in names if name not in predictions]
-    if left and method.compiles:  # so that the time of a case holds no compilation
+    if left and method.compiles:  # so that the time of a case contains no compilation
         method.register(dataset.load(left[0]))
     with Progress("registering", len(names), done=len(names) - len(left)) as progress:
         for name in left:
@@ -118,7 +116,7 @@ def score_cases(
     folder: Path,
     drawn: Sequence[str],
 ) -> None:
-    """Scores registered cases and their controls, and writes the figures of some."""
+    """Scores registered cases and their controls, and writes the figures of the cases in `drawn`."""
     organs = organs_of(method.config.data)
     with Progress("scoring", len(names)) as progress:
         for name in names:
@@ -134,7 +132,7 @@ def score_cases(
 
 
 def summarise(method: Method, rows: Sequence[dict]) -> dict:
-    """Mean and standard deviation over cases, in the layout that studies read."""
+    """Means and standard deviations over cases, in the layout that a study's report reads."""
     return {
         "method": method.label,
         "direction": method.config.data.direction,
@@ -152,18 +150,18 @@ def summarise(method: Method, rows: Sequence[dict]) -> dict:
 
 
 def write_files(folder: Path, summary: dict, names: Sequence[str], rows: Sequence[dict]) -> None:
-    """Writes the curves of the training, and the scores as CSV, Markdown and JSON."""
+    """Writes the training curves, and the scores as CSV, Markdown and JSON."""
     logged = read_rows(folder.parent / "metrics.jsonl")
     kinds = {kind: [_numbers(row) for row in logged if row["kind"] == kind] for kind in ("train", "validation")}
     if logged:
         curves.training_curves(folder / "training.png", kinds["train"], kinds["validation"])
     write_text(folder / "cases.csv", scoring.cases_csv(names, rows))
     write_text(folder / "table.md", score_tables.table(summary))
-    write_text(folder / "summary.json", json.dumps(files.json_safe(summary), indent=2) + "\n")
+    write_text(folder / "summary.json", json.dumps(json_safe(summary), indent=2) + "\n")
 
 
 def submit(folder: Path, method: Method, dataset: Dataset, files: dict[str, PairFiles]) -> dict:
-    """Registers the cases with these files again, writes the challenge's submissions and scores; returns the latter.
+    """Registers the cases with these files again; writes the challenge's submissions and scores; returns the scores.
 
     The layout is {split: {"cases": {name: {metric: {"mean", "detailed"}}}, "aggregates": {metric: {"mean", ...}}}}.
     """
@@ -178,20 +176,18 @@ def submit(folder: Path, method: Method, dataset: Dataset, files: dict[str, Pair
                 progress.advance()
             if cases:
                 summary[split] = {"cases": cases, "aggregates": learn2reg.aggregate(list(cases.values()))}
-    write_text(folder / "summary.json", json.dumps(files.json_safe(summary), indent=2) + "\n")
+    write_text(folder / "summary.json", json.dumps(json_safe(summary), indent=2) + "\n")
     return summary
 
 
 def save_registration(path: Path, result: Registration) -> None:
-    """Keeps what was registered, for reports that set methods side by side."""
-    beside = path.with_name(f"{path.name}.tmp")
-    with beside.open("wb") as file:
-        np.savez_compressed(file, **{name: array for name, array in result._asdict().items() if array is not None})
-    os.replace(beside, path)
+    """Writes a registration as .npz, for reports that compare methods."""
+    with replacing(path) as temporary:
+        np.savez_compressed(temporary, **{name: array for name, array in result._asdict().items() if array is not None})
 
 
 def save_figures(folder: Path, case: Case, result: Registration, organs: dict, method: str) -> None:
-    """The pictures of one case: overlay, checkerboard, deformation."""
+    """Writes the figures of one case: overlay, checkerboard and deformation."""
     shared = {"fixed": case.fixed, "spacing": case.spacing, "title": f"{method}, {case.name}"}
     images = {"moving": case.moving, "warped": result.warped}
     labels = {
@@ -205,7 +201,7 @@ def save_figures(folder: Path, case: Case, result: Registration, organs: dict, m
 
 
 def _open_predictions(folder: Path, step: int | None) -> Predictions:
-    """The predictions of a checkpoint; those that a killed evaluation of another one left are deleted."""
+    """Opens the predictions of a checkpoint, and deletes those that a killed evaluation of another checkpoint left."""
     own = folder / f".predictions_{step}"
     for other in folder.glob(".predictions_*"):
         if other != own:
@@ -218,7 +214,7 @@ def _numbers(row: dict) -> dict:
 
 
 def print_report(summary: dict, folder: Path) -> None:
-    """Prints the table and where the files are."""
+    """Prints the table and the folder of the files."""
     print(f"\n{score_tables.table(summary)}\nevaluation: {folder}")
     if summary["folding_percent"]["mean"] > FOLDING_LIMIT:
         print(f"WARNING: over {FOLDING_LIMIT} % of voxels fold; {FOLDING_ADVICE}")

@@ -1,6 +1,6 @@
-"""Figures of one registration and of one training run, as PNG files 1400 pixels wide.
+"""Figures of one registration, as PNG files 1400 pixels wide.
 
-Figures are built without pyplot, so no state is shared between them. Files are written beside and renamed.
+Figures are built without pyplot, so they share no state. Files are written under a temporary name and renamed.
 """
 
 import os
@@ -20,8 +20,8 @@ from f3r_jax.evaluate import metrics, slices
 from f3r_jax.evaluate.drawing import DPI, WIDTH, as_words, save
 from f3r_jax.evaluate.slices import COLOURS, INK, LARGE, MUTED, NORMAL, SMALL, STYLES, ZOOM_ASPECT
 
-SCALES = {"Axial": 50.0, "Coronal": None, "Zoom": 20.0}  # mm, of the bar in each row; axial and coronal share one
-MARGIN, GAP, RAIL = 0.06, 0.04, 0.2  # inches: around the page, between panels, the row names' column
+SCALES = {"Axial": 50.0, "Coronal": None, "Zoom": 20.0}  # scale bar of each row in mm; axial and coronal share one
+MARGIN, GAP, RAIL = 0.06, 0.04, 0.2  # inches: page margin, between panels, column of row names
 
 
 def overlay(
@@ -39,9 +39,9 @@ def overlay(
 ) -> None:
     """One case before and after: moving, fixed and warped, axial and coronal, with organ outlines and a zoom.
 
-    The axial slice is the largest section of the fixed liver (the first organ, if none is named so), the coronal one
-    that which shows most of all organs; without labels, the middle ones. The zoom goes where the moving and the fixed
-    organ disagree most on those slices; without labels, where warping changed the image most. Outlines whose labels
+    The axial slice shows the largest section of the fixed liver (of the first organ if there is no liver), the coronal
+    slice most of all organs. Without labels both are the middle slices. The zoom shows where the moving and the fixed
+    organ disagree most on these slices; without labels, where warping changed the image most. Outlines whose labels
     are None are left out.
     """
     main = "liver" if "liver" in organs else next(iter(organs))
@@ -93,7 +93,7 @@ def checkerboard(
     spacing: Spacing,
     title: str,
 ) -> None:
-    """Tiles of the fixed image (grey) and the moving one (tinted) in turn, before and after, on the middle slices."""
+    """Alternating tiles of the fixed (grey) and the moving image (tinted), before and after, on the middle slices."""
     views = slices.sections(None, fixed.shape)
     columns = {"Before: fixed and moving": moving, "After: fixed and warped": warped}
     aspects = [slices.aspect(fixed.shape, spacing, view) for view in views.values()]
@@ -113,10 +113,10 @@ def checkerboard(
 def deformation(
     path: str | os.PathLike, *, fixed: Intensities, displacement: VoxelField, spacing: Spacing, title: str
 ) -> None:
-    """The grid that the field makes of straight lines, and the log of its Jacobian determinant with folds in black.
+    """A straight grid deformed by the field, and the log of the field's Jacobian determinant with folds in black.
 
-    The slices are those with the most folded voxels, or the middle ones where nothing folds. The grid shows the
-    displacement within the slice; its part across the slice is not seen.
+    The slices are those with the most folded voxels, or the middle ones if nothing folds. The grid shows only the
+    displacement within the slice, not across it.
     """
     determinant = metrics.jacobian_determinant(displacement)
     folded = determinant <= 0
@@ -163,7 +163,7 @@ def _page(
     note: str = "",
     foot: float = 0.0,
 ) -> tuple[Figure, list[list[Axes]]]:
-    """A page of black panels, each row as high as its aspect asks, with `foot` inches kept free at the bottom."""
+    """A page of black panels; aspects give the row heights, and `foot` inches stay free at the bottom."""
     width = (WIDTH - 2 * MARGIN - RAIL - GAP * (len(columns) - 1)) / len(columns)
     heights = [width * aspect for aspect in aspects]
     head = 0.58 if note else 0.44
@@ -205,7 +205,7 @@ def _every_other_tile(ax: Axes, tile: float) -> PathPatch:
     edges = []
     for low, high in (sorted(ax.get_xlim()), ax.get_ylim()):
         count = int(np.ceil((high - low) / tile - 1e-6))
-        edges.append((low + high - count * tile) / 2 + tile * np.arange(count))  # centred: no slivers at one side
+        edges.append((low + high - count * tile) / 2 + tile * np.arange(count))  # centred: equal tiles at both edges
     squares = [
         Outline([(x, y), (x + tile, y), (x + tile, y + tile), (x, y + tile), (x, y)], closed=True)
         for column, x in enumerate(edges[0])
@@ -216,7 +216,7 @@ def _every_other_tile(ax: Axes, tile: float) -> PathPatch:
 
 
 def _add_legend(figure: Figure, organs: Mapping[str, Sequence[int]], labelled: Mapping[str, LabelMap]) -> None:
-    """Names the organs by colour, with their Dice where it is known, and below them the line styles."""
+    """Adds the organs' colours, with their Dice if known, and below them the line styles."""
     colours = (
         [Line2D([], [], linestyle="none", label="Dice before \N{RIGHTWARDS ARROW} after:")]
         if len(labelled) == 3

@@ -1,4 +1,4 @@
-"""From parameters and a case to a displacement, a warped volume and warped labels."""
+"""Registers a case with a network: displacement, warped volume and warped labels."""
 
 from typing import NamedTuple
 
@@ -26,20 +26,20 @@ _warp_nearest = jax.jit(warp_nearest)
 
 
 def register_case(predict: Predictor, params: dict, case: Case) -> Registration:
-    """Registers one case."""
+    """Registers one case with a network."""
     displacement, warped = predict(params, as_volume(case.moving), as_volume(case.fixed))
     labels = _warp_labels(case.moving_labels, displacement)
     return Registration(np.asarray(displacement)[0], np.asarray(warped)[0, ..., 0], labels)
 
 
 def apply_displacement(case: Case, displacement: Float[np.ndarray, "x y z 3"]) -> Registration:
-    """What a known displacement makes of a case."""
+    """Warps the volume and the labels of a case by a known displacement."""
     warped = _warp(as_volume(case.moving), jnp.asarray(displacement)[None])
     return Registration(displacement, np.asarray(warped)[0, ..., 0], warp_labels(case.moving_labels, displacement))
 
 
 def warp_labels(labels: np.ndarray | None, displacement: Float[np.ndarray, "x y z 3"]) -> np.ndarray | None:
-    """Labels (x y z) moved by a displacement; None stays None."""
+    """Warps labels (x y z) by a displacement, nearest voxel; None stays None."""
     return _warp_labels(labels, jnp.asarray(displacement)[None])
 
 

@@ -1,4 +1,4 @@
-"""Instance optimisation of a case of a study: alone, as a system without training, or after a network's prediction."""
+"""Instance optimisation of a case of a study, without training or starting from a network's prediction."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,14 +12,14 @@ from f3r_jax.ops.mind import PRESETS
 from f3r_jax.ops.shapes import as_volume
 
 LABEL = "instance optimisation"
-RATE = 0.3  # of Adam at the start of a level, in voxels of its grid
+RATE = 0.3  # learning rate of Adam at the start of a level, in voxels of its grid
 
 
 def settings_of(section: ConfigDict) -> Refinement:
-    """The settings that `config.instance` describes.
+    """The settings in `config.instance`.
 
     Raises:
-      UserError: a value that nothing can be optimised with.
+      UserError: a value is invalid.
     """
     if section.mind not in PRESETS:
         raise UserError(f"instance.mind is {section.mind!r}, expected one of {', '.join(PRESETS)}")
@@ -38,7 +38,7 @@ def settings_of(section: ConfigDict) -> Refinement:
 
 
 def optimise_case(case: Case, settings: Refinement, *, start: np.ndarray | None = None) -> Registration:
-    """Optimises the displacement of one case, from a displacement (x y z 3) in voxels or from zero."""
+    """Optimises the displacement of one case, starting from a displacement (x y z 3) in voxels or from zero."""
     found = refine(
         as_volume(case.fixed),
         as_volume(case.moving),

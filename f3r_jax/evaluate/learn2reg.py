@@ -1,17 +1,18 @@
-"""Learn2Reg's evaluator, equal to the bit, and its submission files: what the challenge (AbdomenMRCT) would score.
+"""Learn2Reg's submission files and scores for AbdomenMRCT, bit-identical to those of the challenge's evaluator.
 
 Source: the challenge's public evaluator, version 2.0 (evaluation.py and utils.py in the folder evaluation of
 github.com/MDL-UzL/L2R), and DeepMind's surface-distance, which it calls for HD95. Its order of operations is kept,
-since the last bit hangs on it. These scores compare with its leaderboard; those to trust are `metrics`', for here
+because the last bit depends on it. Compare these scores with its leaderboard only. Otherwise use those of `metrics`:
 
-- LogJacDetStd is the deviation of log(det + 3), about a quarter of that of log(det) where little is deformed,
-- num_foldings counts after the + 3 and a clip to positive values, so it is always 0,
-- HD95 is in voxels, whatever the spacing,
-- a label that one of the two files lacks is left out; one that the warp loses has Dice 0 and an infinite HD95,
-- what lies beyond the outer voxels' centres of the moving map, by however little, has label 0.
+- LogJacDetStd is the standard deviation of log(det + 3), about a quarter of that of log(det) for small deformations.
+- num_foldings is counted after the + 3 and a clip to positive values, so it is always 0.
+- HD95 is in voxels, whatever the spacing.
+- A label that one of the two files lacks is left out. A label that the warp loses has Dice 0 and an infinite HD95.
+- A position outside the outer voxels' centres of the moving map has label 0, however close it is.
 
-A field is in voxels, pull, and everything is in the order of the files, not in RAS+. The last bits hang on the field's
-type: the challenge computes in float64 with what it reads from .nii.gz, and partly in float32 with .npz.
+A field is a backward (pull) displacement in voxels. Everything is in the order of the files, not in RAS+. The last bits
+depend on the field's type: the challenge computes in float64 with what it reads from .nii.gz, and partly in float32
+with .npz.
 
 Letters: x y z voxels of the fixed file, n keypoints.
 """
@@ -35,12 +36,12 @@ StoredLabels = Real[np.ndarray, "x y z"]
 OtherLabels = Real[np.ndarray, "_x _y _z"]  # the moving file may have another size
 
 LABELS = (1, 2, 3, 4)  # of the challenge's configs for AbdomenMRCT: liver, spleen, right and left kidney
-METRICS = ("LogJacDetStd", "num_foldings", "DSC", "HD95", "TRE")  # names as in its results
-INNER = (slice(2, -2),) * 3  # where it takes the Jacobian
+METRICS = ("LogJacDetStd", "num_foldings", "DSC", "HD95", "TRE")  # names as in the challenge's results
+INNER = (slice(2, -2),) * 3  # the voxels of its Jacobian
 
 
 class Keypoints(NamedTuple):
-    """Corresponding points in voxels of their files, and the moving file's spacing in mm as its header has it."""
+    """Corresponding points in voxels of their files, and the moving file's spacing in mm from its header."""
 
     fixed: Real[np.ndarray, "n 3"]
     moving: Real[np.ndarray, "n 3"]
@@ -56,14 +57,14 @@ def evaluate_case(
     mask: Shaped[np.ndarray, "x y z"] | None = None,
     keypoints: Keypoints | None = None,
 ) -> dict[str, dict]:
-    """The challenge's scores of one case, {metric: {"mean", "detailed"}} by the names of `METRICS`.
+    """The challenge's scores of one case, {metric: {"mean", "detailed"}}, with the names in `METRICS`.
 
     Args:
-      displacement: as read from the submission, see `read_submission`.
+      displacement: the field as `read_submission` reads it.
       fixed_labels: label map of the fixed file; without both maps there are no DSC and HD95.
       moving_labels: label map of the moving file.
-      labels: which values count; "detailed" is by value.
-      mask: 1 where LogJacDetStd is taken; everywhere if None. AbdomenMRCT takes the fixed file's in masksTr, masksTs.
+      labels: the label values to score; "detailed" has one entry per value.
+      mask: 1 where LogJacDetStd is computed; everywhere if None. AbdomenMRCT uses the fixed file's in masksTr, masksTs.
       keypoints: for TRE in mm, which AbdomenMRCT doesn't use.
 
     Raises:
@@ -91,7 +92,7 @@ def evaluate_case(
 
 
 def aggregate(cases: Sequence[Mapping[str, dict]]) -> dict[str, dict[str, float]]:
-    """Mean, standard deviation of the population and 30 % quantile of the cases' means, for metrics that all have.
+    """Mean, population standard deviation and 30 % quantile of the cases' means, for metrics that all cases have.
 
     As in the challenge, one case without a value makes the metric NaN.
     """
@@ -106,8 +107,8 @@ def aggregate(cases: Sequence[Mapping[str, dict]]) -> dict[str, dict[str, float]
 
 def jacobian_determinant(displacement: VoxelField) -> Float64[np.ndarray, "_x _y _z"]:
     """Determinant of d phi / dp by central differences, without the two outer voxels on each side."""
-    identity = np.eye(3)  # in float64, so that what follows is so for a field of float32 too
-    # In one memory order whatever the file's, because the sum of the deviation depends on it.
+    identity = np.eye(3)  # float64, so that the result is float64 for a float32 field too
+    # Always in C order, because the sums of the standard deviation depend on the memory order.
     u = [np.ascontiguousarray(displacement[..., component], np.float64) for component in range(3)]
     (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = (
         [
@@ -120,13 +121,13 @@ def jacobian_determinant(displacement: VoxelField) -> Float64[np.ndarray, "_x _y
 
 
 def warp_labels(moving_labels: OtherLabels, displacement: VoxelField) -> StoredLabels:
-    """The moving label map at p + u(p), nearest voxel; 0 outside it."""
+    """The moving label map at p + u(p), nearest voxel; 0 outside the map."""
     positions = np.indices(displacement.shape[:3]) + np.moveaxis(displacement, -1, 0)
     return map_coordinates(moving_labels, positions, order=0)
 
 
 def target_registration_error(displacement: VoxelField, keypoints: Keypoints) -> Float[np.ndarray, "n"]:  # noqa: F821
-    """Distance in mm between each fixed keypoint sent through phi, by a cubic spline, and its moving keypoint."""
+    """Distance in mm between each fixed keypoint, mapped by phi with a cubic spline, and its moving keypoint."""
     fixed, moving, spacing = keypoints
     shifts = [map_coordinates(displacement[..., axis], fixed.T) for axis in range(3)]
     return np.linalg.norm((fixed + np.stack(shifts, axis=-1) - moving) * spacing, axis=1)
@@ -142,16 +143,16 @@ def require_surface_distance() -> None:
 
 
 def submission_name(fixed_id: int | str, moving_id: int | str) -> str:
-    """File name of a field from the fixed MR's and the moving CT's case numbers, such as disp_0006_0006.nii.gz."""
+    """File name of a field, such as disp_0006_0006.nii.gz, from the case numbers of the fixed MR and the moving CT."""
     return f"disp_{int(fixed_id):04d}_{int(moving_id):04d}.nii.gz"
 
 
 def write_submission(folder: Path, name: str, displacement: VoxelField) -> Path:
-    """Writes a field in the order of the challenge's files, voxels, as (x y z 3) float32; returns its path.
+    """Writes a field in voxels, in the order of the challenge's files, as (x y z 3) float32; returns its path.
 
-    The evaluator reads .nii.gz as well as .npz; the half precision that the challenge asked for until 2021 would round
-    a displacement of 16 voxels to 1/64. It ignores the affine, which is the identity here: no other tool should apply
-    such a file.
+    The evaluator reads .nii.gz as well as .npz. Until 2021 the challenge asked for half precision, which would round a
+    displacement of 16 voxels to 1/64. The evaluator ignores the affine. It is the identity here, because no other tool
+    should apply such a file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     nifti.write(folder / name, np.asarray(displacement, np.float32), np.eye(4))
@@ -162,7 +163,7 @@ def read_submission(path: Path) -> VoxelField:
     """Reads a field as the evaluator does: float64 from .nii.gz, float32 from an .npz with one array.
 
     Raises:
-      UserError: not such a file, or no (x y z 3) field.
+      UserError: the file is not readable, or it contains no (x y z 3) field.
     """
     field = _read_npz(path) if path.name.endswith(".npz") else _read_nifti(path)
     if field.ndim != 4 or field.shape[-1] != 3:
@@ -199,7 +200,7 @@ def _difference(values: Float64[np.ndarray, "x y z"], axis: int) -> Float64[np.n
 def _over_labels(
     score: Callable, fixed: StoredLabels, moving: OtherLabels, warped: StoredLabels, labels: Sequence[int]
 ) -> dict[str, float | dict[int, float]]:
-    """A score of each label, NaN where a file lacks it, and their mean without NaN."""
+    """The score of each label, NaN if a file lacks the label, and their mean without NaN."""
     detailed = {}
     for label in labels:
         known = (fixed == label).any() and (moving == label).any()
@@ -216,6 +217,6 @@ def _hd95(fixed: Bool[np.ndarray, "x y z"], warped: Bool[np.ndarray, "x y z"]) -
     require_surface_distance()
     from surface_distance.metrics import compute_robust_hausdorff, compute_surface_distances
 
-    if not warped.any():  # where the package asks NumPy for names that it has dropped
+    if not warped.any():  # here the package would use names that NumPy has removed
         return float("inf")
     return compute_robust_hausdorff(compute_surface_distances(fixed, warped, np.ones(3)), 95.0)

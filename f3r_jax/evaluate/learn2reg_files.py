@@ -1,4 +1,4 @@
-"""A run's cases as Learn2Reg submissions: which files stand behind them, their fields in the files' order, the scores.
+"""Learn2Reg submissions of a run's cases: their files, their fields in the order of the files, and their scores.
 
 Letters: x y z voxels of the working grid.
 """
@@ -17,20 +17,20 @@ from f3r_jax.data import nifti, pairs
 from f3r_jax.data.cases import Case
 from f3r_jax.evaluate import learn2reg
 
-SAME_GRID = 1e-3  # voxels: what float32 headers leave between grids that are one
+SAME_GRID = 1e-3  # voxels: rounding of float32 headers of the same grid
 
 
 def open_pairs(data_config: ConfigDict, names: Iterable[str]) -> dict[str, pairs.PairFiles]:
-    """The files behind cases by name, checked to be such that a run's fields are fields of the files.
+    """The files of cases by name. Checks that the run's fields are on the grid of the files.
 
     Raises:
-      UserError: no files with the MR fixed, the run works on another grid than they have.
+      UserError: the data are not files with the MR fixed, or the run's grid is not that of the files.
     """
     source, direction = data_config.source, data_config.direction
     if (source, direction) != ("nifti", "ct_to_mr"):
         raise UserError(
-            f"data.source is {source} and data.direction {direction}; Learn2Reg scores files, the MR fixed: expected "
-            "nifti and ct_to_mr"
+            f"data.source is {source} and data.direction {direction}; Learn2Reg scores files with the MR fixed: "
+            "expected nifti and ct_to_mr"
         )
     found = {pair.name: pair for pair in pairs.read_pairs(Path(data_config.root))}
     for name in names:
@@ -39,7 +39,7 @@ def open_pairs(data_config: ConfigDict, names: Iterable[str]) -> dict[str, pairs
         if grid.shape != shape or np.abs(grid.spacing - spacing).max() > nifti.GRID_TOLERANCE:
             lengths = ",".join(f"{length:.6g}" for length in grid.spacing)
             raise UserError(
-                f"{grid.path}: a Learn2Reg submission lies on this file's grid, but the run has data.shape {shape} and "
+                f"{grid.path}: a Learn2Reg submission is on this file's grid, but the run has data.shape {shape} and "
                 f"data.spacing {spacing}; expected a run with data.shape={','.join(map(str, grid.shape))} "
                 f"data.spacing={lengths}"
             )
@@ -49,11 +49,11 @@ def open_pairs(data_config: ConfigDict, names: Iterable[str]) -> dict[str, pairs
 def submit(folder: Path, displacement: VoxelField, case: Case, pair: pairs.PairFiles) -> dict:
     """Writes a case's field as a submission and returns its scores, with the file's name under "submission".
 
-    Files that aren't numbered as Learn2Reg's are only scored: "submission" is None. LogJacDetStd is taken in the mask
-    that lies where the challenge keeps them, masksTr for imagesTr, and everywhere if there is none, as it does.
+    Files without Learn2Reg's numbers are only scored: "submission" is None. As in the challenge, LogJacDetStd is
+    computed in the mask from masksTr for a file in imagesTr, and everywhere if there is no mask.
 
     Raises:
-      UserError: both files have label maps, so there is an HD95, and surface-distance is not installed.
+      UserError: both files have label maps, so HD95 is computed, and surface-distance is not installed.
     """
     if pair.mr.labels and pair.ct.labels:
         learn2reg.require_surface_distance()  # before anything is written
@@ -71,15 +71,15 @@ def submit(folder: Path, displacement: VoxelField, case: Case, pair: pairs.PairF
     mask_file = image.parent.with_name(image.parent.name.replace("images", "masks")) / image.name
     masked = mask_file != image and mask_file.is_file()
     mask = _in_file_order(mask_file, nifti.read(mask_file)) if masked else None
-    # In float64, which is what the evaluator makes of the file.
+    # In float64, as the evaluator reads the file.
     return {"submission": name, **learn2reg.evaluate_case(field.astype(np.float64), *maps, mask=mask)}
 
 
 def to_file_order(displacement: VoxelField, case: Case, pair: pairs.PairFiles) -> Float32[np.ndarray, "_x _y _z 3"]:
-    """A field of the working grid, which is the fixed file's in RAS+, in the voxels and order of the files.
+    """Converts a field from the working grid, the fixed file's in RAS+, to the voxels and the order of the files.
 
-    Where both files lie on that grid it is the field itself, but for flips and swaps of axes. Else the moving file's
-    voxels are reached through its header.
+    If both files have that grid, only axes are flipped and swapped. Otherwise the moving file's voxels are computed
+    from its header.
     """
     turn, axes, steps = _turn(pair.mr.image)
     turned = displacement.transpose(*axes, 3)[tuple(slice(None, None, step) for step in steps)]
@@ -98,7 +98,7 @@ def _in_file_order(path: Path, image: nifti.Image) -> Real[np.ndarray, "_x _y _z
 
 
 def _turn(path: Path) -> tuple[Float64[np.ndarray, "4 4"], list[int], list[int]]:
-    """From a voxel as the file stores it to one in RAS+: the matrix, and of each stored axis its RAS+ axis and sign."""
+    """The matrix from a stored voxel to one in RAS+, and the RAS+ axis and the sign of each stored axis."""
     turn = np.rint(np.linalg.inv(nifti.read_grid(path).affine) @ nifti.read_stored_grid(path).affine)
     axes = [int(axis) for axis in np.abs(turn[:3, :3]).argmax(axis=0)]
     return turn, axes, [int(turn[axis, stored]) for stored, axis in enumerate(axes)]

@@ -1,4 +1,4 @@
-"""What is evaluated: a network from a checkpoint, or a classical method."""
+"""The methods that can be evaluated: a network from a checkpoint, or a method without training."""
 
 from collections.abc import Callable
 from functools import partial
@@ -26,7 +26,7 @@ class Method(NamedTuple):
     label: str
     config: ConfigDict
     register: Callable[[Case], Registration]
-    parameters: int  # that were trained
+    parameters: int  # number of trained parameters
     step: int | None  # of the checkpoint; None for a method that is not trained
     compiles: bool
 
@@ -37,14 +37,15 @@ class Method(NamedTuple):
 
 
 def open_method(workdir: Path, step: int | None = None, *, refine: bool = False) -> Method:
-    """The method of a run: from its checkpoint of `step`, or the newest; one that isn't trained from its config.
+    """Opens the method of a run: a network from its checkpoint, or a method without training from the config.
 
-    With `refine` a network's prediction is the start of an instance optimisation, with the settings `config.instance`.
+    The checkpoint is that of `step`, or the newest. With `refine` an instance optimisation with the settings
+    `config.instance` starts from the network's prediction.
 
     Raises:
       UserError: no such run or checkpoint, it doesn't fit its config, or a package is missing.
     """
-    # The config of a run is read for a method without checkpoints; those of a network hold their own.
+    # A method without checkpoints is read from `config.json`; a network's checkpoint contains its config.
     if (workdir / CONFIG_FILE).is_file() and not is_trained(config := read_config(workdir)):
         label = UNTRAINED[config.model.name]
         if step is not None:
@@ -61,7 +62,7 @@ def open_method(workdir: Path, step: int | None = None, *, refine: bool = False)
 
 
 def check_untrained(config: ConfigDict) -> None:
-    """Raises a UserError if a method that isn't trained can't run: a package is missing or a setting is wrong."""
+    """Raises a UserError if a method without training can't run: a package is missing or a setting is invalid."""
     _untrained(config)
 
 

@@ -1,14 +1,14 @@
-"""How well a registration did: overlap, surface distance and regularity, in NumPy and SciPy, for label maps and fields.
+"""Scores of a registration in NumPy and SciPy: overlap, surface distance and regularity, from label maps and fields.
 
 Letters: x y z voxels of the fixed grid, n landmarks. Overlap is in percent, distance in mm.
 
-A surface is the set of voxels of a mask that have one of their 6 face neighbours outside it. What lies beyond the
-volume counts as outside, so an organ cut by the field of view has a surface there, as in MONAI and DeepMind's
-surface-distance (SimpleITK's contour filters leave it out). Distances run between centres of such voxels and each voxel
-weighs one, as in MONAI (DeepMind's weighs by area).
+A surface is the set of voxels of a mask that have one of their 6 face neighbours outside it. Everything beyond the
+volume counts as outside. So an organ cut by the field of view has a surface there, as in MONAI and DeepMind's
+surface-distance (SimpleITK's contour filters leave it out). Distances are between voxel centres, and each voxel has
+weight one, as in MONAI (DeepMind's weights by area).
 
 An organ that neither label map has is no observation: its scores are NaN and `summarise` leaves them out. An organ that
-only one of them has is lost: Dice 0 and infinite distance, which `summarise` keeps, so the mean is infinite too.
+only one of them has is lost: Dice 0 and infinite distance. `summarise` keeps these, so the mean is infinite too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from scipy.spatial import KDTree
 
 from f3r_jax.common.arrays import LabelMap, Mask, Spacing, VoxelField
 
-SMALLEST_DETERMINANT = 1e-9  # log det of a folded voxel is taken here, as in Learn2Reg
+SMALLEST_DETERMINANT = 1e-9  # lower bound before the logarithm, as in Learn2Reg
 
 
 def dice(a: Mask, b: Mask) -> float:
@@ -32,7 +32,7 @@ def dice(a: Mask, b: Mask) -> float:
 def surface_distances(a: Mask, b: Mask, spacing: Spacing) -> tuple[np.ndarray, np.ndarray]:
     """Distance in mm from each surface voxel of `a` to the surface of `b`, and from each of `b` to that of `a`.
 
-    With one mask empty, the other's distances are infinite.
+    If one mask is empty, the other's distances are infinite.
     """
     points_a, points_b = _surface_points(a, spacing), _surface_points(b, spacing)
     return _nearest(points_a, points_b), _nearest(points_b, points_a)
@@ -41,14 +41,14 @@ def surface_distances(a: Mask, b: Mask, spacing: Spacing) -> tuple[np.ndarray, n
 def average_surface_distance(a: Mask, b: Mask, spacing: Spacing) -> float:
     """Average symmetric surface distance in mm: the mean over the surface voxels of both masks, pooled.
 
-    The paper names no formula. Pooling (Heimann et al., IEEE TMI 2009, and MONAI) weighs each piece of surface alike;
-    the mean of two directed means lets a fragment count as much as a whole organ.
+    The paper gives no formula. Pooling (Heimann et al., IEEE TMI 2009, and MONAI) weights all surface voxels equally.
+    With the mean of two directed means, a fragment would count as much as a whole organ.
     """
     return _average(surface_distances(a, b, spacing))
 
 
 def hd95(a: Mask, b: Mask, spacing: Spacing) -> float:
-    """95 % Hausdorff distance in mm: the greater of the two directed 95th percentiles."""
+    """95 % Hausdorff distance in mm: the larger of the two directed 95th percentiles."""
     return _hd95(surface_distances(a, b, spacing))
 
 
@@ -67,7 +67,7 @@ def organ_scores(
 def jacobian_determinant(displacement: VoxelField) -> Float[np.ndarray, "x y z"]:
     """Determinant of d phi / dp by central differences, one-sided at the border, in float64.
 
-    It is 1 where volume is kept and at most 0 where the map folds. In voxels it equals the one in mm: spacing cancels.
+    It is 1 where volume is preserved and at most 0 where the map folds. It is the same in voxels and in mm.
     """
     u = displacement.astype(np.float64)
     (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = (np.gradient(u[..., component]) for component in range(3))
@@ -81,14 +81,14 @@ def folding_percent(displacement: VoxelField) -> float:
 
 
 def sd_log_jacobian(displacement: VoxelField) -> float:
-    """Standard deviation over all voxels of the log Jacobian determinant, which is clipped from below at 1e-9."""
+    """Standard deviation over all voxels of the log of the Jacobian determinant, clipped from below at 1e-9."""
     return float(np.std(np.log(np.maximum(jacobian_determinant(displacement), SMALLEST_DETERMINANT))))
 
 
 def end_point_error_mm(
     displacement: VoxelField, truth: VoxelField, spacing: Spacing, mask: Mask | None = None
 ) -> float:
-    """Mean distance in mm between where two fields send a voxel, over all or over `mask`; NaN for an empty mask."""
+    """Mean distance in mm between two fields, over all voxels or over `mask`; NaN for an empty mask."""
     error = np.linalg.norm((displacement.astype(np.float64) - truth) * np.asarray(spacing), axis=-1)
     error = error if mask is None else error[mask]
     return float(error.mean()) if error.size else float("nan")
@@ -101,10 +101,10 @@ def target_registration_error(
     *,
     affine: Real[np.ndarray, "4 4"],
 ) -> Float[np.ndarray, "n"]:  # noqa: F821
-    """Distance in mm between each fixed landmark sent through phi and its moving landmark.
+    """Distance in mm between each fixed landmark, mapped by phi, and its moving landmark.
 
-    Points are in mm of the world frame that `affine` maps the fixed grid's voxels to; the moving volume lies in that
-    frame as well. The field is interpolated linearly; beyond the grid its edge value holds.
+    Points are in mm of the world frame to which `affine` maps the fixed grid's voxels. The moving volume is in the same
+    frame. The field is interpolated linearly, and beyond the grid its edge value is used.
     """
     voxels = (fixed_points - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
     shifts = [map_coordinates(displacement[..., axis], voxels.T, np.float64, 1, "nearest") for axis in range(3)]
@@ -115,9 +115,9 @@ def target_registration_error(
 def summarise(rows: Sequence[float | Mapping]) -> dict:
     """Mean, standard deviation and count over cases, {"mean", "std", "count"}, for each entry of the rows.
 
-    Rows are numbers, or mappings with the same keys (of numbers, or mappings again, like `organ_scores`). NaN is left
-    out and not counted. The deviation is the sample's (n - 1), and 0 for one case. With no case both are NaN; with an
-    infinite value the mean is infinite and the deviation NaN.
+    Rows are numbers, or mappings with the same keys. Values of mappings are numbers or mappings again, as in
+    `organ_scores`. NaN is left out and not counted. The deviation is the sample's (n - 1), and 0 for one case. Without
+    cases both are NaN. With an infinite value the mean is infinite and the deviation NaN.
     """
     if rows and isinstance(rows[0], Mapping):
         return {key: summarise([row[key] for row in rows]) for key in rows[0]}
@@ -134,7 +134,7 @@ def _surface_points(mask: Mask, spacing: Spacing) -> np.ndarray:
     """Centres in mm of the surface voxels of a mask, (points, 3)."""
     if not mask.any():
         return np.empty((0, 3))
-    # A box around the organ, because most of a volume is background and the six comparisons below touch every voxel.
+    # Cropped to the organ: most of a volume is background, and the six comparisons below read every voxel.
     kept = [np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis))) for axis in range(3)]
     box = tuple(slice(indices[0], indices[-1] + 1) for indices in kept)
     padded = np.pad(mask[box], 1)
@@ -146,8 +146,8 @@ def _surface_points(mask: Mask, spacing: Spacing) -> np.ndarray:
 
 
 def _nearest(points: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Distance from each point to the nearest of the others; infinite when there are none."""
-    # A tree of surface voxels is exact, and several times faster than distance transforms of the volume.
+    """Distance from each point to the nearest of the others; infinite if there are none."""
+    # A k-d tree of surface voxels is exact, and several times faster than distance transforms of the volume.
     return KDTree(others).query(points)[0] if len(others) and len(points) else np.full(len(points), np.inf)
 
 
@@ -157,7 +157,7 @@ def _average(distances: tuple[np.ndarray, np.ndarray]) -> float:
 
 
 def _hd95(distances: tuple[np.ndarray, np.ndarray]) -> float:
-    # With one mask empty only the other has distances, all infinite.
+    # If one mask is empty, only the other has distances, all infinite.
     percentiles = [_percentile95(directed) for directed in distances if directed.size]
     return max(percentiles, default=float("nan"))
 

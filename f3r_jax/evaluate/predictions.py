@@ -1,9 +1,8 @@
-"""The predicted displacements of many cases, on disk, and the fields that controls are made of.
+"""The predicted displacements of many cases on disk, and the fields of the controls.
 
 A field of a full-size grid takes 70 MB, so memory holds one sum over all cases and the fields of one case at a time.
 """
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from f3r_jax.common.arrays import Mask, VoxelField
+from f3r_jax.common.files import replacing
 from f3r_jax.data.cases import Case
 from f3r_jax.data.datasets import Dataset
 from f3r_jax.evaluate import controls
@@ -18,7 +18,7 @@ from f3r_jax.evaluate.controls import Deviations
 
 
 class Predictions:
-    """Displacements by case, one file each in a folder; a file is whole or absent, also after a kill."""
+    """Displacements of cases, one file per case in a folder. After a kill each file is complete or absent."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -28,20 +28,17 @@ class Predictions:
         return self._path(name).exists()
 
     def add(self, name: str, displacement: VoxelField, seconds: float = 0.0) -> None:
-        """Keeps a field and the time that it took."""
-        path = self._path(name)
-        unfinished = path.with_name(f"{path.name}.tmp")
-        with unfinished.open("wb") as file:
-            np.savez(file, displacement=displacement, seconds=seconds)
-        os.replace(unfinished, path)
+        """Stores the field of a case and the seconds that it took."""
+        with replacing(self._path(name)) as temporary:
+            np.savez(temporary, displacement=displacement, seconds=seconds)
 
     def read(self, name: str) -> VoxelField:
-        """The field of a case."""
+        """Reads the field of a case."""
         with np.load(self._path(name)) as file:
             return file["displacement"]
 
     def seconds(self, name: str) -> float:
-        """The time that the field of a case took."""
+        """Seconds that the field of a case took."""
         with np.load(self._path(name)) as file:
             return float(file["seconds"])
 
@@ -54,11 +51,11 @@ class Predictions:
 
 
 class ControlFields:
-    """The mean field and the other pair's field of every case, from the predictions for the reference cases."""
+    """The mean field and the other pair's field of each case, from the predictions for the reference cases."""
 
     def __init__(self, predictions: Predictions, dataset: Dataset, references: Sequence[str]) -> None:
         self._predictions, self._references = predictions, references
-        # Summed in one order and in float64, so that the means do not depend on where a killed evaluation resumed.
+        # Summed in a fixed order and in float64, so that the means do not depend on where a killed evaluation resumed.
         self._total = sum(predictions.read(name).astype(np.float64) for name in references)
         self._truths = None
         for name in references:
@@ -78,7 +75,7 @@ class ControlFields:
         return self._predictions.read(controls.other_of(name, self._references))
 
     def deviations(self, case: Case, prediction: VoxelField, mean_field: VoxelField, mask: Mask | None) -> Deviations:
-        """What deviates from the mean in the prediction and the ground truth of a case."""
+        """Deviations of the prediction and the ground truth of a case from their means."""
         mean_truth = None
         if self._truths is not None and case.displacement is not None:
             own = case.displacement if case.name in self._references else None

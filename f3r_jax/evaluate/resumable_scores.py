@@ -1,4 +1,4 @@
-"""The scores of the cases that an evaluation has done so far, on disk, so that a killed one resumes."""
+"""Stores the scores of each finished case on disk, so that a killed evaluation resumes."""
 
 import json
 from pathlib import Path
@@ -8,17 +8,17 @@ from f3r_jax.workdir.log import read_rows
 
 
 class ResumableScores:
-    """Scores by case, of one checkpoint."""
+    """The scores of one checkpoint by case."""
 
     def __init__(self, path: Path, step: int | None) -> None:
         self._path, self._step = path, step
         rows = [row for row in read_rows(path) if row["step"] == step]
-        # Rows that an earlier version left know no controls.
+        # Rows of an earlier version have no controls.
         self.rows = {row["name"]: row["scores"] for row in rows if "controls" in row["scores"]}
         write_text(path, "".join(self._line(name) for name in self.rows))
 
     def add(self, name: str, scores: dict) -> None:
-        """Keeps the scores of a case."""
+        """Stores the scores of a case."""
         self.rows[name] = scores
         with self._path.open("a") as file:
             file.write(self._line(name))

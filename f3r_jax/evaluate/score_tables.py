@@ -1,4 +1,4 @@
-"""The summary of an evaluation as Markdown: scores before and after, and the controls."""
+"""Formats the summary of an evaluation as Markdown: scores before and after registration, and the controls."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ NO_CONTROLS = "no controls"
 
 
 def table(summary: Mapping) -> str:
-    """The paper's columns before and after, mean ± standard deviation over cases, and below the controls."""
+    """The paper's columns before and after, as mean ± standard deviation over cases, followed by the controls."""
     earlier = before(summary)
     lines = [
         f"{summary['method']}, {summary['direction']}, {summary['cases']} test cases"
@@ -28,8 +28,8 @@ def table(summary: Mapping) -> str:
     if earlier["organs"]:
         means = [mean_over_organs(side, name) for name in SCORES for side in (earlier, summary)]
         lines.append(f"| mean | {' | '.join(f'{mean:.2f}' for mean in means)} |")
-    folding, roughness = (_cell(summary[name], 3) for name in ("folding_percent", "sd_log_jacobian"))
-    lines += ["", f"folding {folding} % of voxels, SD of log Jacobian {roughness}"]
+    folding, spread = (_cell(summary[name], 3) for name in ("folding_percent", "sd_log_jacobian"))
+    lines += ["", f"folding {folding} % of voxels, SD of log Jacobian {spread}"]
     for key, words in ERRORS.items():
         if summary[key] is not None:
             lines.append(f"{words} {_cell(earlier[key])} mm before, {_cell(summary[key])} mm after")
@@ -40,18 +40,18 @@ def table(summary: Mapping) -> str:
 
 
 def before(summary: Mapping) -> Mapping:
-    """The scores before registration; evaluations of earlier versions call them "moving"."""
+    """The scores before registration, which earlier versions wrote as "moving"."""
     return summary["before"] if "before" in summary else summary["moving"]
 
 
 def mean_over_organs(side: Mapping, name: str) -> float:
-    """The mean over organs of a score's mean over cases; NaN without organs, or where an organ has no score."""
+    """The mean over organs of a score's mean over cases; NaN without organs, or if an organ has no score."""
     means = [scores[name]["mean"] for scores in side["organs"].values()]
     return float(np.mean([np.nan if mean is None else mean for mean in means])) if means else float("nan")
 
 
 def explain_controls(summary: Mapping) -> str:
-    """The verdict on a network in plain words, or why there is none."""
+    """The verdict on a network as a sentence, or the reason why there is none."""
     if "controls" not in summary:
         return f"{NO_CONTROLS}: evaluated by a version without them"
     if summary["controls"] is None:
@@ -86,7 +86,7 @@ def _control_lines(summary: Mapping) -> list[str]:
 def _correlation(found: Mapping) -> str:
     deviation = "unknown" if found["deviation_mm"] is None else f"{found['deviation_mm']:.3g} mm"
     value = "undefined" if found["correlation"] is None else f"{found['correlation']:.2f}"
-    return f"predictions less their mean field: {deviation} on average, correlation with the ground truth {value}"
+    return f"predictions minus their mean field: {deviation} on average, correlation with the ground truth {value}"
 
 
 def _cell(value: Mapping[str, float], digits: int = 2) -> str:

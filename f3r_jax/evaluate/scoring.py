@@ -1,4 +1,4 @@
-"""The scores of a case before and after registration and of its controls, and their summary and CSV over cases."""
+"""Scores of a case and of its controls, before and after registration; their summary and CSV over cases."""
 
 import csv
 import io
@@ -12,26 +12,26 @@ from f3r_jax.evaluate.controls import Deviations
 from f3r_jax.evaluate.inference import Registration, warp_labels
 from f3r_jax.evaluate.predictions import ControlFields
 
-FOLDING_LIMIT = 0.5  # percent of voxels; a field that folds more is no deformation of a body
+FOLDING_LIMIT = 0.5  # percent of voxels; a field that folds more is not a plausible deformation
 FOLDING_ADVICE = "raise loss.lam or lower optim.learning_rate"
 
 SCORES = ("dice", "asd_mm", "hd95_mm")
 
 
 def score(case: Case, result: Registration, organs: dict[str, tuple[int, ...]]) -> dict:
-    """Scores of one case after registration and, under "before", before. What the case has no truth for is None."""
-    still = np.zeros_like(result.displacement)
+    """Scores of one case after registration and, under "before", before it; None without ground truth."""
+    zero = np.zeros_like(result.displacement)
     after = _scores(case, result.displacement, result.warped_labels, organs)
     return {
         "folding_percent": metrics.folding_percent(result.displacement),
         "sd_log_jacobian": metrics.sd_log_jacobian(result.displacement),
         **after,
-        "before": _scores(case, still, case.moving_labels, organs),
+        "before": _scores(case, zero, case.moving_labels, organs),
     }
 
 
 def score_controls(case: Case, prediction: np.ndarray, fields: ControlFields, organs: dict) -> dict:
-    """Scores of one case under the fields of its controls, and what its prediction adds to its mean field."""
+    """Scores of one case with the fields of its controls, and the deviation of its prediction from its mean field."""
     mean_field = fields.mean_field(case.name)
     mask = controls.inside_organs(case.fixed_labels, organs)
     scores = {
@@ -57,7 +57,7 @@ def _scores(case: Case, displacement: np.ndarray, labels: np.ndarray | None, org
 
 
 def summarise_scores(rows: Sequence[dict]) -> dict:
-    """Mean and standard deviation over the cases that have a score."""
+    """Means and standard deviations over the cases that have a score."""
     known = [row["organs"] for row in rows if row["organs"] is not None]
     summary = {
         "organs": {
@@ -72,7 +72,7 @@ def summarise_scores(rows: Sequence[dict]) -> dict:
 
 
 def summarise_controls(rows: Sequence[dict]) -> dict | None:
-    """The controls of all cases; None where they have none."""
+    """Summary of the controls of all cases; None if a case has none."""
     if any(row["controls"] is None for row in rows):
         return None
     gains = [gain for row in rows if (gain := _gain(row)) is not None]
@@ -82,7 +82,7 @@ def summarise_controls(rows: Sequence[dict]) -> dict | None:
 
 
 def _gain(row: dict) -> float | None:
-    """Mean Dice of a case less that of its mean field."""
+    """Mean Dice of a case minus that of its mean field."""
     sides = [side["organs"] for side in (row, row["controls"]["mean_field"])]
     if None in sides:
         return None
@@ -95,7 +95,7 @@ def mean_std(values: Sequence[float]) -> dict[str, float]:
 
 
 def cases_csv(names: Sequence[str], rows: Sequence[dict]) -> str:
-    """One row per case and organ; what is unknown stays empty."""
+    """CSV with one row per case and organ; unknown values stay empty."""
     suffixes = ["before", *controls.KINDS]
     wide = [*SCORES, *(f"{score}_{suffix}" for suffix in suffixes for score in SCORES)]
     errors = ["epe_mm", *(f"epe_mm_{suffix}" for suffix in suffixes)]

@@ -1,8 +1,8 @@
-"""Slices of volumes as panels of figures: where they are cut, and what is drawn on them.
+"""Slices of volumes as panels of figures: chooses the slices and draws them.
 
-Letters: x y z voxels of a RAS+ grid. Slices are drawn in mm and as radiologists read them: the patient's right on the
-left of the picture, with the front (axial) or the head (coronal) up. Organs differ by colour, from Okabe and Ito's
-palette for colour-blind readers, and what an outline belongs to by line style.
+Letters: x y z voxels of a RAS+ grid. Slices are drawn in mm and in radiological convention: the patient's right is on
+the left of the figure, the front (axial) or the head (coronal) is up. The colour of an outline shows the organ, from
+Okabe and Ito's palette for colour-blind readers. Its line style shows the image that it belongs to.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ STYLES = {"fixed": "solid", "moving": (0, (3.2, 1.6)), "warped": (0, (1.0, 0.8))
 SMALL, NORMAL, LARGE = 6.5, 7.5, 9.5  # points
 SHADOW = [withStroke(linewidth=1.6, foreground="#000000a0")]
 AXIAL, CORONAL = 2, 1
-ZOOM, ZOOM_ASPECT = 0.42, 0.75  # the zoom's part of the width of the volume, and its height by its width
+ZOOM, ZOOM_ASPECT = 0.42, 0.75  # width of the zoom by that of the volume; height of the zoom by its width
 
 
 class View(NamedTuple):
@@ -46,11 +46,11 @@ def draw(
     ax: Axes, volume: np.ndarray, view: View, spacing: Spacing, shown: tuple[float, float], **options
 ) -> AxesImage:
     """Draws a slice in mm, voxel centres at multiples of the spacing, with the patient's right on the left."""
-    picture, (across, up) = view.cut(volume), view.steps(spacing)
-    right, top = (picture.shape[1] - 0.5) * across, (picture.shape[0] - 0.5) * up
+    section, (across, up) = view.cut(volume), view.steps(spacing)
+    right, top = (section.shape[1] - 0.5) * across, (section.shape[0] - 0.5) * up
     options = {"cmap": "gray", "interpolation": "bilinear", **options}
     image = ax.imshow(
-        picture,
+        section,
         origin="lower",
         extent=(-across / 2, right, -up / 2, top),
         vmin=shown[0],
@@ -63,7 +63,7 @@ def draw(
 
 
 def outline_organs(ax: Axes, labels: LabelMap, view: View, spacing: Spacing, organs: Mapping, role: str) -> None:
-    """Draws the border of each organ in its colour, lighter but for the fixed image's, in the line style of a role."""
+    """Draws the border of each organ in its colour, lighter if not of the fixed image, in the line style of a role."""
     section = view.cut(labels)
     for number, values in enumerate(organs.values()):
         colour = np.array(to_rgb(COLOURS[number % len(COLOURS)]))
@@ -75,26 +75,26 @@ def outline_organs(ax: Axes, labels: LabelMap, view: View, spacing: Spacing, org
 def outline(
     ax: Axes, section: np.ndarray, view: View, spacing: Spacing, *, color, linewidth: float, linestyle="solid"
 ) -> None:
-    """Draws the border of a mask's section, slightly smoothed as voxel steps hide the shape at the size of a panel."""
+    """Draws the border of a mask's section, slightly smoothed because voxel steps would hide the shape."""
     section = gaussian_filter(np.pad(section, 1).astype(np.float32), 0.6)
     if section.max() <= 0.5:
         return
     across, up = view.steps(spacing)
     x, y = (np.arange(-1, length - 1) * step for length, step in zip(section.shape[::-1], (across, up), strict=True))
-    # A dark line beneath keeps thin and broken lines readable on bright tissue.
+    # A dark line below keeps thin and broken lines readable on bright tissue.
     ax.contour(x, y, section, levels=[0.5], colors="black", linewidths=linewidth + 0.7, alpha=0.55)
     ax.contour(x, y, section, levels=[0.5], colors=color, linewidths=linewidth, linestyles=[linestyle])
 
 
 def body(volume: Intensities) -> Mask:
-    """The patient, roughly: what is brighter than a tenth of the grey scale, filled slice by slice."""
+    """Rough mask of the patient: voxels brighter than a tenth of the grey scale, filled slice by slice."""
     low, high = display_range(volume)
     bright = gaussian_filter(volume, 1.0) > low + 0.1 * (high - low)
     return np.stack([binary_fill_holes(section) for section in np.moveaxis(bright, 2, 0)], axis=2)
 
 
 def draw_grid(ax: Axes, displacement: VoxelField, view: View, spacing: Spacing) -> None:
-    """Draws where the field sends every few rows and columns of voxels."""
+    """Draws the deformed grid: the rows and columns of voxels, every few of them, as the field maps them."""
     across, up = view.steps(spacing)
     shifts = [view.cut(displacement[..., axis]) for axis in (0, 3 - view.axis)]
     rows, columns = shifts[0].shape
@@ -105,7 +105,7 @@ def draw_grid(ax: Axes, displacement: VoxelField, view: View, spacing: Spacing) 
 
 
 def annotate(ax: Axes, *, scale_mm: float | None) -> None:
-    """Names the sides and draws a scale bar."""
+    """Labels the patient's sides, R and L, and draws a scale bar."""
     style = {"size": SMALL, "color": "white", "path_effects": SHADOW}
     for x, letter, side in ((0.02, "R", "left"), (0.98, "L", "right")):
         ax.annotate(letter, (x, 1), (0, -3), "axes fraction", "offset points", ha=side, va="top", **style)
@@ -117,7 +117,7 @@ def annotate(ax: Axes, *, scale_mm: float | None) -> None:
 
 
 def sections(mask: Mask | None, shape: Sequence[int]) -> dict[str, View]:
-    """The axial and the coronal slice that hold most of a mask; the middle ones when there is none, or an empty one."""
+    """The axial and the coronal slice that contain most of a mask; the middle ones without a mask or if it is empty."""
     views = {}
     for name, axis in (("Axial", AXIAL), ("Coronal", CORONAL)):
         areas = None if mask is None else np.moveaxis(mask, axis, 0).sum(axis=(1, 2))
@@ -126,7 +126,7 @@ def sections(mask: Mask | None, shape: Sequence[int]) -> dict[str, View]:
 
 
 def shared_section(labels: LabelMap, organs: Mapping[str, Sequence[int]]) -> View:
-    """The coronal slice that holds most of all organs, each measured by its own largest section."""
+    """The coronal slice that contains most of all organs, each relative to its own largest section."""
     shares = np.zeros(labels.shape[CORONAL])
     for values in organs.values():
         areas = np.isin(labels, values).sum(axis=(0, 2))
@@ -137,7 +137,7 @@ def shared_section(labels: LabelMap, organs: Mapping[str, Sequence[int]]) -> Vie
 def busiest_window(
     amount: Intensities, views: Sequence[View], spacing: Spacing
 ) -> tuple[View, tuple[float, float, float, float]]:
-    """The view and the window in it (left, low, width, height in mm) that hold most of an amount."""
+    """The view, and the window in it (left, low, width, height in mm), that contain most of an amount."""
     best = (-1.0, views[0], (0.0, 0.0, 1.0, 1.0))
     for view in views:
         section, steps = view.cut(amount), view.steps(spacing)
@@ -164,12 +164,12 @@ def look_at(ax: Axes, window: tuple[float, float, float, float]) -> None:
 
 
 def aspect(shape: Sequence[int], spacing: Spacing, view: View) -> float:
-    """Height of a slice by its width."""
+    """Height of a slice divided by its width."""
     across, up = view.steps(spacing)
     return shape[3 - view.axis] * up / (shape[0] * across)
 
 
 def display_range(volume: Intensities) -> tuple[float, float]:
-    """Black and white of the grey scale: robust extremes, so that a few bright voxels do not darken the rest."""
+    """Intensities shown as black and white: robust extremes, so that a few bright voxels do not darken the rest."""
     low, high = np.percentile(volume, (0.5, 99.7))
     return float(low), float(high) if high > low else float(low) + 1.0

@@ -1,4 +1,4 @@
-"""SyN as one of the systems of a study: the paper's classical rival, evaluated without training."""
+"""SyN as a method of a study: the paper's classical baseline, evaluated without training."""
 
 import importlib.util
 

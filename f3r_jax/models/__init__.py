@@ -1,4 +1,4 @@
-"""The registration networks, by the names that configs use."""
+"""The registration networks, by their names in configs."""
 
 import math
 from functools import partial
@@ -14,7 +14,7 @@ from f3r_jax.models.f3rnet import COARSEST, VARIANTS, F3RNet
 from f3r_jax.models.faim import FAIM
 from f3r_jax.models.voxelmorph import DECODERS, VoxelMorph
 
-SMALLEST = 2**COARSEST  # below it the coarsest scale would see nothing but padding
+SMALLEST = 2**COARSEST  # voxels per axis: in a smaller volume the coarsest scale would mostly hold padding
 
 NETWORKS = {
     "f3rnet": lambda model: partial(F3RNet, factorisation=VARIANTS[model.variant], remat=model.remat),
@@ -28,14 +28,14 @@ DTYPES = ("float32", "bfloat16")
 
 
 def build(model: ConfigDict, *, dtype: str = "float32") -> nn.Module:
-    """The network that `config.model` names; `apply(params, moving, fixed)` gives the displacement.
+    """The network that `config.model` describes; its `apply` takes params, moving, fixed and returns the displacement.
 
     Args:
       model: `config.model`.
-      dtype: of the features; parameters and displacement are float32 always.
+      dtype: type of the features; parameters and displacement are always float32.
 
     Raises:
-      UserError: no such network, variant or type.
+      UserError: the network, variant or type is unknown.
     """
     if model.name not in NETWORKS:
         raise UserError(f"model.name is {model.name!r}, expected one of {', '.join(NETWORKS)}")
@@ -48,19 +48,19 @@ def build(model: ConfigDict, *, dtype: str = "float32") -> nn.Module:
 
 
 def label(model: ConfigDict) -> str:
-    """The name a paper's table would print."""
+    """The name of the network in tables and figures."""
     name = VARIANTS[model.variant].label if model.name == "f3rnet" else LABELS[model.name]
     return f"{name}, diffeomorphic" if model.diffeomorphic else name
 
 
 def initialise(network: nn.Module, key: jax.Array) -> dict:
-    """Fresh parameters. Their shapes don't depend on the size of the volume."""
+    """Initial parameters. Their shapes do not depend on the size of the volume."""
     volume = jax.ShapeDtypeStruct((1, *(SMALLEST,) * 3, 1), jnp.float32)
     return network.lazy_init(key, volume, volume, mutable=["params"])["params"]  # without computing a displacement
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Number of trained numbers, found without computing any."""
+    """The number of trained parameters, without computing their values."""
     shapes = jax.eval_shape(lambda key: initialise(network, key), jax.random.key(0))
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 

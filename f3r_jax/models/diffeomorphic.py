@@ -1,6 +1,6 @@
-"""A network whose output is a stationary velocity field: the displacement is its exponential, which doesn't fold.
+"""A network whose output is a stationary velocity field; the displacement is its exponential, which does not fold.
 
-Dalca et al., MICCAI 2018. The penalty of the loss stays on the displacement.
+Dalca et al., MICCAI 2018. The penalty of the loss still applies to the displacement.
 """
 
 import flax.linen as nn
@@ -10,12 +10,12 @@ from f3r_jax.ops.shapes import Displacement, Volume
 
 
 class Diffeomorphic(nn.Module):
-    """`network`, its output taken as a velocity in voxels; the parameters are those of `network`."""
+    """Uses the output of `network` as a velocity in voxels. The parameters are those of `network`."""
 
     network: nn.Module
 
     def setup(self) -> None:
-        """Gives the parameters the names that they have without this."""
+        """Keeps the parameter names of `network`."""
         nn.share_scope(self, self.network)
 
     def __call__(self, moving: Volume, fixed: Volume) -> Displacement:

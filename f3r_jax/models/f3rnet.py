@@ -1,8 +1,8 @@
 """F3RNet, the full-resolution residual registration network (Xu et al., Sec. 2 and Fig. 1).
 
-Letters: l features of the full-resolution stream (16 channels), h of the multi-scale residual stream (32 channels),
-k scale: 1/2^k of the input. The paper leaves some counts open; this reading gives the parameter column of Table 2
-within 0.8 %.
+Letters: l features of the full-resolution stream (16 channels), h features of the multi-scale residual stream (32
+channels), k scale: 1/2^k of the input's resolution. The paper does not specify all layer and channel counts. With the
+counts chosen here, the numbers of parameters agree with Table 2 within 0.8 %.
 """
 
 from typing import NamedTuple
@@ -29,7 +29,7 @@ COARSEST = 4  # the lowest resolution is 1/16, the paper's N = 4
 
 
 class Factorisation(NamedTuple):
-    """A row of Table 1: which parts use F3D, and how many MRBs are added at the lowest resolution."""
+    """A row of Table 1: the parts that use F3D, and the number of MRBs added at the lowest resolution."""
 
     label: str
     full: bool = False
@@ -65,46 +65,47 @@ class MultiScaleResidualBlock(nn.Module):
 
 
 class FullResolutionStream:
-    """l while the MRBs add residuals to it, which see no more of it than its means over cubes.
+    """The full-resolution features l, accumulated lazily.
 
-    Upsampling and means are linear, so a mean of l is that of l at the start and those of the upsampled residuals, all
-    found on coarse grids. At the full resolution l is read once and written once, instead of three times by each MRB.
+    The MRBs only read average-pooled l. Upsampling and pooling are linear, so pooled l is the sum of the pooled initial
+    l and the pooled residuals, all of which are computed on coarse grids. At full resolution, l is read once and written
+    once instead of three times per MRB.
     """
 
     def __init__(self, l: Features) -> None:
-        self._pooled = [l]  # at the start, by scale
+        self._pooled = [l]  # the initial l, pooled, by scale
         for _ in range(COARSEST):
             self._pooled.append(pool(self._pooled[-1], 2))
         self._residuals: dict[int, Features] = {}
 
     def pooled(self, scale: int) -> Features:
-        """The means of l over cubes of 2^scale voxels an edge."""
-        moved = (resample(part, 2**k, 2**scale) for k, part in self._residuals.items())
-        return sum(moved, start=self._pooled[scale])
+        """The means of l over cubes with an edge of 2^scale voxels."""
+        resampled = (resample(part, 2**k, 2**scale) for k, part in self._residuals.items())
+        return sum(resampled, start=self._pooled[scale])
 
     def add(self, residual: Features, scale: int) -> None:
-        """Adds a residual, given at 1/2^scale of the resolution."""
+        """Adds a residual at 1/2^scale of the full resolution."""
         self._residuals[scale] = self._residuals[scale] + residual if scale in self._residuals else residual
 
     def whole(self) -> Features:
-        """l with all that was added."""
+        """l at full resolution, with all residuals."""
         return self._pooled[0] + upsample_sum({2**k: part for k, part in self._residuals.items()})
 
 
 class F3RNet(nn.Module):
-    """Predicts the displacement that pulls a moving volume onto a fixed one.
+    """Predicts the displacement that aligns a moving volume with a fixed one.
 
-    Any size works: the volumes are padded with their edge values to a multiple of 16 and the field is cropped back.
-    `apply(..., mutable="features")` also returns the features l and h after every block, those of Fig. 6; they cost
-    nothing otherwise.
+    Volumes may have any size: they are padded with their edge values to a multiple of 16, and the displacement is
+    cropped. `apply(..., mutable="features")` also returns the features l and h after every block, as in Fig. 6. Without
+    it they cost nothing.
 
     Attributes:
       factorisation: the row of Table 1.
       features: channels of the full-resolution stream.
-      slope: of LeakyReLU; the paper names no value, 0.2 is VoxelMorph's.
-      flow_init: standard deviation of the last kernel at the start, so that training starts from the identity.
-      dtype: of the features, "float32" or "bfloat16"; parameters and field are float32 always.
-      remat: whether the gradient computes the features within each block anew instead of keeping them.
+      slope: slope of LeakyReLU for negative values. The paper gives no value; 0.2 is that of VoxelMorph.
+      flow_init: standard deviation of the last kernel's initial values. If small, training starts near the identity.
+      dtype: type of the features, "float32" or "bfloat16"; parameters and displacement are always float32.
+      remat: whether the gradient recomputes the features within each block instead of storing them.
     """
 
     factorisation: Factorisation

@@ -1,7 +1,7 @@
-"""FAIM (Kuang and Schmah, 2018): an Inception head on a short U-Net whose skips are added.
+"""FAIM (Kuang and Schmah, 2018): an Inception head followed by a short U-Net with additive skip connections.
 
-Built as published, with 233,683 parameters; the F3RNet paper prints 0.217 M, which no published FAIM has. FAIM's own
-loss also penalises negative Jacobian determinants; here every network is trained with the same loss.
+Implemented as published, with 233,683 parameters. The F3RNet paper reports 0.217 M, which no published FAIM has. The
+original loss of FAIM also penalises negative Jacobian determinants; here all networks are trained with the same loss.
 """
 
 import flax.linen as nn
@@ -16,7 +16,7 @@ FACTOR = 4
 
 
 class PReLU(nn.Module):
-    """x, or where it is negative slope x: a trained slope a channel, zero at the start as in Keras."""
+    """PReLU: x, or slope x where x is negative. Each channel has a trained slope, initially zero as in Keras."""
 
     @nn.compact
     def __call__(self, x: Features) -> Features:
@@ -25,7 +25,7 @@ class PReLU(nn.Module):
 
 
 class ConvTranspose(nn.Module):
-    """A transposed 3x3x3 convolution of stride 2 with bias. It computes in the type of its input, as `Conv` does."""
+    """A transposed 3x3x3 convolution of stride 2 with bias. Like `Conv`, it computes in the type of its input."""
 
     features: int
 
@@ -38,12 +38,12 @@ class ConvTranspose(nn.Module):
 
 
 class FAIM(nn.Module):
-    """Predicts the displacement that pulls a moving volume onto a fixed one. Any size works, as in F3RNet.
+    """Predicts the displacement that aligns a moving volume with a fixed one. Volumes may have any size, as in F3RNet.
 
     Attributes:
-      features: channels of every layer but the last; the head's kernels have a quarter each.
-      flow_init: standard deviation of the last kernel at the start, so that training starts from the identity.
-      dtype: of the features, "float32" or "bfloat16"; parameters and field are float32 always.
+      features: channels of every layer but the last. Each kernel of the head has a quarter of them.
+      flow_init: standard deviation of the last kernel's initial values. If small, training starts near the identity.
+      dtype: type of the features, "float32" or "bfloat16"; parameters and displacement are always float32.
     """
 
     features: int = 32

@@ -19,55 +19,58 @@ from f3r_jax.ops.shapes import Features
 
 Initializer = Callable[..., Array]
 
-# Numbers drawn at once. XLA compiles a generator of each size anew: half a second, but three for one of five axes.
-_DRAWN = 2**16
+# Random numbers are drawn in blocks of this size, because XLA compiles a generator again for each shape. This takes half
+# a second, and three seconds for a shape of five axes.
+_BLOCK = 2**16
 
 
 def glorot(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
-    """Uniform in +-sqrt(6 / (fan in + fan out)), as `nn.initializers.glorot_uniform()`, for kernels (x y z i o).
+    """Uniform in +-sqrt(6 / (fan in + fan out)) for kernels (x y z i o).
 
-    Keras' default, and so presumably the paper's. He initialisation, the usual choice before LeakyReLU, lets the
-    features grow a thousandfold along the chain of residual blocks, and training diverges at the first step.
+    The distribution is that of `nn.initializers.glorot_uniform()`; the values differ. It is the default of Keras, and so
+    presumably the paper's choice. He initialisation is usual before LeakyReLU. Here it lets the features grow a
+    thousandfold along the chain of residual blocks, and training diverges at the first step.
     """
     *size, inputs, outputs = shape
     limit = math.sqrt(6 / (math.prod(size) * (inputs + outputs)))
-    return limit * _drawn(partial(jax.random.uniform, minval=-1.0), key, shape, dtype)
+    return limit * _draw(partial(jax.random.uniform, minval=-1.0), key, shape, dtype)
 
 
 def normal(deviation: float) -> Initializer:
-    """Normally distributed about zero, as `nn.initializers.normal`."""
+    """Normal with mean zero: the distribution of `nn.initializers.normal`, with other values."""
 
     def initialise(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
-        return deviation * _drawn(jax.random.normal, key, shape, dtype)
+        return deviation * _draw(jax.random.normal, key, shape, dtype)
 
     return initialise
 
 
-def _drawn(sample: Callable[..., Array], key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+def _draw(sample: Callable[..., Array], key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     count = math.prod(shape)
-    return sample(key, (-(-count // _DRAWN) * _DRAWN,), dtype)[:count].reshape(shape)
+    return sample(key, (-(-count // _BLOCK) * _BLOCK,), dtype)[:count].reshape(shape)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def leaky_relu(x: Features, slope: float) -> Features:
-    """max(x, slope x): one elementwise operation, which XLA fuses into the one before it.
+    """max(x, slope x): one elementwise operation, which XLA fuses into the previous one.
 
-    The derivative is told from the result's sign: the next layer keeps the result anyway, and x need not be kept too.
+    The derivative is computed from the sign of the result. The next layer stores the result anyway, so x need not be
+    stored as well.
     """
     return jnp.maximum(x, slope * x)
 
 
 def _leaky_relu_forward(x: Features, slope: float) -> tuple[Features, Features]:
-    y = lax.platform_dependent(x, cpu=partial(_kept, slope=slope), default=partial(leaky_relu, slope=slope))
+    y = lax.platform_dependent(x, cpu=partial(_materialised, slope=slope), default=partial(leaky_relu, slope=slope))
     return y, y
 
 
-def _kept(x: Features, *, slope: float) -> Features:
-    """leaky_relu with a result that XLA keeps on a CPU, where it would rather keep all that the result is made from.
+def _materialised(x: Features, *, slope: float) -> Features:
+    """leaky_relu whose result XLA on a CPU stores. Otherwise XLA stores all its inputs and recomputes it.
 
-    At the end of a residual block that is the five volumes of a 3x3x3 convolution: at 144 x 144 x 128 the train step of
-    F3RNet-w/o F3D took 9.0 GB of buffers instead of 4.9. A concatenation isn't fused into its users; an
-    optimization_barrier is gone before XLA fuses.
+    At the end of a residual block, the inputs are the five volumes of a 3x3x3 convolution. At 144 x 144 x 128 the train
+    step of F3RNet-w/o F3D then took 9.0 GB of buffers instead of 4.9 GB. XLA does not fuse a concatenation into the
+    operations that use it. An optimization_barrier has no effect, because XLA removes it before fusion.
     """
     middle = x.shape[1] // 2
     return jnp.concatenate([leaky_relu(x[:, :middle], slope), leaky_relu(x[:, middle:], slope)], axis=1)
@@ -81,9 +84,9 @@ leaky_relu.defvjp(_leaky_relu_forward, _leaky_relu_backward)
 
 
 class Conv(nn.Module):
-    """One 3-D convolution with bias, "SAME" zero padding. No activation.
+    """One 3-D convolution with bias and "SAME" zero padding, without activation.
 
-    It computes in the type of its input; the parameters are float32.
+    It computes in the type of its input. The parameters are float32.
     """
 
     features: int
@@ -101,7 +104,7 @@ class Conv(nn.Module):
 class F3D(nn.Module):
     """Factorised 3-D convolution (Sec. 2.4): 3x3x1 in the slice, then 1x1x3 across slices, each with bias.
 
-    The first factor keeps the smaller of the two channel counts, the reading that gives the paper's parameter counts.
+    The first factor has the smaller of the two channel counts. This agrees with the paper's parameter counts.
     """
 
     features: int
@@ -121,9 +124,9 @@ class ResidualBlock(nn.Module):
     """z + R(z) (Eq. 1): R is two convolutions, each followed by LeakyReLU.
 
     Attributes:
-      form: "full", two 3x3x3 convolutions; "factorised", each of them an F3D pair (full-resolution stream);
-        "cascade", the two replaced by one cascade of 3x3x1 and 1x1x3 (multi-scale stream).
-      slope: of LeakyReLU.
+      form: "full": two 3x3x3 convolutions; "factorised": two F3D pairs (full-resolution stream);
+        "cascade": one 3x3x1 and one 1x1x3 convolution (multi-scale stream).
+      slope: slope of LeakyReLU for negative values.
     """
 
     form: str
@@ -142,11 +145,10 @@ class ResidualBlock(nn.Module):
 
 
 def pool(x: Features, factor: int) -> Features:
-    """Average over cubes of `factor` voxels an edge; every axis must be a multiple of it.
+    """Mean over cubes with an edge of `factor` voxels; the size along each axis must be a multiple of it.
 
-    The mean is taken because it keeps the position of an edge to a fraction of a coarse voxel, which a maximum does
-    not, and because its gradient is a plain copy. It is written as a reshape: XLA's window reduction is several times
-    slower on a CPU.
+    A mean preserves the position of an edge to a fraction of a coarse voxel, which a maximum does not, and its gradient
+    is a plain copy. It is written as a reshape because XLA's window reduction is several times slower on a CPU.
     """
     if factor == 1:
         return x
@@ -158,28 +160,28 @@ def pool(x: Features, factor: int) -> Features:
 def upsample(x: Features, factor: int) -> Features:
     """Trilinear interpolation to `factor` times the size; voxel centres as in `pool`, edge values outside.
 
-    Linear rather than nearest: the residual that the multi-scale stream adds is then smooth, and so is the field. Each
-    axis is a product with a small banded matrix, the fine axes last: on a CPU this is seven times faster than weighted
-    sums of shifted copies, and its derivative fifty times faster than theirs.
+    Linear interpolation makes the residual of the multi-scale stream smooth, and so the field; nearest-neighbour would
+    not. Each axis is a product with a small banded matrix. On a CPU this is seven times faster than weighted sums of
+    shifted copies, and its derivative is fifty times faster than theirs.
     """
-    # The weights are multiples of 1/32 at most, exact in bfloat16 too.
+    # The weights are multiples of 1/32 or more, which bfloat16 represents exactly.
     return _along_axes(x, [_interpolation(n, factor) for n in x.shape[1:4]])
 
 
 def upsample_sum(parts: dict[int, Features]) -> Features:
-    """The sum of `upsample(x, factor)` over all `factor: x`, which meet on one grid.
+    """The sum of `upsample(x, factor)` over all `factor: x`. All results must have the same grid.
 
-    Along the last axis one product with the matrices side by side makes the sum: the fine grid is written once.
+    One product with the joined matrices along the last axis computes the sum, so the fine grid is written only once.
     """
-    half_way = [
+    partly_upsampled = [
         _along_axes(x, [None, *(_interpolation(n, factor) for n in x.shape[2:4])]) for factor, x in parts.items()
     ]
     matrix = np.concatenate([_interpolation(x.shape[1], factor) for factor, x in parts.items()], axis=1)
-    return _along_axes(jnp.concatenate(half_way, axis=1), [matrix, None, None])
+    return _along_axes(jnp.concatenate(partly_upsampled, axis=1), [matrix, None, None])
 
 
 def resample(x: Features, factor: int, new_factor: int) -> Features:
-    """`pool(upsample(x, factor), new_factor)`, computed without the fine grid, in float32."""
+    """`pool(upsample(x, factor), new_factor)`, computed in float32 and without the fine grid."""
 
     def matrix(n: int) -> np.ndarray:
         return _interpolation(n, factor).reshape(-1, new_factor, n).mean(1)
@@ -188,7 +190,7 @@ def resample(x: Features, factor: int, new_factor: int) -> Features:
 
 
 def _along_axes(x: Features, matrices: Sequence[np.ndarray | None]) -> Features:
-    """The product with a matrix along each of x, y and z, but for those with None."""
+    """Products with a matrix along each of x, y and z; None skips an axis."""
     for axis, matrix in reversed(list(enumerate(matrices, start=1))):
         if matrix is not None:
             x = jnp.moveaxis(jnp.tensordot(matrix.astype(x.dtype), x, axes=((1,), (axis,))), 0, axis)
@@ -196,7 +198,7 @@ def _along_axes(x: Features, matrices: Sequence[np.ndarray | None]) -> Features:
 
 
 def repeat(x: Features, factor: int) -> Features:
-    """Nearest-neighbour interpolation to `factor` times the size, VoxelMorph's."""
+    """Nearest-neighbour interpolation to `factor` times the size, as in VoxelMorph."""
     b, nx, ny, nz, c = x.shape
     f = factor
     x = jnp.broadcast_to(x[:, :, None, :, None, :, None], (b, nx, f, ny, f, nz, f, c))
@@ -204,19 +206,19 @@ def repeat(x: Features, factor: int) -> Features:
 
 
 def pad_to_multiple(x: Features, multiple: int) -> Features:
-    """Repeats the last plane: zeros would draw an edge that the network sees."""
+    """Pads each axis to a multiple by repeating the last plane. Zeros would add an artificial edge to the image."""
     extra = [(0, -n % multiple) for n in x.shape[1:4]]
     return jnp.pad(x, [(0, 0), *extra, (0, 0)], mode="edge") if any(e for _, e in extra) else x
 
 
 def crop(x: Features, like: Features) -> Features:
-    """The first voxels of x, as many along each axis as `like` has: takes back `pad_to_multiple`."""
+    """Crops x to the size of `like`, which undoes `pad_to_multiple`."""
     _, nx, ny, nz, _ = like.shape
     return x[:, :nx, :ny, :nz]
 
 
 def _interpolation(n: int, factor: int) -> np.ndarray:
-    """(n factor, n): row i holds the weights of the coarse voxels in the fine voxel i."""
+    """Interpolation matrix (n factor, n): row i holds the weights of the coarse voxels for the fine voxel i."""
     places = (np.arange(n * factor) + 0.5) / factor - 0.5
     distance = np.abs(np.clip(places, 0, n - 1)[:, None] - np.arange(n))
     return np.maximum(1 - distance, 0).astype(np.float32)

@@ -1,6 +1,6 @@
-"""VoxelMorph-1 and -2 (Balakrishnan et al., CVPR 2018), a U-Net: the paper's rivals of Table 2.
+"""VoxelMorph-1 and -2 (Balakrishnan et al., CVPR 2018), a U-Net: baselines in the paper's Table 2.
 
-Counts and order of the layers are those of the published weights.
+The layers and their channels are those of the published weights.
 """
 
 import flax.linen as nn
@@ -15,14 +15,12 @@ FACTOR = 2 ** len(ENCODER)
 
 
 class VoxelMorph(nn.Module):
-    """Predicts the displacement that pulls a moving volume onto a fixed one.
-
-    Any size works, as in F3RNet.
+    """Predicts the displacement that aligns a moving volume with a fixed one. Volumes may have any size, as in F3RNet.
 
     Attributes:
       decoder: channels of the decoder: at 1/16, 1/8, 1/4, twice at 1/2, then at full resolution.
-      flow_init: standard deviation of the last kernel at the start, so that training starts from the identity.
-      dtype: of the features, "float32" or "bfloat16"; parameters and field are float32 always.
+      flow_init: standard deviation of the last kernel's initial values. If small, training starts near the identity.
+      dtype: type of the features, "float32" or "bfloat16"; parameters and displacement are always float32.
     """
 
     decoder: tuple[int, ...]

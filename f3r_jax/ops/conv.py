@@ -1,14 +1,13 @@
-"""3-D convolution that is fast where XLA's own is not.
+"""3-D convolution that is also fast on a CPU, where XLA's own is slow.
 
 Letters: b batch, x y z voxels, i input channels, o output channels; kernels are (kx, ky, kz, i, o).
 
-XLA hands 2-D convolutions on a CPU to Eigen, which is fast, and runs 3-D ones in a slow loop of its own. On a CPU
-every 3-D convolution of this package is therefore written as one 2-D convolution, most of them without moving a voxel:
-in the row-major layout (b, x, y, z, c) the pair of axes (y, z) is also one long axis on which a step along y is a step
-of z places, that is, a dilated tap. The gradients are written the same way in a `custom_vjp`, since XLA's derivative of
-these forms is slow again. On other platforms `lax.conv_general_dilated` is called directly; the choice is made when the
-program is lowered, so one jitted function serves every platform. `python -m f3r_jax.benchmark --what=conv` measures
-both.
+On a CPU, XLA computes 2-D convolutions with Eigen, which is fast, and 3-D convolutions in a slow loop. This package
+therefore writes every 3-D convolution on a CPU as one 2-D convolution. Most of them need no copy of the data. In the
+row-major layout (b, x, y, z, c) the axes y and z together form one long axis. A step along y is a step of z places
+on it, that is, a dilated tap. A `custom_vjp` computes the gradients in the same way, because XLA's derivative of these
+forms is slow. On other platforms `lax.conv_general_dilated` is called directly. The choice is made when the function
+is lowered, so one jitted function works on every platform. `python -m f3r_jax.benchmark --what=conv` measures both.
 """
 
 from functools import partial
@@ -29,7 +28,7 @@ Bias = Float[Array, " o"]
 _NXYZC = ("NXYZC", "XYZIO", "NXYZC")
 
 
-@partial(jax.jit, static_argnames="stride")  # the layers of one shape are traced and lowered once: a third of the time
+@partial(jax.jit, static_argnames="stride")  # layers of equal shape are traced and lowered once, in a third of the time
 def conv3d(x: Input, kernel: Kernel, bias: Bias | None = None, *, stride: int = 1) -> Features:
     """3-D convolution (cross-correlation) with zero padding, "SAME" as TensorFlow and Keras define it.
 
@@ -37,10 +36,10 @@ def conv3d(x: Input, kernel: Kernel, bias: Bias | None = None, *, stride: int = 
       x: (b x y z i).
       kernel: (kx ky kz i o) of any size.
       bias: (o,), added to every voxel.
-      stride: 1 or 2, the step along all three axes; the result has ceil(n / stride) voxels along an axis of n.
+      stride: 1 or 2, the step along all three axes. An axis of n voxels becomes one of ceil(n / stride) voxels.
 
     Returns:
-      (b x y z o), of the type that x, kernel and bias share: float32 or bfloat16. Sums are made in float32.
+      (b x y z o), of the common type of x, kernel and bias: float32 or bfloat16. Sums are computed in float32.
     """
     if stride not in (1, 2):
         raise ValueError(f"stride is {stride}, expected 1 or 2")
@@ -51,8 +50,8 @@ def conv3d(x: Input, kernel: Kernel, bias: Bias | None = None, *, stride: int = 
 def conv_transpose3d(x: Input, kernel: Kernel, bias: Bias | None = None) -> Features:
     """Transposed convolution of stride 2: (b x y z i) -> (b 2x 2y 2z o), zero padding "SAME" as Keras defines it.
 
-    The kernel, (kx ky kz i o) with odd edges, is that of the stride-1 convolution of x with zeros between its voxels:
-    the mirror image of Keras' own.
+    The result is the stride-1 convolution of `kernel` with x after zeros are inserted between the voxels of x. The
+    kernel is (kx ky kz i o) with odd edges. Keras stores its mirror image.
     """
     if any(k % 2 == 0 for k in kernel.shape[:3]):
         raise ValueError(f"the kernel is {kernel.shape[:3]}, expected odd edges")
@@ -62,7 +61,7 @@ def conv_transpose3d(x: Input, kernel: Kernel, bias: Bias | None = None) -> Feat
 
 @jax.custom_vjp
 def _add(x: Array, bias: Array) -> Array:
-    """x + bias, whose derivative is summed over millions of voxels: in bfloat16 the sum would stop growing at 256."""
+    """x + bias. The gradient of bias is summed in float32: a sum over millions of voxels in bfloat16 stops at 256."""
     return x + bias
 
 
@@ -106,15 +105,3 @@ _conv.defvjp(_conv_forward, _conv_backward)
 
 def _native_gradients(x: Array, kernel: Array, g: Array, *, stride: int) -> tuple[Array, Array]:
     return jax.vjp(partial(_native, stride=stride), x, kernel)[1](g)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# CPU: forward
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# CPU: gradients
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Borders

@@ -1,4 +1,8 @@
-"""3-D convolutions as 2-D ones and products, which XLA computes faster on a CPU."""
+"""3-D convolutions written as 2-D convolutions and matrix products, which XLA computes faster on a CPU.
+
+Letters: b batch, x y z voxels, i input channels, o output channels; kernels are (kx, ky, kz, i, o). g is the gradient
+with respect to the result of a convolution.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,18 +13,18 @@ from jax import Array, lax
 
 Pads = tuple[tuple[int, int], ...]  # planes of zeros before and after x, y and z
 _NHWC = ("NHWC", "HWIO", "NHWC")
-# Eigen's product loses half its speed below this many output columns: two planes along x then share one convolution.
+# Up to this many output channels Eigen's product runs at half its speed. One convolution then makes two planes along x.
 _NARROW = 16
-# So few channels, as where two images come in or a field comes out, starve it: voxels along z then share a row.
+# With so few channels (two images or a displacement) that product is inefficient. Voxels along z then share a row.
 _FEW = 4
-# The output columns from which XLA hands a convolution to YNNPACK, which runs at the machine's peak.
+# From this many output columns on, XLA uses YNNPACK for a convolution, which runs at the machine's peak.
 _WIDE = 32
-# Values of x and g in a slab of a weight gradient: 4 MB, twice two cores' caches of the second level, measured best.
+# Values of x and g per slab of a weight gradient: 4 MB, twice the L2 caches of two cores, was the fastest.
 _SLAB = 2**20
 
 
 def in_float32(function: Callable) -> Callable:
-    """`function` of arrays that are widened before it, its results narrowed again: few CPUs multiply bfloat16."""
+    """Wraps `function` to compute in float32 and return the type of its first array: few CPUs multiply bfloat16."""
 
     def widened(*arrays: Array) -> Array | tuple[Array, ...]:
         results = function(*(array.astype(jnp.float32) for array in arrays))
@@ -30,7 +34,11 @@ def in_float32(function: Callable) -> Callable:
 
 
 def conv_as_2d(x: Array, kernel: Array, *, stride: int, mirrored: bool = False) -> Array:
-    """With `mirrored`, an even kernel's odd plane of zeros comes first, as the gradient of x wants it."""
+    """3-D convolution with "SAME" padding as a 2-D convolution.
+
+    An even kernel needs one more plane of zeros on one side than on the other. `mirrored` puts this plane first, as the
+    gradient of x requires.
+    """
     if stride == 2:
         return _strided(x, kernel)
     kx, ky, kz, i, o = kernel.shape
@@ -50,7 +58,7 @@ def conv_as_2d(x: Array, kernel: Array, *, stride: int, mirrored: bool = False) 
 
 
 def _voxels_per_row(n: int, channels: int, *, at_most: int) -> int:
-    """How many of n voxels along z are convolved at once where there are few channels: a divisor of n, or 1."""
+    """How many of n voxels along z share a row: a divisor of n if there are few channels, else 1."""
     return max(count for count in range(1, at_most + 1) if n % count == 0) if channels <= _FEW else 1
 
 
@@ -60,7 +68,7 @@ def _same(size: int) -> tuple[int, int]:
 
 
 def _along_z(x: Array, kernel: Array, pads: Pads, count: int) -> Array:
-    """1x1xk: a 2-D convolution over (xy, z) in which a window of count + k - 1 voxels makes `count` output voxels."""
+    """1x1xk: a 2-D convolution over (xy, z). Each window of count + k - 1 voxels gives `count` output voxels."""
     b, nx, ny, nz, i = x.shape
     kz, o = kernel.shape[2], kernel.shape[-1]
     y = lax.conv_general_dilated(
@@ -74,7 +82,7 @@ def _along_z(x: Array, kernel: Array, pads: Pads, count: int) -> Array:
 
 
 def _in_plane_by_rows(x: Array, kernel: Array, pads: Pads, count: int) -> Array:
-    """kxkx1 with few channels: those of `count` voxels along z are one voxel's, the kernel is block-diagonal."""
+    """kxkx1 with few channels: joins the channels of `count` voxels along z, with a block-diagonal kernel."""
     b, nx, ny, nz, i = x.shape
     kx, ky, _, _, o = kernel.shape
     blocks = jnp.einsum("xyio,st->xysito", kernel[:, :, 0], jnp.eye(count, dtype=kernel.dtype))
@@ -84,7 +92,7 @@ def _in_plane_by_rows(x: Array, kernel: Array, pads: Pads, count: int) -> Array:
 
 
 def _in_plane(x: Array, kernel: Array, pads: Pads) -> Array:
-    """kxkx1: a 2-D convolution over (x, yz) whose second axis is dilated by the depth."""
+    """kxkx1: a 2-D convolution over (x, yz), dilated along the second axis by the size of z."""
     b, nx, ny, nz, i = x.shape
     y = lax.conv_general_dilated(
         x.reshape(b, nx, ny * nz, i),
@@ -98,7 +106,7 @@ def _in_plane(x: Array, kernel: Array, pads: Pads) -> Array:
 
 
 def _in_plane_by_pairs(x: Array, kernel: Array, pads: Pads) -> Array:
-    """kxkx1 with few output channels: a window of k + 1 planes makes two output planes at once."""
+    """kxkx1 with few output channels: each window of k + 1 planes gives two output planes."""
     b, nx, ny, nz, i = x.shape
     kx, ky, _, _, o = kernel.shape
     y = lax.conv_general_dilated(
@@ -113,32 +121,32 @@ def _in_plane_by_pairs(x: Array, kernel: Array, pads: Pads) -> Array:
 
 
 def _window(taps: Array, count: int) -> Array:
-    """(k ... i o) -> (k + count - 1 ... i count o): a kernel that makes `count` places along its first axis at once."""
+    """(k ... i o) -> (k + count - 1 ... i count o): a kernel that gives `count` places along its first axis at once."""
     rest = ((0, 0),) * (taps.ndim - 1)
     return jnp.stack([jnp.pad(taps, ((t, count - 1 - t), *rest)) for t in range(count)], axis=-2)
 
 
 def _full(x: Array, kernel: Array, pads: Pads) -> Array:
-    """kxkxk: the taps along z as output channels of one in-plane convolution, whose results are moved and added.
+    """kxkxk: one in-plane convolution whose output channels are the taps along z. Its results are shifted and added.
 
-    With few output channels those along y too. Stacking the taps in the input instead asks for as much arithmetic, but
-    that copy runs on one core.
+    With few output channels, the taps along y are output channels as well. Stacking the taps in the input needs as much
+    arithmetic, but that copy runs on one core.
     """
     kx, ky, kz, i, o = kernel.shape
     if kz * o >= _WIDE or ky * kz * o > _WIDE:
         planes = kernel.transpose(0, 1, 3, 2, 4).reshape(kx, ky, 1, i, kz * o)
-        return _sum_of_moved(_in_plane(x, planes, pads), kz, pads[2][0], axis=3)
+        return _sum_of_shifted(_in_plane(x, planes, pads), kz, pads[2][0], axis=3)
     columns = kernel.transpose(0, 3, 1, 2, 4).reshape(kx, 1, 1, i, ky * kz * o)
     columns = jnp.pad(columns, ((0, 0),) * 4 + ((0, _WIDE - ky * kz * o),))
     y = _in_plane(x, columns, (pads[0], (0, 0), (0, 0)))[..., : ky * kz * o]
-    return _sum_of_moved(_sum_of_moved(y, ky, pads[1][0], axis=2), kz, pads[2][0], axis=3)
+    return _sum_of_shifted(_sum_of_shifted(y, ky, pads[1][0], axis=2), kz, pads[2][0], axis=3)
 
 
-def _sum_of_moved(y: Array, count: int, low: int, *, axis: int) -> Array:
-    """The channels of y are `count` taps: of tap t the place n takes what lies at n + t - low along the axis."""
+def _sum_of_shifted(y: Array, count: int, low: int, *, axis: int) -> Array:
+    """Sum over `count` taps, which are groups of channels of y: place n reads tap t at n + t - low along the axis."""
     n, o = y.shape[axis], y.shape[-1] // count
 
-    def moved(t: int) -> Array:
+    def shifted(t: int) -> Array:
         first, last = max(t - low, 0), min(n + t - low, n)
         part = y[..., t * o : (t + 1) * o]
         if first >= last:
@@ -147,11 +155,11 @@ def _sum_of_moved(y: Array, count: int, low: int, *, axis: int) -> Array:
         ends[axis] = (max(low - t, 0), max(t - low, 0))
         return jnp.pad(lax.slice_in_dim(part, first, last, axis=axis), ends)
 
-    return sum(moved(t) for t in range(count))
+    return sum(shifted(t) for t in range(count))
 
 
 def _strided(x: Array, kernel: Array) -> Array:
-    """Stride 2: the taps along z stacked in channels of a strided 2-D convolution over (x, y), depth in the batch."""
+    """Stride 2: a strided 2-D convolution over (x, y). Its input channels hold the taps along z, its batch holds z."""
     b, nx, ny, nz, i = x.shape
     kx, ky, kz, _, o = kernel.shape
     (_, _, (low, high)), mz = _same_padding(x.shape[1:4], kernel.shape[:3]), -(-nz // 2)
@@ -168,7 +176,7 @@ def _strided(x: Array, kernel: Array) -> Array:
 
 
 def gradients_as_2d(x: Array, kernel: Array, g: Array, *, stride: int) -> tuple[Array, Array]:
-    """The gradients with respect to x and kernel, given that of the result."""
+    """The gradients with respect to x and kernel, given the gradient g with respect to the result."""
     if stride == 2:
         g = zeros_between(g, x.shape[1:4], kernel.shape[:3])
     flipped = kernel[::-1, ::-1, ::-1].swapaxes(3, 4)
@@ -176,22 +184,22 @@ def gradients_as_2d(x: Array, kernel: Array, g: Array, *, stride: int) -> tuple[
 
 
 def _kernel_gradient(x: Array, g: Array, size: tuple[int, int, int]) -> Array:
-    """Gradient of the kernel: for every tap the sum over voxels of x, moved by the tap, times g."""
+    """Gradient of the kernel: for every tap the sum over voxels of g times x shifted by the tap."""
     if size == (1, 1, 1):
         return _product(x, g)[None, None, None]
     if size[:2] == (1, 1):
         return _sum_over_slabs(partial(_taps_along_z, kz=size[2]), x, g, axis=1)[None, None]
     if g.shape[-1] <= _FEW < x.shape[-1] and all(k % 2 for k in size):
-        # The convolution of g with x is that of x with g in a mirror, and g has fewer lines to stack.
+        # Swapping x and g mirrors the result, and g has fewer lines to stack.
         return _kernel_gradient(g, x, size)[::-1, ::-1, ::-1].swapaxes(3, 4)
     before, after = _same(size[1])
     return _sum_over_slabs(partial(_taps_by_lines, size=size), x, _zero_border(g, after, before, axis=2), axis=2)
 
 
 def _sum_over_slabs(taps: Callable[[Array, Array], Array], x: Array, g: Array, *, axis: int) -> Array:
-    """The sum of `taps` over slabs of x across an axis and the same slabs of g, with g's border when it has one.
+    """The sum of `taps` over slabs of x and of g along an axis; slabs of g include its border if it has one.
 
-    The copies that `taps` makes then stay in the cache: 1.5 times as fast, and a gigabyte less at full size.
+    The copies that `taps` makes then stay in the cache. This is 1.5 times as fast and saves 1 GB at full size.
     """
     n, border = x.shape[axis], g.shape[axis] - x.shape[axis]
     width = _slab_width(n, x.size + g.size)
@@ -201,11 +209,11 @@ def _sum_over_slabs(taps: Callable[[Array, Array], Array], x: Array, g: Array, *
         return taps(inside, lax.dynamic_slice_in_dim(g, k * width, width + border, axis))
 
     total = jax.eval_shape(part, jnp.int32(0))
-    return lax.fori_loop(0, n // width, lambda k, sum_: sum_ + part(k), jnp.zeros(total.shape, total.dtype))
+    return lax.fori_loop(0, n // width, lambda k, added: added + part(k), jnp.zeros(total.shape, total.dtype))
 
 
 def _slab_width(n: int, values: int) -> int:
-    """The largest divisor of n that leaves at most `_SLAB` of the values in each of n / width slabs."""
+    """The largest divisor of n for which each of the n / width slabs holds at most `_SLAB` of the values, or 1."""
     return max(width for width in range(1, n + 1) if n % width == 0 and (width == 1 or width * values <= _SLAB * n))
 
 
@@ -215,16 +223,16 @@ def _product(x: Array, g: Array) -> Array:
 
 
 def _taps_along_z(x: Array, g: Array, *, kz: int) -> Array:
-    """(kz i o): a product for each tap along z."""
+    """(kz i o): one product per tap along z."""
     padded = _zero_border(x, *_same(kz), axis=3)
     return jnp.stack([_product(padded[:, :, :, t : t + x.shape[3]], g) for t in range(kz)])
 
 
 def _taps_by_lines(x: Array, g: Array, *, size: tuple[int, int, int]) -> Array:
-    """(kx ky kz i o): x convolved with g, which has a border along y, as one large 1-D kernel along x.
+    """(kx ky kz i o): a 1-D convolution along x of x with g, which has a border along y, as one large kernel.
 
-    The batch holds the channels of x for each tap along z, the output channels those of g for each tap along y, and the
-    sum runs over whole planes: one product with a long inner dimension and no arithmetic in vain.
+    The batch holds the channels of x for each tap along z. The output channels hold those of g for each tap along y.
+    The sum runs over whole planes, so this is one product with a long inner dimension and no wasted arithmetic.
     """
     kx, ky, kz = size
     b, nx, ny, nz, i = x.shape
@@ -245,7 +253,7 @@ def _taps_by_lines(x: Array, g: Array, *, size: tuple[int, int, int]) -> Array:
 
 
 def _zero_border(x: Array, before: int, after: int, *, axis: int) -> Array:
-    # A concatenation is a block copy; XLA's pad on a CPU visits every element.
+    # On a CPU, XLA's concatenation copies blocks, whereas its pad visits every element.
     plane = jnp.zeros_like(lax.slice_in_dim(x, 0, 1, axis=axis))
     return jnp.concatenate([*[plane] * before, x, *[plane] * after], axis=axis)
 
@@ -255,7 +263,7 @@ def _same_padding(shape: tuple[int, ...], size: tuple[int, ...]) -> list[tuple[i
 
 
 def zeros_between(g: Array, shape: tuple[int, ...], size: tuple[int, ...]) -> Array:
-    """Spreads the gradient of a strided result onto the input's grid: stride 2 is every second voxel of stride 1."""
+    """Moves g from the grid of a stride-2 result to the input's grid of `shape`, with zeros between its voxels."""
     config = [(0, 0, 0)]
     for n, m, k, (low, _) in zip(shape, g.shape[1:4], size, _same_padding(shape, size), strict=True):
         first = _same(k)[0] - low

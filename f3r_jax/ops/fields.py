@@ -1,4 +1,4 @@
-"""Calculus of fields on a voxel grid: differences, Jacobian determinant, composition, exponential, inverse.
+"""Operations on fields on a voxel grid: differences, Jacobian determinant, composition, exponential, inverse.
 
 Letters: b batch, x y z voxels, c channels. A displacement u is in voxels; phi(p) = p + u(p). `spacing` is in mm.
 """
@@ -17,8 +17,8 @@ from f3r_jax.ops.warp import warp, warp_slopes
 
 Spacing = Sequence | np.ndarray | Array
 
-SOLVED = 1e-3  # voxels: a hundredth of what is asked of an inverse
-SINGULAR = 0.02  # Jacobian determinants below it give no Newton step
+SOLVED = 1e-3  # voxels: `invert` stops at this residual, a hundredth of what is required of an inverse
+SINGULAR = 0.02  # no Newton step where the Jacobian determinant is below this
 
 
 def identity_grid(shape: Sequence[int]) -> Float[Array, "x y z 3"]:
@@ -28,12 +28,15 @@ def identity_grid(shape: Sequence[int]) -> Float[Array, "x y z 3"]:
 
 @jax.jit
 def gradient(field: Volume, spacing: Spacing = (1, 1, 1)) -> Float[Array, "b x y z c 3"]:
-    """Derivatives by x, y, z per mm: central differences, one-sided on the border, zero along an axis of one voxel."""
+    """Derivatives along x, y and z, per mm: central differences, one-sided at the border.
+
+    Along an axis of one voxel the derivative is zero.
+    """
     return jnp.stack([_central(field, axis) for axis in (1, 2, 3)], axis=-1) / jnp.asarray(spacing, field.dtype)
 
 
 def forward_differences(field: Volume, spacing: Spacing = (1, 1, 1)) -> tuple[Array, Array, Array]:
-    """field(p + e) - field(p) per mm along x, y and z: three arrays, each one voxel shorter along its own axis."""
+    """Forward differences along x, y and z, per mm: three arrays, each one voxel shorter along its own axis."""
     spacing = jnp.asarray(spacing, field.dtype)
     return tuple(jnp.diff(field, axis=axis + 1) / spacing[axis] for axis in range(3))
 
@@ -42,8 +45,8 @@ def forward_differences(field: Volume, spacing: Spacing = (1, 1, 1)) -> tuple[Ar
 def jacobian_determinant(displacement: Displacement, spacing: Spacing = (1, 1, 1)) -> Float[Array, "b x y z"]:
     """Determinant of d phi / dp; at most 0 where phi folds.
 
-    Both u and p are taken in mm. The scaling cancels, as det(S J S^-1) = det(J): whatever the spacing, the result is
-    that of the voxel frame.
+    Both u and p are converted to mm. The scaling cancels, as det(S J S^-1) = det(J), so the result is the same for
+    every spacing.
     """
     spacing = jnp.asarray(spacing, displacement.dtype)
     j = gradient(displacement * spacing, spacing) + jnp.eye(3, dtype=displacement.dtype)
@@ -55,33 +58,37 @@ def jacobian_determinant(displacement: Displacement, spacing: Spacing = (1, 1, 1
 
 
 def compose(first: Displacement, second: Displacement) -> Displacement:
-    """The field that warps like warp(warp(moving, first), second): second(p) + first(p + second(p))."""
+    """The displacement that is equivalent to a warp by `first`, then by `second`: second(p) + first(p + second(p))."""
     return second + warp(first, second)
 
 
 @partial(jax.jit, static_argnames="squarings")
 def exponential(velocity: Displacement, *, squarings: int = 7) -> Displacement:
-    """The displacement that a stationary velocity field (voxels a unit of time) reaches at time 1.
+    """The displacement in voxels at time 1 of a stationary velocity field (voxels per unit of time).
 
-    Scaling and squaring (Arsigny et al., MICCAI 2006): a step of 1 / 2^squarings, composed with itself `squarings`
-    times. The exponential of the negative field is its inverse. Seven are VoxelMorph-diff's (Dalca et al., 2018): for
-    smooth fields of up to 4 voxels they came within 0.005 voxel of twelve, five within 0.018.
+    Scaling and squaring (Arsigny et al., MICCAI 2006): the field is divided by 2^squarings, then composed with itself
+    `squarings` times. The exponential of the negative field is the inverse. The default of 7 is that of VoxelMorph-diff
+    (Dalca et al., 2018). For smooth fields of up to 4 voxels, 7 squarings agree with 12 within 0.005 voxel, 5 within
+    0.018 voxel.
     """
     step = velocity / 2**squarings
     return lax.scan(lambda field, _: (compose(field, field), None), step, length=squarings)[0]
 
 
 def invert(displacement: Displacement, *, iterations: int = 12) -> tuple[Displacement, Float[Array, "b x y z"]]:
-    """The inverse field v, v(q) = -u(q + v(q)), and the residual |v(q) + u(q + v(q))| in voxels.
+    """The inverse field v, v(q) = -u(q + v(q)), and the residual |v(q) + u(q + v(q))|, both in voxels.
 
-    Eight fixed-point iterations (Chen et al., 2008), damped by half, then Newton's, each at the cost of two of them,
-    until no residual exceeds 0.001 voxel, at most `iterations`. A Newton step is halved at voxels where it does not
-    help. Of a smooth diffeomorphism with Jacobians of 0.3 to 3, 50 plain iterations left 1.9 % over 0.01 voxel, as
-    they diverge where |grad u| > 1; Newton's third left none, and with Jacobians of 0.1 to 9 its twelfth.
-    Where the field folds, the residual stays. Between voxels v is as good as its interpolation: off by 0.07 voxel at
-    most for a velocity of 1 voxel smoothed by a Gaussian of 3 voxels, by 0.25 for one of 3 voxels.
+    Eight fixed-point iterations (Chen et al., 2008), damped by half, are followed by at most `iterations` Newton steps.
+    A Newton step costs as much as two fixed-point iterations. Its length is halved where it does not reduce the
+    residual. The iteration stops when no residual exceeds 0.001 voxel. The number of steps depends on the values, so
+    this function cannot be used within `jit` or `grad`.
+
+    Accuracy for smooth diffeomorphisms: with Jacobian determinants of 0.3 to 3, three Newton steps left no residual
+    over 0.01 voxel; with 0.1 to 9, twelve did. 50 plain iterations left 1.9 % of the voxels above it in the first case,
+    because they diverge where |grad u| > 1. Where the field folds, a residual remains.
+    Between voxels, v is as exact as its interpolation. For a velocity of 1 voxel smoothed by a Gaussian of 3 voxels the
+    error is at most 0.07 voxel, for one of 3 voxels 0.25 voxel.
     """
-
     v = _relaxed(displacement)
     error, direction = _newton_direction(v, *_look_up(displacement, v))
     state = v, error, direction, jnp.ones_like(error)
@@ -106,8 +113,8 @@ def _relaxed(displacement: Displacement) -> Displacement:
     return lax.fori_loop(0, 8, relax, jnp.zeros_like(displacement))
 
 
-# Programs of their own: in one XLA on a CPU interpolates anew for each product that a value goes into, at ten times the
-# cost, and within a loop that a single thread runs.
+# `_look_up` and `_newton_direction` are compiled separately. In one function, XLA on a CPU interpolates again for each
+# product that uses a value, at ten times the cost, and in a loop that runs on a single thread.
 @jax.jit
 def _look_up(displacement: Displacement, v: Displacement) -> tuple[Displacement, list[Displacement]]:
     return warp(displacement, v), warp_slopes(displacement, v)
@@ -117,7 +124,7 @@ def _look_up(displacement: Displacement, v: Displacement) -> tuple[Displacement,
 def _newton_direction(
     v: Displacement, value: Displacement, slopes: list[Displacement]
 ) -> tuple[Float[Array, "b x y z 1"], Displacement]:
-    """Length of the residual r = v + u(q + v), and the step -(dr/dv)^-1 r."""
+    """The length of the residual r = v + u(q + v) and the Newton step -(dr/dv)^-1 r, in voxels."""
     r = v + value
     columns = [[slope[..., axis] + (axis == row) for row, slope in enumerate(slopes)] for axis in range(3)]
     rest = [r[..., row] for row in range(3)]
@@ -130,15 +137,15 @@ def _newton_direction(
 
 @jax.jit
 def _better(state: tuple, trial: Displacement, error: Array, direction: Displacement) -> tuple:
-    """The state after a trial, at each voxel: taken, the next step twice as long, or left, and the step halved."""
+    """The state after a trial step. Each voxel accepts it and doubles its step length, or rejects it and halves it."""
     v, old_error, old_direction, length = state
-    taken = (trial, error, direction, jnp.minimum(2 * length, 1))
-    left = (v, old_error, old_direction, length / 2)
-    return tuple(jnp.where(error < old_error, a, b) for a, b in zip(taken, left, strict=True))
+    accepted = (trial, error, direction, jnp.minimum(2 * length, 1))
+    rejected = (v, old_error, old_direction, length / 2)
+    return tuple(jnp.where(error < old_error, a, b) for a, b in zip(accepted, rejected, strict=True))
 
 
 def _determinant(a, b, c):
-    """Of the matrix of three columns, each a list of three arrays."""
+    """The determinant of a matrix of three columns, each a list of three arrays."""
     (a0, a1, a2), (b0, b1, b2), (c0, c1, c2) = a, b, c
     return a0 * (b1 * c2 - b2 * c1) + a1 * (b2 * c0 - b0 * c2) + a2 * (b0 * c1 - b1 * c0)
 

@@ -1,17 +1,17 @@
-"""Instance refinement: the displacement of one pair, found for that pair alone, from nothing or from a network's.
+"""Instance optimisation: optimises the displacement of one pair, starting from zero or from a network's prediction.
 
-MIND descriptors of both volumes are computed once and pooled onto a coarser grid, so that a step neither warps an image
-nor computes a descriptor, as in ConvexAdam (Siebert, Hansen, Heinrich, 2021). Its discrete search is left out: on
-phantoms a first level of 16 voxels found motions of 40 voxels too, in a fifth of the time. Adam minimises over a
-smoothed control grid, coarse grid first,
+MIND descriptors of both volumes are computed once and pooled onto a coarser grid, as in ConvexAdam (Siebert, Hansen,
+Heinrich, 2021). A step then neither warps an image nor computes a descriptor. ConvexAdam's discrete search is left out:
+on phantoms a first level of 16 voxels also found motions of 40 voxels, in a fifth of the time. Adam minimises
 
     mean over known voxels and channels of (F(p) - M(p + u(p)))^2  +  lam * gradient_l2(u)
 
-in which M is linearised anew every few steps (`ops/quadratic.py`): a step between costs a quarter of that.
-Both terms mean the same on every grid, as gradient_l2 has no unit. With `diffeomorphic` the control grid is a
-stationary velocity, u is its exponential, and the penalty is the velocity's. Between linearisations a change e of the
-velocity then counts as the displacement by e before the map that is known, as in log-demons (Vercauteren et al., MICCAI
-2008): a step costs no exponential and no gradient of one, which took ten times as long for 0.3 mm of end-point error.
+over a smoothed control grid, from coarse to fine. M is linearised every few steps (`ops/quadratic.py`); a step costs a
+quarter of a linearisation. gradient_l2 has no unit, so both terms are comparable on all grids. With `diffeomorphic`,
+the control grid is a stationary velocity and u is its exponential; the penalty applies to the velocity. Between
+linearisations, a change e of the velocity is treated as a displacement by e before the current map, as in log-demons
+(Vercauteren et al., MICCAI 2008). A step then needs no exponential and no gradient of one, which took ten times as long
+for 0.3 mm of end-point error.
 
 Letters: b batch (of one), x y z voxels, c channels. A level's fields are in voxels of its grid.
 """
@@ -38,7 +38,7 @@ from f3r_jax.ops.warp import warp
 
 @dataclass(frozen=True)
 class Level:
-    """Adam steps on a grid of `spacing` full voxels; `rate`, in its voxels, falls to zero like a cosine."""
+    """Adam steps on a grid of `spacing` full voxels. `rate` is in voxels of this grid and decays to 0 as a cosine."""
 
     spacing: int
     steps: int
@@ -47,19 +47,19 @@ class Level:
 
 @dataclass(frozen=True)
 class Refinement:
-    """How a pair is refined. Chosen on phantom pairs of up to 144 x 144 x 128 voxels, at 1 and 2 mm, and a real pair.
+    """Settings, chosen on phantom pairs of up to 144 x 144 x 128 voxels, at 1 and 2 mm, and a real pair. Dice is in %.
 
     Attributes:
-      mind: the preset. With `mind_ssc_near` the phantom's mean Dice was 1 higher and the end-point error 0.5 mm larger,
-        and the real pair was matched worse.
+      mind: preset of MIND. With `mind_ssc_near` the phantoms' mean Dice was 1 higher and the end-point error 0.5 mm
+        larger; the result of the real pair was worse.
       lam: weight of gradient_l2. Mean Dice of three phantom pairs and of the real one, and the phantoms' mean end-point
         error: 93.8, 68.9 and 3.5 mm at 0.1; 94.5, 67.7 and 3.5 mm at 0.2; 94.6, 62.6 and 3.7 mm at 0.4.
-      levels: 80 steps each; twice as many gained 0.2 Dice, half lost 2 mm of end-point error on one pair. Rates of
-        0.15 to 0.6 came out alike, and so did leaving out the first level, and a last one of spacing 1.
-      refresh: steps to a linearisation. 2 takes twice as long and gained less than 0.1 Dice.
-      diffeomorphic: the control grid is a velocity, and nothing folds. Without, at its best weight of 0.4, two of the
-        three phantom pairs folded in 3 % of their voxels, with the same Dice in two thirds of the time; the real pair's
-        was 64.2.
+      levels: 80 steps each. Twice as many gained 0.2 Dice; half as many cost 2 mm of end-point error on one pair.
+        Rates of 0.15 to 0.6 gave similar results, as did no first level, or a further level of spacing 1.
+      refresh: steps per linearisation. 2 takes twice as long and gained less than 0.1 Dice.
+      diffeomorphic: the control grid is a velocity, and the field does not fold. Without, at the best weight of 0.4,
+        two of the three phantom pairs folded in 3 % of their voxels, with the same Dice in two thirds of the time. The
+        Dice of the real pair was 64.2.
     """
 
     mind: str = "mind_ssc"
@@ -77,21 +77,21 @@ class Refinement:
 
 
 DEFAULT = Refinement()
-# A network has found the large motion, which the coarse levels would only blur. Mean Dice, HD95 and end-point error of
-# three phantom pairs after a network (83.2): 94.9, 2.7 and 3.5 mm; with all levels 94.5, 3.2 and 3.4 mm, as from zero.
-# From zero these two levels miss the motion (end-point error 8 to 14 mm).
+# A network has already found the large motion, which the coarse levels would only blur. Mean Dice, HD95 and end-point
+# error of three phantom pairs after a network (Dice 83.2 %): 94.9 %, 2.7 mm and 3.5 mm. With all levels: 94.5 %, 3.2 mm
+# and 3.4 mm, the same as from zero. From zero, these two levels miss the motion (end-point error 8 to 14 mm).
 AFTER_NETWORK = replace(DEFAULT, levels=DEFAULT.levels[2:])
 
 
 class Side(NamedTuple):
-    """One of the two volumes on a level's grid, and how much of a voxel is known."""
+    """One of the two volumes on a level's grid, and the known fraction of each voxel."""
 
     features: Features  # b x y z c
     weight: Features  # b x y z 1
 
 
 class LevelPair(NamedTuple):
-    """What the steps of a level compare, and the field that they add to, all on its grid."""
+    """The volumes that a level compares and the field that it adds to, all on its grid."""
 
     fixed: Side
     moving: Side
@@ -108,16 +108,16 @@ def refine(
     settings: Refinement = DEFAULT,
     progress: Callable[..., None] | None = None,
 ) -> Displacement:
-    """The displacement (voxels, pull) that aligns `moving` with `fixed`.
+    """The backward displacement, in voxels of the fixed grid, that aligns `moving` with `fixed`.
 
     Args:
       fixed: (1 x y z 1), intensities in [0, 1].
-      moving: the same on the same grid.
-      start: a displacement to start at, such as a network's; zero if None.
-      fixed_mask: 1 where the fixed volume is known, else 0; what it is elsewhere has no influence. None: known.
-      moving_mask: the same for the moving volume. Beyond the grid nothing is known.
-      settings: what is minimised and how.
-      progress: called after each of `calls(settings)` equal pieces of work, with `loss=`.
+      moving: (1 x y z 1) on the same grid.
+      start: the initial displacement, such as a network's prediction; zero if None.
+      fixed_mask: 1 where the fixed volume is known, else 0. Other voxels have no influence. None: all are known.
+      moving_mask: the same for the moving volume. Voxels outside the grid are unknown.
+      settings: the loss and the optimisation.
+      progress: called after each of `calls(settings)` equal parts of the work, with `loss=`.
     """
     finest = settings.levels[-1].spacing
     sides = (
@@ -133,26 +133,26 @@ def refine(
 
 
 def calls(settings: Refinement) -> int:
-    """How often `refine` reports progress."""
+    """How many times `refine` calls `progress`."""
     return sum(level.steps // settings.refresh for level in settings.levels)
 
 
 @partial(jax.jit, static_argnames=("preset", "spacing"))
 def _describe(image: Volume, mask: Weight, *, preset: str, spacing: int) -> Side:
-    """The descriptor pooled onto a grid of `spacing`; of the image only what lies in the mask takes part."""
+    """The descriptor pooled onto a grid of `spacing`. Voxels outside the mask have no influence."""
     image = extend(image, mask, voxels=reach_of(preset))
     return Side(*pool_known(mind(image, preset=preset), (mask > 0).astype(image.dtype), spacing))
 
 
 def reach_of(preset: str) -> int:
-    """Voxels along an axis by which the descriptor of a preset sees beyond its own."""
+    """The largest distance, in voxels along an axis, from which a voxel affects the descriptor of a preset."""
     row = PRESETS[preset]
     return len(row.taps) // 2 + max(abs(step) for pair in row.pairs for offset in pair for step in offset)
 
 
 @partial(jax.jit, static_argnames=("shape", "spacing", "diffeomorphic"))
 def _base(start: Displacement | None, shape: tuple[int, int, int], *, spacing: int, diffeomorphic: bool) -> Features:
-    """The field to start at on a grid of `spacing`, as a velocity if one is refined; zero where there is none."""
+    """The initial field on a grid of `spacing`, as a velocity if `diffeomorphic`; zero without a start."""
     if start is None:
         return jnp.zeros((1, *(-(-n // spacing) for n in shape), 3))
     base = pool(start, spacing) / spacing
@@ -166,7 +166,7 @@ _ADAM = optax.scale_by_adam()
 def _begin(
     values: Displacement, pair: LevelPair, *, spacing: int, new_spacing: int, finest: int
 ) -> tuple[tuple, LevelPair]:
-    """The state at the start of a level: the control values of the level before, and the pair, on the new grid."""
+    """The state at the start of a level: the control values of the previous level, and the pair, on the new grid."""
     ratio, field = new_spacing // finest, _control(values)
     if new_spacing % spacing == 0:
         field = pool(field, new_spacing // spacing) * (spacing / new_spacing)
@@ -186,7 +186,7 @@ def _end(
     spacing: int,
     diffeomorphic: bool,
 ) -> Displacement:
-    """The displacement on the full grid; a start keeps what is finer than the grid of the values."""
+    """The displacement on the full grid. Without `diffeomorphic`, it keeps the fine detail of `start`."""
     found = resize(_control(values), shape, spacing)
     if diffeomorphic:
         return exponential(resize(base, shape, spacing) + found)
@@ -206,19 +206,19 @@ def _descend(
 
 
 def _control(values: Displacement) -> Displacement:
-    """The field of a control grid: smoothed three times, nearly a Gaussian of 1.4 voxels, as in ConvexAdam."""
+    """The field of a control grid: three smoothings, close to a Gaussian of 1.4 voxels, as in ConvexAdam."""
     return smooth(values, 3)
 
 
 @partial(jax.jit, static_argnames="diffeomorphic", donate_argnums=0)
 def _steps(state: tuple, pair: LevelPair, rates: Array, lam: Scalar, *, diffeomorphic: bool) -> tuple[tuple, Scalar]:
-    """Adam steps of the given rates about one linearisation, and the loss before them."""
+    """Adam steps at the given rates with one linearisation, and the loss before them."""
     fixed, moving, base = pair
     first = base + _control(state[0])
     about = exponential(first) if diffeomorphic else first
     quadratic = linearise(fixed.features, moving.features, about)
     if diffeomorphic:
-        # phi = exp(v) becomes phi(p + e(p)) = phi(p) + D phi e(p) by a further velocity e, as in log-demons.
+        # A change e of the velocity turns phi = exp(v) into phi(p + e(p)) = phi(p) + D phi e(p), as in log-demons.
         quadratic = chain(quadratic, gradient(about)[0] + jnp.eye(3))
     weight = (fixed.weight * warp(moving.weight, about, padding="zero"))[0, ..., 0]
     weight /= jnp.maximum(jnp.sum(weight), 1) * fixed.features.shape[-1]
@@ -238,13 +238,13 @@ def _steps(state: tuple, pair: LevelPair, rates: Array, lam: Scalar, *, diffeomo
 
 
 def _logarithm(displacement: Displacement, *, rounds: int = 8) -> Displacement:
-    """A velocity whose exponential comes near the displacement (Bossa and Olmos, 2008).
+    """A velocity whose exponential approximates the displacement (Bossa and Olmos, 2008).
 
-    What remains, the displacement after the inverse of the exponential, is smoothed and added: a field that folds has
-    no logarithm, and a smooth velocity takes its place.
+    Each round composes the displacement with the inverse of the exponential, smooths this residual and adds it.
+    A field that folds has no logarithm; the result then is a smooth velocity.
     """
 
-    def add_rest(_: Array, velocity: Displacement) -> Displacement:
+    def add_residual(_: Array, velocity: Displacement) -> Displacement:
         return velocity + smooth(compose(displacement, exponential(-velocity)))
 
-    return lax.fori_loop(0, rounds, add_rest, jnp.zeros_like(displacement))
+    return lax.fori_loop(0, rounds, add_residual, jnp.zeros_like(displacement))

@@ -1,7 +1,7 @@
-"""The training loss: similarity + lambda * gradient_l2 (paper Eq. 3), and further terms where the truth is known.
+"""The training loss: similarity + lambda * gradient_l2 (paper Eq. 3), with further terms for synthetic pairs.
 
-On real pairs and the phantom the similarity is mind_l1 (Eq. 4), or the difference of pooled descriptors. Synthetic
-pairs can also be compared in contrasts that both sides share, and with the displacement that made them.
+For real pairs and the phantom the similarity is mind_l1 (Eq. 4) or the difference of pooled descriptors. Synthetic
+pairs have a known ground truth: contrasts that both sides share, and the displacement between them.
 """
 
 from collections.abc import Callable
@@ -19,18 +19,18 @@ from f3r_jax.ops.shapes import Displacement, Scalar, Volume
 from f3r_jax.ops.warp import warp
 
 POOLED = (2, 4)  # edges in voxels of the cubes of `pooled_mind`
-POOLED_WEIGHT = 2.0  # so that the lambda of "mind" suits "pooled_mind" too
+POOLED_WEIGHT = 2.0  # makes a lambda for "mind" suitable for "pooled_mind"
 
 
 class Batch(NamedTuple):
-    """Volumes of one step, in [0, 1]."""
+    """Volumes of one step, with intensities in [0, 1]."""
 
     moving: Volume
     fixed: Volume
 
 
 class GroundTruth(NamedTuple):
-    """What is known of a batch of synthetic pairs."""
+    """Ground truth of a batch of synthetic pairs."""
 
     displacement: Displacement  # voxels
     clean_moving: Float[jax.Array, "b x y z k"]  # contrasts that both sides share, without noise
@@ -38,30 +38,30 @@ class GroundTruth(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What a step works on: what the network is given, what the loss compares, and what is known of the pairs.
+    """Input of a training step: volumes for the network, volumes for the loss, and the ground truth.
 
-    The network may be given a part of the volumes. The loss then compares this part of the fixed volume, but with the
-    whole moving one, as the displacement points to places outside the part.
+    The network may be given a part of the volumes. The loss then compares this part of the fixed volume with the whole
+    moving volume, because the displacement also points to places outside the part.
     """
 
     given: Batch
     compared: Batch
     truth: GroundTruth | None
-    start: Float[jax.Array, "b 1 1 1 3"] | None = None  # voxel of the moving volume at which the part begins; None: 0
+    start: Float[jax.Array, "b 1 1 1 3"] | None = None  # the moving volume's voxel at which the part begins; None: 0
 
 
 class Objective(NamedTuple):
-    """The terms of the loss by name, as `config.loss` has them; lambda is an argument of the step."""
+    """The terms of the loss, as in `config.loss`; lambda is an argument of the step."""
 
     mind: str  # preset of `ops.mind`
     similarity: str = "mind"  # a key of SIMILARITIES
     epe: float = 0.0  # weight of the squared end-point error in voxels
-    second_similarity: str = ""  # a key of SIMILARITIES that takes over; "": none
-    second_from: int = 0  # the first step, counted from 0, that it is used in
+    second_similarity: str = ""  # a key of SIMILARITIES that replaces the first one; "": none
+    second_from: int = 0  # the first step, counted from 0, that uses the second similarity
 
     @property
     def needs_truth(self) -> bool:
-        """Whether pairs of known displacement are needed."""
+        """Whether pairs with ground truth are needed."""
         return "clean" in (self.similarity, self.second_similarity) or self.epe > 0
 
 
@@ -69,8 +69,8 @@ class Objective(NamedTuple):
 def mind_l1(fixed: Volume, warped: Volume, *, preset: str, mask: Volume | None = None) -> Scalar:
     """Mean absolute difference of the MIND descriptors over voxels and channels (Eq. 4).
 
-    With a mask, (b x y z 1) weights in [0, 1], it is the weighted mean over voxels, and 0 where no voxel has weight. A
-    descriptor sees a few voxels beyond its own: those that close to unknown ones need a weight of 0 as well.
+    With a mask, (b x y z 1) weights in [0, 1], it is the weighted mean over voxels, or 0 if all weights are 0. A
+    descriptor depends on voxels around its own, so voxels close to unknown ones need a weight of 0 as well.
     """
     difference = jnp.abs(mind(fixed, preset=preset) - mind(warped, preset=preset))
     if mask is None:
@@ -79,7 +79,7 @@ def mind_l1(fixed: Volume, warped: Volume, *, preset: str, mask: Volume | None =
 
 
 def gradient_l2(displacement: Displacement) -> Scalar:
-    """Mean square of the forward differences of the field in voxels, averaged over the three axes, as VoxelMorph does.
+    """Mean square of the forward differences of the displacement (voxels), averaged over the axes, as in VoxelMorph.
 
     An axis of one voxel has no differences and counts as zero.
     """
@@ -91,10 +91,10 @@ def _mind(objective: Objective, batch: Batch, truth: GroundTruth | None, places:
 
 
 def _pooled_mind(objective: Objective, batch: Batch, truth: GroundTruth | None, places: Displacement) -> Scalar:
-    """Mean squared difference of pooled descriptors, those of the moving volume warped, as in `instance_optimisation`.
+    """Mean squared difference of pooled descriptors; those of the moving volume are warped.
 
-    Descriptors are averaged over cubes of 2 and of 4 voxels. The network can't lower it by what the interpolation of a
-    warped image does to the image's noise.
+    Descriptors are averaged over cubes of 2 and of 4 voxels, as in `instance_optimisation`. Warping an image smooths
+    its noise. Here no image is warped, so the network cannot lower the loss in this way.
     """
     fixed, moving = (mind(volume, preset=objective.mind) for volume in (batch.fixed, batch.moving))
     differences = [pool(fixed, size) - warp(pool(moving, size), pool(places, size) / size) for size in POOLED]
@@ -102,7 +102,7 @@ def _pooled_mind(objective: Objective, batch: Batch, truth: GroundTruth | None, 
 
 
 def _clean(objective: Objective, batch: Batch, truth: GroundTruth | None, places: Displacement) -> Scalar:
-    """Mean squared difference of the shared contrasts, of about the size of mind_l1."""
+    """Mean squared difference of the shared contrasts, scaled to about the size of mind_l1."""
     return 10 * jnp.mean((truth.clean_fixed - warp(truth.clean_moving, places)) ** 2)
 
 
@@ -114,7 +114,7 @@ SIMILARITIES: dict[str, Callable[[Objective, Batch, GroundTruth | None, Displace
 
 
 def _similarity(objective: Objective, prepared: Prepared, places: Displacement, step: jax.Array | int) -> Scalar:
-    """The similarity that the step uses. Only this one is computed, unless steps are vmapped."""
+    """The similarity that is used at this step. The other one is computed only under `vmap`."""
     given = (prepared.compared, prepared.truth, places)
     first = partial(SIMILARITIES[objective.similarity], objective)
     if not objective.second_similarity:
@@ -126,9 +126,9 @@ def _similarity(objective: Objective, prepared: Prepared, places: Displacement, 
 def terms(
     objective: Objective, prepared: Prepared, u: Displacement, lam: Scalar, step: jax.Array | int = 0
 ) -> dict[str, Scalar]:
-    """The loss of a predicted displacement and its terms: "loss", "similarity", "smoothness" and perhaps "epe".
+    """The loss of a predicted displacement and its terms: "loss", "similarity", "smoothness" and, if known, "epe".
 
-    "epe" is the mean squared end-point error in voxels. `step` counts from 0; it chooses between two similarities.
+    "epe" is the mean squared end-point error in squared voxels. `step` counts from 0 and selects the similarity.
     """
     truth = prepared.truth
     places = u if prepared.start is None else u + prepared.start

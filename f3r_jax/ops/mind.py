@@ -1,16 +1,20 @@
-"""Modality independent neighbourhood descriptors (MIND): local self-similarity that CT and MR share.
+"""Modality independent neighbourhood descriptors (MIND): local self-similarity, which CT and MR share.
 
-For every pair of offsets (a, b), D(p) is the mean of (I(q + a) - I(q + b))^2 over a patch of voxels q around p, and the
-channel of the pair is exp(-D / V), with a local variance V made of the mean of D over the pairs.
-Letters: b batch, x y z voxels, k pairs. Inside, the pairs lead, (k b x y z): with them last no slice is contiguous.
+Each pair of offsets (a, b) gives one channel, exp(-D / V). D(p) is the mean of (I(q + a) - I(q + b))^2 over a patch of
+voxels q around p. V is a local variance, computed from the mean of D over the pairs.
 
-How it is computed was chosen by CPU time on two cores, mind_ssc at 64 x 64 x 48, descriptor / one descriptor's loss and
-gradient / compile time of the latter on a busy machine:
+Letters: b batch, x y z voxels, k pairs. Internally k is the first axis, (k b x y z). As the last axis it would make no
+slice contiguous.
+
+The implementation was chosen by CPU time on two cores, for mind_ssc at 64 x 64 x 48. Columns: time of a descriptor,
+time of a loss with one descriptor and its gradient, compile time of the latter on a busy machine.
+
     scan over the pairs, replicate-padded patch filter, autodiff    95 /  370 ms /  4 s
     the same, jax.checkpoint around the body                        84 /  385 ms /  5 s
     pairs unrolled, otherwise the same                             523 / 3344 ms / 42 s
     pairs in an axis, `_filter` and `_exponential` as here          23 /   98 ms /  6 s
-A scan around the last saves no memory (at 96^3 272 MB instead of 230), since the descriptor itself holds all pairs.
+
+A scan around the last form saves no memory (at 96^3 272 MB instead of 230 MB): the descriptor itself holds all pairs.
 """
 
 import functools
@@ -32,18 +36,18 @@ class Preset:
     """One definition of MIND."""
 
     pairs: tuple[tuple[Offset, Offset], ...]
-    taps: tuple[float, ...]  # of the patch mean, the same along x, y and z; an odd number that sums to 1
-    border: str  # outside image and D: "edge" repeats the last voxel, "zero" is zero
-    subtract_minimum: str  # the least D of a voxel: "before" V is made, "after", or "never"
-    variance: Callable[[Array], Array]  # mean of D over the pairs, (b x y z), to V
+    taps: tuple[float, ...]  # weights of the patch mean along each axis: an odd number of taps, whose sum is 1
+    border: str  # values outside the image and D: "edge" repeats the last voxel, "zero" is zero
+    subtract_minimum: str  # whether the least D of a voxel is subtracted "before" or "after" computing V, or "never"
+    variance: Callable[[Array], Array]  # from the mean of D over the pairs, (b x y z), to V
 
 
 @functools.partial(jax.jit, static_argnames="preset")
 def mind(image: Float[Array, "b x y z 1"], *, preset: str = "mind_ssc") -> Float[Array, "b x y z k"]:
-    """The descriptor of an image with intensities in [0, 1]: a channel in [0, 1] for each of the preset's pairs.
+    """The descriptor of an image with intensities in [0, 1]: one channel in [0, 1] per pair of the preset.
 
     Raises:
-      ValueError: no such preset.
+      ValueError: the preset does not exist.
     """
     if preset not in PRESETS:
         raise ValueError(f"MIND preset is {preset!r}; expected one of {', '.join(PRESETS)}")
@@ -64,7 +68,7 @@ def _gaussian(sigma, radius):
 
 
 def _neighbours(distance):
-    """The six face neighbours at a distance in voxels."""
+    """The offsets of the six face neighbours at a distance in voxels."""
     return tuple(tuple(s * distance * (a == axis) for a in range(3)) for axis in range(3) for s in (-1, 1))
 
 
@@ -73,7 +77,7 @@ def _star(distance):
 
 
 def _self_similarity_context(distance):
-    """The 12 pairs of face neighbours that are sqrt(2) times the distance apart: all but the opposite ones."""
+    """The 12 pairs of face neighbours that are not opposite each other; they are sqrt(2) times the distance apart."""
     six = _neighbours(distance)
     return tuple(
         (a, b) for i, a in enumerate(six) for b in six[i + 1 :] if any(p + q for p, q in zip(a, b, strict=True))
@@ -81,14 +85,14 @@ def _self_similarity_context(distance):
 
 
 def _clamp_between_powers(mean):
-    """Clamps to the range between the square root and the square of the volume's mean."""
+    """Clamps to the range between the square root and the square of the volume's mean value."""
     overall = jnp.maximum(jnp.mean(mean, axis=(1, 2, 3), keepdims=True), TINY)
     root, square = jnp.sqrt(overall), overall**2
     return jnp.clip(mean, jnp.minimum(root, square), jnp.maximum(root, square))
 
 
 def _clamp_about_mean(least):
-    """Clamps to between `least` times the volume's mean and 1000 times it."""
+    """Clamps to the range from `least` to 1000 times the volume's mean value."""
 
     def clamp(mean):
         overall = jnp.mean(mean, axis=(1, 2, 3), keepdims=True)
@@ -98,24 +102,24 @@ def _clamp_about_mean(least):
 
 
 def _fixed(mean):
-    """0.004 for intensities in [0, 0.7], which is this for [0, 1]."""
+    """A constant: 0.004 for intensities in [0, 0.7], rescaled to [0, 1]."""
     return jnp.full_like(mean, 0.004 / 0.7**2)
 
 
-# A constant image has D = V = 0: with this floor it gets the descriptor 1 and the gradient 0.
+# The least V. A constant image has D = V = 0 and so gets the descriptor 1 and the gradient 0.
 TINY = 1e-10
 
 PRESETS = {
-    # Heinrich et al., Medical Image Analysis 2012: the paper's reference. Dividing by the largest channel is done by
-    # subtracting the least D: exp(-D / V) / max exp(-D / V) = exp(-(D - min D) / V), which can't become 0 / 0.
+    # Heinrich et al., Medical Image Analysis 2012, which the paper cites. The division by the largest channel is done
+    # by subtracting the least D: exp(-D / V) / max exp(-D / V) = exp(-(D - min D) / V), which cannot become 0 / 0.
     "mind2012": Preset(_star(1), _gaussian(0.5, 1), "edge", "after", _clamp_between_powers),
-    # Heinrich et al., MICCAI 2013, with radius and dilation 2 as in the PyTorch versions in use. Those take the mean
-    # that V is clamped about for a constant; here it is differentiated.
+    # Heinrich et al., MICCAI 2013, with radius and dilation 2 as in common PyTorch implementations. They treat the
+    # volume's mean, about which V is clamped, as a constant; here it is differentiated.
     "mind_ssc": Preset(_self_similarity_context(2), _box(2), "edge", "before", _clamp_about_mean(0.001)),
-    # The same with radius and dilation 1, for voxels of 4 mm and more, where 2 blurs whole organs together.
+    # The same with radius and dilation 1, for voxels of 4 mm and more, where a radius of 2 blurs organs together.
     "mind_ssc_near": Preset(_self_similarity_context(1), _box(1), "edge", "before", _clamp_about_mean(0.001)),
-    # The same with a greater least variance: a difference far below it leaves the descriptor at 1, so that noise in air
-    # and other flat regions weighs less. On ten phantom cases at 4.8 mm the true displacement lowers the difference
+    # The same with a greater least variance. Differences far below it leave the descriptor at 1, so noise in air and
+    # other flat regions has less weight. On ten phantom cases at 4.8 mm the true displacement lowers the difference
     # by 18 % instead of 15 %.
     "mind_ssc_robust": Preset(_self_similarity_context(1), _box(1), "edge", "before", _clamp_about_mean(0.1)),
     # The Keras fork of VoxelMorph around 2019, the likely origin of Eq. 4. Its patch is a single voxel.
@@ -124,7 +128,7 @@ PRESETS = {
 
 
 def _squared_differences(image, row):
-    """(I(p + a) - I(p + b))^2 for each pair, (k b x y z)."""
+    """(I(p + a) - I(p + b))^2 for each pair (a, b), (k b x y z)."""
     offsets = sorted({offset for pair in row.pairs for offset in pair})
     shifted = {offset: _shift(image, offset, row.border) for offset in offsets}
     return jnp.stack([(shifted[a] - shifted[b]) ** 2 for a, b in row.pairs])
@@ -171,10 +175,10 @@ def _matrix(size, taps, border):
 
 
 def _multiply(values, matrix, radius, axis):
-    """Product with a band matrix along an axis; rows further than `radius` from both ends must hold one set of taps.
+    """Product with a band matrix along an axis. Rows further than `radius` from both ends must have equal taps.
 
-    These rows are one sum of slices, which XLA vectorises, as it doesn't the selects of a padded array, and more so the
-    gradient of padding. The few rows of the border are written out.
+    These rows are computed as one sum of slices, which XLA vectorises. It does not vectorise the selects of a padded
+    array or the gradient of padding. The few rows at the border are written out.
     """
     size = values.shape[axis]
 
@@ -198,8 +202,8 @@ def _multiply(values, matrix, radius, axis):
 def _exponential(distances, variance, subtract_minimum):
     """exp(-D / V) of distances (k b x y z).
 
-    Derived by hand because autodiff of minimum and mean over the pairs took 230 ms where this takes 40, and gives the
-    minimum's gradient to one operand of a tie at a time. Here the ones that tie share it.
+    The gradient is written by hand, which takes 40 ms. Autodiff of the minimum and the mean over the pairs took 230 ms,
+    and gave the gradient of the minimum to one of several equal pairs. Here equal pairs share it.
     """
     minimum, mean = _minimum_and_mean(list(distances), subtract_minimum)
     return jnp.exp((minimum - distances) / _floored(variance)(mean))
@@ -211,7 +215,7 @@ def _exponential_forward(distances, variance, subtract_minimum):
 
 
 def _exponential_backward(variance, subtract_minimum, residuals, cotangent):
-    # Lists of k arrays instead of arrays with a leading axis: sums over them are then plain additions.
+    # Lists of k arrays are used instead of arrays with a leading axis, so that sums over k are plain additions.
     distances, out, cotangent = map(list, (*residuals, cotangent))
     minimum, mean = _minimum_and_mean(distances, subtract_minimum)
     value, pull_back = jax.vjp(_floored(variance), mean)
@@ -230,7 +234,7 @@ _exponential.defvjp(_exponential_forward, _exponential_backward)
 
 
 def _minimum_and_mean(distances, subtract_minimum):
-    """What is subtracted from D, and the mean that the variance is made of."""
+    """The value that is subtracted from D, and the mean from which the variance is computed."""
     mean = _total(distances) / len(distances)
     if subtract_minimum == "never":
         return jnp.zeros_like(mean), mean

@@ -1,7 +1,7 @@
-"""Coarser grids: weighted pooling, smoothing, resizing of displacements, and images continued beyond a mask.
+"""Coarser grids: weighted pooling, smoothing, resizing of displacements, and extrapolation of images beyond a mask.
 
-A grid of spacing s has one voxel for each cube of s voxels of the full grid, at the cube's centre: its voxel i lies at
-(i + 0.5) s - 0.5 of the full grid. Letters: b batch, x y z voxels, c channels.
+A grid of spacing s has one voxel per cube of s x s x s voxels of the full grid, at the cube's centre. Its voxel i is at
+(i + 0.5) s - 0.5 on the full grid. Letters: b batch, x y z voxels, c channels.
 """
 
 from functools import partial
@@ -13,11 +13,11 @@ from jaxtyping import Float
 
 from f3r_jax.ops.shapes import Displacement, Features, Volume
 
-Weight = Float[Array, "b x y z 1"]  # how much of a voxel is known: 0 nothing, 1 all
+Weight = Float[Array, "b x y z 1"]  # known fraction of each voxel, 0 to 1
 
 
 def pool(volume: Volume, factor: int) -> Features:
-    """Means over cubes of `factor` voxels; the last cubes are completed by repeating the edge."""
+    """Means over cubes with an edge of `factor` voxels; incomplete cubes are filled by repeating the edge."""
     batch, *shape, channels = volume.shape
     missing = [-n % factor for n in shape]
     if any(missing):
@@ -27,13 +27,13 @@ def pool(volume: Volume, factor: int) -> Features:
 
 
 def pool_known(volume: Volume, weight: Weight, factor: int) -> tuple[Features, Features]:
-    """Means over cubes of `factor` voxels of what is known, and how much that is; zero where nothing is."""
+    """Means over the known part of cubes with an edge of `factor` voxels, and that part; zero if nothing is known."""
     known = pool(weight, factor)
     return jnp.where(known > 0, pool(volume * weight, factor) / jnp.maximum(known, 1e-6), 0), known
 
 
 def resize(displacement: Displacement, shape: tuple[int, int, int], ratio: float | int) -> Features:
-    """The same displacement on a grid of `shape` whose voxels are 1 / `ratio` of the old ones, in voxels of the new."""
+    """The same displacement on a grid of `shape`, in its voxels, whose edges are 1 / `ratio` of the old ones."""
     for axis, size in enumerate(shape, start=1):
         displacement = _stretch(displacement, size, ratio, axis)
     return displacement * ratio
@@ -50,12 +50,12 @@ def _stretch(field: Array, size: int, ratio: float | int, axis: int) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def smooth(volume: Volume, times: int = 1) -> Volume:
-    """Mean over the 3 x 3 x 3 voxels around each one, the edge repeated, as many `times` one after the other."""
-    # A loop compiles three times as fast as the same unrolled.
+    """Mean over the 3 x 3 x 3 voxels around each voxel, with the edge repeated; applied `times` times."""
+    # This loop compiles three times as fast as unrolled code.
     return lax.fori_loop(0, times, lambda _, v: _mean_of_three(_mean_of_three(_mean_of_three(v, 1), 2), 3), volume)
 
 
-# With the edge repeated a mean of three is symmetric, so it is its own adjoint; XLA's gradient of padding is slow.
+# With the edge repeated, a mean of three is symmetric and so its own adjoint. XLA's gradient of padding is slow.
 smooth.defvjp(lambda volume, times: (smooth(volume, times), None), lambda times, _, bar: (smooth(bar, times),))
 
 
@@ -74,9 +74,9 @@ def _mean_of_three(volume: Array, axis: int) -> Array:
 
 
 def extend(image: Volume, weight: Weight, *, voxels: int) -> Volume:
-    """The image continued beyond where it is known (weight above 0) by `voxels`, by means of known neighbours.
+    """Extrapolates the image by `voxels` voxels beyond its known part (weight above 0), from means of known neighbours.
 
-    Further out it is zero, so nothing of what is not known remains.
+    Further out the image is zero. Unknown intensities never remain.
     """
     known = (weight > 0).astype(image.dtype)
 

@@ -1,8 +1,8 @@
-"""The squared difference of two feature volumes as a quadratic of the displacement, one for each voxel.
+"""Quadratic approximation, at each voxel, of the squared difference of two feature volumes (Gauss-Newton).
 
-About a field u, sum over channels of (F(p) - M(p + u + d))^2 is r - 2 b . d + d . A d, M being linear in d within a
-cell of its grid (Gauss-Newton). At d = 0 value and gradient are exact. Letters: b batch (of one), x y z voxels, c
-channels, n all voxels.
+For a displacement u and a further step d, the sum over channels of (F(p) - M(p + u + d))^2 becomes
+r - 2 b . d + d . A d, with M linearised in d. At d = 0 the value and the gradient are exact.
+Letters: b batch (of one), x y z voxels, c channels, n all voxels.
 """
 
 import math
@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from f3r_jax.ops.shapes import Displacement, Volume
 
-# The entries of A that are kept, by row and column: it is symmetric.
+# Row and column of the entries of A that are stored. A is symmetric.
 _ENTRIES = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 
 
@@ -27,10 +27,10 @@ class Quadratic(NamedTuple):
 
 
 def linearise(fixed: Volume, moving: Volume, displacement: Displacement) -> Quadratic:
-    """The quadratic about a displacement in voxels; beyond the grid `moving` has its edge value."""
+    """The quadratic at a displacement in voxels. Outside its grid, `moving` has its edge value."""
     shape = fixed.shape[1:4]
     index, fractions, steps = _cells(displacement[0], shape)
-    # Else XLA computes the cells anew for each channel and corner.
+    # Without this barrier, XLA computes the cells again for each channel and corner.
     index, fractions = lax.optimization_barrier((index, fractions))
 
     def add(terms: list[Array], channel: tuple[Array, Array]) -> tuple[list[Array], None]:
@@ -47,7 +47,7 @@ def linearise(fixed: Volume, moving: Volume, displacement: Displacement) -> Quad
 
 
 def evaluate(quadratic: Quadratic, step: Displacement) -> Float[Array, "x y z"]:
-    """r - 2 b . d + d . A d of a step d in voxels."""
+    """r - 2 b . d + d . A d for a step d in voxels."""
     d = [step[0, ..., axis] for axis in range(3)]
     linear = sum(quadratic.slope[axis] * d[axis] for axis in range(3))
     squares = sum(
@@ -57,8 +57,8 @@ def evaluate(quadratic: Quadratic, step: Displacement) -> Float[Array, "x y z"]:
 
 
 def chain(quadratic: Quadratic, jacobian: Float[Array, "x y z 3 3"]) -> Quadratic:
-    """The same as a quadratic of e, where the step is d = J e."""
-    # Written out, as XLA on a CPU calls a routine for each of a million tiny products.
+    """The quadratic as a function of e, where the step is d = J e."""
+    # The products are written out, because XLA on a CPU calls a routine for each of a million small matrix products.
     a = {pair: entry for entry, (i, j) in zip(quadratic.curvature, _ENTRIES, strict=True) for pair in {(i, j), (j, i)}}
     d = [[jacobian[..., row, column] for column in range(3)] for row in range(3)]
     slope = [sum(d[i][k] * quadratic.slope[i] for i in range(3)) for k in range(3)]
@@ -68,7 +68,7 @@ def chain(quadratic: Quadratic, jacobian: Float[Array, "x y z 3 3"]) -> Quadrati
 
 
 def _cells(displacement: Array, shape: tuple[int, ...]) -> tuple[Array, list[Array], list[int]]:
-    """Place of each position's lowest corner in the flat volume, fractions in the cell, steps to the next corners."""
+    """For each position: index of its cell's lowest corner in the flat volume, fractions, steps to the next corners."""
     index, fractions, steps = 0, [], []
     for axis, size in enumerate(shape):
         grid = jnp.arange(size, dtype=displacement.dtype).reshape([-1 if a == axis else 1 for a in range(3)])
@@ -84,7 +84,7 @@ def _cells(displacement: Array, shape: tuple[int, ...]) -> tuple[Array, list[Arr
 def _sample(
     volume: Float[Array, " n"], index: Array, fractions: list[Array], steps: list[int]
 ) -> tuple[Array, list[Array]]:
-    """Trilinear samples and their slopes along x, y and z."""
+    """Trilinear samples and their derivatives along x, y and z."""
     fx, fy, fz = fractions
     corners = [
         volume.at[index + (i * steps[0] + j * steps[1] + k * steps[2])].get(mode="promise_in_bounds")
@@ -92,7 +92,7 @@ def _sample(
         for j in (0, 1)
         for k in (0, 1)
     ]
-    # Else XLA on a CPU reads the corners anew for each of value and slopes.
+    # Without this barrier, XLA on a CPU reads the corners again for the value and for each slope.
     corners = lax.optimization_barrier(corners)
     pairs = [corners[i : i + 2] for i in (0, 2, 4, 6)]
     along_z, slope_z = [a + (b - a) * fz for a, b in pairs], [b - a for a, b in pairs]

@@ -1,4 +1,4 @@
-"""Smooth random fields on a voxel grid, from a key: cubic splines through normally distributed knots.
+"""Smooth random fields on a voxel grid: cubic splines through normally distributed values at knots.
 
 Letters: x y z voxels, c channels.
 """
@@ -14,20 +14,21 @@ from scipy.interpolate import make_interp_spline
 
 
 def knots_for(shape: tuple[int, ...], intervals: int) -> tuple[int, int, int]:
-    """Knots along each axis: `intervals` between them along the longest, as close along the others."""
+    """Number of knots along each axis: `intervals` + 1 along the longest axis, equally dense along the others."""
     return tuple(max(1, round(intervals * n / max(shape))) + 1 for n in shape)
 
 
 def smooth_noise(
     key: Array, shape: tuple[int, ...], *, intervals: int, channels: int = 1
 ) -> Float[Array, "x y z {channels}"]:
-    """A random field of zero mean and unit variance, smooth between knots.
+    """A random field with zero mean and unit variance, smooth between knots.
 
     Args:
       key: a JAX random key.
-      shape: of the grid, three sizes.
-      intervals: between knots along the longest axis; the knots at the ends are in the corner voxels.
-      channels: independent fields.
+      shape: three sizes of the grid.
+      intervals: number of intervals between knots along the longest axis. The outermost knots are at the outermost
+        voxels.
+      channels: number of independent fields.
     """
     knots = knots_for(shape, intervals)
     field = jax.random.normal(key, (*knots, channels))
@@ -39,6 +40,6 @@ def smooth_noise(
 
 @lru_cache
 def spline_matrix(n: int, knots: int) -> Float[np.ndarray, "{n} {knots}"]:
-    """What takes values at evenly spaced knots to n voxels; rows have length 1, so that unit variance is kept."""
+    """Matrix from values at evenly spaced knots to n voxels. Its rows have norm 1, which preserves unit variance."""
     weights = make_interp_spline(np.arange(knots), np.eye(knots), k=min(3, knots - 1))(np.linspace(0, knots - 1, n))
     return (weights / np.linalg.norm(weights, axis=1, keepdims=True)).astype(np.float32)

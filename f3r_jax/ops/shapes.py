@@ -1,7 +1,7 @@
-"""Array shapes, named once for the whole package.
+"""Types of JAX arrays for the whole package. `common/arrays.py` has the types of NumPy arrays.
 
 Letters: b batch, x y z voxels along the axes of a RAS+ grid (z is the slice axis), c channels.
-Public functions are annotated with these names; the tests check them at run time.
+Public functions are annotated with these types; the tests check them at run time.
 """
 
 import jax.numpy as jnp
@@ -10,9 +10,9 @@ from jax import Array
 from jaxtyping import Float
 
 Volume = Float[Array, "b x y z c"]
-Features = Float[Array, "_b _x _y _z _c"]  # a volume whose size or channels differ from another's in the same call
-WholeVolume = Float[Array, "b _X _Y _Z c"]  # that a displacement on a part of its grid reads
-Displacement = Float[Array, "b x y z 3"]  # voxels of the fixed grid, pull: phi(p) = p + u(p)
+Features = Float[Array, "_b _x _y _z _c"]  # a volume whose shape may differ from another's in the same call
+WholeVolume = Float[Array, "b _X _Y _Z c"]  # sampled by a displacement that may cover a part of its grid only
+Displacement = Float[Array, "b x y z 3"]  # backward displacement in voxels of the fixed grid: phi(p) = p + u(p)
 Scalar = Float[Array, ""]
 
 

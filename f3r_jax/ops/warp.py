@@ -1,10 +1,11 @@
-"""Warping by a displacement field: trilinear for images and fields, nearest for label maps.
+"""Warping by a displacement: trilinear for images and fields, nearest-neighbour for label maps.
 
-`warp` is piecewise linear in the displacement: on a cell face, zero and whole-voxel displacements included, it has a
-kink and two one-sided slopes. Its gradient there is the slope towards +x, +y, +z. The last plane has no cell behind it
-(with zero padding: the plane of zeros behind the last one) and takes the slope of the cell before. Further out the
-gradient is zero.
-Letters: b batch, x y z voxels, c channels.
+The displacement is backward: the result at p is the moving volume at p + displacement(p).
+
+`warp` is piecewise linear in the displacement. On the face between two cells (for example at displacement zero) it has
+two one-sided slopes, and its gradient is the slope towards +x, +y, +z. The last plane has no next cell and takes the
+slope of the previous one; with zero padding, this is the plane of zeros behind the last one. Further out the gradient
+is zero. Letters: b batch, x y z voxels, c channels.
 """
 
 import math
@@ -21,10 +22,10 @@ from f3r_jax.ops.shapes import Displacement, Volume, WholeVolume
 
 @partial(jax.jit, static_argnames="padding")
 def warp(moving: WholeVolume, displacement: Displacement, *, padding: str = "edge") -> Volume:
-    """Samples `moving` at p + displacement(p), trilinearly; the result has the grid of the displacement.
+    """Samples `moving` trilinearly at p + displacement(p) (voxels). The result has the grid of the displacement.
 
-    Both grids begin at the same voxel, and `moving` may be larger or smaller.
-    Outside lies the edge value (`padding="edge"`), or zero, reached linearly over one voxel (`padding="zero"`).
+    Both grids begin at the same voxel, but `moving` may be larger or smaller than the displacement. Outside, `moving`
+    has its edge value (`padding="edge"`), or falls linearly to zero over one voxel (`padding="zero"`).
     """
     _check(padding)
     if padding == "edge":
@@ -33,9 +34,9 @@ def warp(moving: WholeVolume, displacement: Displacement, *, padding: str = "edg
 
 
 def warp_slopes(moving: Volume, displacement: Displacement) -> list[Displacement]:
-    """Derivatives of `warp` (edge padding) by the displacement, for each channel of `moving` one array.
+    """Derivatives of `warp` (edge padding) with respect to the displacement, one array per channel of `moving`.
 
-    As one array they would cost four times as much on a CPU, in moving numbers about.
+    A single array would take four times as long on a CPU, because of the copies.
     """
     return _slopes(moving, displacement, 0)
 
@@ -44,9 +45,9 @@ def warp_slopes(moving: Volume, displacement: Displacement) -> list[Displacement
 def warp_nearest(
     labels: Num[Array, "b x y z c"], displacement: Displacement, *, padding: str = "zero"
 ) -> Num[Array, "b x y z c"]:
-    """The label of the voxel nearest to p + displacement(p); half-way goes to the even voxel, as in `np.rint`.
+    """The label of the voxel nearest to p + displacement(p). Half-way positions go to the even voxel, as in `np.rint`.
 
-    Outside the volume lies zero (`padding="zero"`) or the edge value (`padding="edge"`). The type of `labels` is kept.
+    Outside, labels are zero (`padding="zero"`) or the edge value (`padding="edge"`). The type of `labels` is kept.
     """
     _check(padding)
     nearest = [jnp.rint(position) for position in _positions(displacement)]
@@ -65,7 +66,7 @@ def _check(padding):
 
 
 def _interpolate(moving, displacement, origin):
-    """Trilinear samples of `moving` at origin + p + displacement(p), edge value outside."""
+    """Trilinear samples of `moving` at origin + p + displacement(p), with the edge value outside."""
     base, (fx, fy, fz), (dx, dy, dz), _ = _cells(moving, displacement, origin)
     at = _pick(moving, base)
 
@@ -79,8 +80,9 @@ def _interpolate(moving, displacement, origin):
     return _mix(along_y(channel), along_y(channel + dx), fx)
 
 
-# Autodiff of this takes twice the time, as XLA on a CPU writes the eight gathers out one by one where `_slopes` stays
-# one fused loop. Loss and gradient at 96^3, CPU time: 43 ms, autodiff 85 to 104 ms, torch's grid_sample 187 ms.
+# Autodiff of `_interpolate` takes twice as long: XLA on a CPU writes the results of the eight gathers one by one, but
+# fuses `_slopes` into one loop. CPU time of a loss and its gradient at 96^3: 43 ms, with autodiff 85 to 104 ms, with
+# torch's grid_sample 187 ms.
 _sample = partial(jax.custom_jvp, nondiff_argnums=(2,))(_interpolate)
 
 
@@ -88,7 +90,7 @@ def _sample_jvp(origin, primals, tangents):
     (moving, displacement), (moving_dot, displacement_dot) = primals, tangents
     out = _interpolate(moving, displacement, origin)
     out_dot = jnp.zeros_like(out)
-    # Training differentiates by the displacement alone, which then pays for no scatter into `moving`.
+    # Training differentiates with respect to the displacement only, and then needs no scatter into `moving`.
     if not isinstance(moving_dot, SymbolicZero):
         out_dot += _interpolate(moving_dot, displacement, origin)
     if not isinstance(displacement_dot, SymbolicZero):
@@ -101,11 +103,11 @@ _sample.defjvp(_sample_jvp, symbolic_zeros=True)
 
 
 def _slopes(moving, displacement, origin):
-    """Derivative of `_interpolate` by the displacement: a list of (b x y z 3), one for each channel."""
+    """Derivatives of `_interpolate` with respect to the displacement: one array (b x y z 3) per channel."""
     base, fractions, steps, inside = _cells(moving, displacement, origin)
     component = jnp.arange(3, dtype=jnp.int32)
-    # Component k is the bilinear mean over the two other axes of the differences along axis k. All three are one array
-    # because XLA then reads `moving` in one loop.
+    # Component k is the difference along axis k, interpolated bilinearly along the two other axes. All three components
+    # form one array, so that XLA reads `moving` in one loop.
     step, step1, step2 = (jnp.asarray(steps[k:] + steps[:k], jnp.int32)[component] for k in range(3))
     _, f1, f2 = (_by_component(fractions[k:] + fractions[:k], component) for k in range(3))
     at = _pick(moving, base)
@@ -121,7 +123,7 @@ def _slopes(moving, displacement, origin):
 
 
 def _by_component(arrays, component):
-    """Three arrays (b x y z 1) to one (b x y z 3), by selection, which fuses into the loop that reads it."""
+    """Joins three arrays (b x y z 1) to one (b x y z 3) by selection, which XLA fuses into the loop that reads it."""
     first, second, third = arrays
     return jnp.where(component == 0, first, jnp.where(component == 1, second, third))
 
@@ -139,8 +141,8 @@ def _positions(displacement):
 def _cells(moving, displacement, origin):
     """The cell of `moving` around each position: lowest voxel, fractions, steps to the next voxels, inside or not.
 
-    Fractions and inside are (b x y z 1); a step is an offset into the flattened volume. The last plane belongs to the
-    last cell, and an axis of one voxel is its own neighbour.
+    Fractions and inside are (b x y z 1). A step is an offset into the flattened volume; it is 0 along an axis of one
+    voxel. The last plane belongs to the last cell.
     """
     sizes, channels = moving.shape[1:4], moving.shape[4]
     base, fractions, inside, steps = [], [], [], []
@@ -156,9 +158,9 @@ def _cells(moving, displacement, origin):
 
 
 def _pick(volume, voxels):
-    """A function of an offset into the flattened volume: the values at `voxels`, first channel, plus the offset.
+    """Returns a function of an offset, which reads the flattened volume at `voxels` (first channel) plus the offset.
 
-    The result is (b x y z n) for an offset of n numbers, and (b x y z 1) for a single one.
+    It returns (b x y z n) for an offset of n numbers, and (b x y z 1) for a single number.
     """
     batch, nx, ny, nz, channels = volume.shape
     x, y, z = voxels

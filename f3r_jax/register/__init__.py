@@ -1,1 +1,1 @@
-"""Registers pairs of scans: `python -m f3r_jax.register`."""
+"""Registration of pairs of scans: `python -m f3r_jax.register`."""

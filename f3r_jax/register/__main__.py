@@ -1,12 +1,12 @@
-"""Registers a moving scan to a fixed one of the other modality, from NIfTI files to files that other tools can apply.
+"""Registers a moving scan to a fixed scan of the other modality; reads and writes NIfTI files.
 
   python -m f3r_jax.register --fixed=mr.nii.gz --moving=ct.nii.gz --output=out
   python -m f3r_jax.register --fixed=mr.nii.gz --moving=ct.nii.gz --output=out --checkpoint=runs/mrb
   python -m f3r_jax.register --pairs=data/pairs.csv --output=out
 
-An affine step, then the network of a checkpoint if one is given, then refinement by gradient descent on this one pair.
-`f3r_jax/register/output_files.py` lists what is written, and `f3r_jax/register/batch.py` what of many pairs.
-`python -m f3r_jax.apply` carries the result to further images and points.
+The steps are affine registration, the network of `--checkpoint` if one is given, and instance optimisation by gradient
+descent. `f3r_jax/register/output_files.py` lists the output files of one pair, `f3r_jax/register/batch.py` those of
+many pairs. `python -m f3r_jax.apply` applies the transform to further images, label maps and points.
 """
 
 import functools
@@ -29,53 +29,67 @@ from f3r_jax.register.pair_spec import Files, PairSpec
 DEFAULT = pipeline.Settings()
 USAGE = "--fixed=FILE --moving=FILE --output=FOLDER, or --pairs=FOLDER --output=FOLDER"
 
-_FIXED = flags.DEFINE_string("fixed", None, "The scan whose grid the result lies on, NIfTI.")
-_MOVING = flags.DEFINE_string("moving", None, "The scan that is warped, NIfTI.")
-_PAIRS = flags.DEFINE_string("pairs", None, "Many pairs instead: pairs.csv, or a folder with it or Learn2Reg's JSON.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the result; with --pairs, for a folder a pair.")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace another result; with --pairs, those of other settings.")
+_FIXED = flags.DEFINE_string("fixed", None, "Fixed scan, NIfTI; the result is on its grid.")
+_MOVING = flags.DEFINE_string("moving", None, "Moving scan, NIfTI; it is warped.")
+_PAIRS = flags.DEFINE_string("pairs", None, "Table of many pairs: pairs.csv, or a folder with it or Learn2Reg's JSON.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for the result; with --pairs, one subfolder per pair.")
+_OVERWRITE = flags.DEFINE_bool(
+    "overwrite", False, "Replace an existing result; with --pairs, results of other settings."
+)
 _SIDES = {
     side: {
-        "modality": flags.DEFINE_enum(f"{side}_modality", None, MODALITIES, f"Of the {side} scan; told by intensity."),
-        "mask": flags.DEFINE_string(f"{side}_mask", None, f"Where the {side} scan may be compared, on its grid."),
+        "modality": flags.DEFINE_enum(
+            f"{side}_modality", None, MODALITIES, f"Of the {side} scan; by default detected."
+        ),
+        "mask": flags.DEFINE_string(f"{side}_mask", None, f"Mask of voxels to compare, on the {side} scan's grid."),
         "labels": flags.DEFINE_string(f"{side}_labels", None, f"Label map on the {side} scan's grid, for scores."),
         "landmarks": flags.DEFINE_string(f"{side}_landmarks", None, f"CSV x,y,z in mm (RAS+) in the {side} scan."),
     }
     for side in ("fixed", "moving")
 }
 _AFFINE = flags.DEFINE_string(
-    "affine", DEFAULT.affine, f"One of {', '.join(pipeline.AFFINE_STEPS)}, or a matrix file of ITK or ANTs."
+    "affine", DEFAULT.affine, f"Affine step: {', '.join(pipeline.AFFINE_STEPS)}, or a matrix file of ITK or ANTs."
 )
 _SPACING = flags.DEFINE_float(
-    "spacing", None, "Voxel of the working grid, mm; by default 1, or the scans' finest edge where that is more."
+    "spacing",
+    None,
+    "Voxel size of the working grid, mm; by default 1, or the smallest voxel edge of both scans if that is larger.",
 )
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a training run; without one, no network.")
-_STEP = flags.DEFINE_integer("step", None, "Which checkpoint of the run; the newest by default.")
-_REFINE = flags.DEFINE_bool("refine", DEFAULT.refine, "Refine by gradient descent on this pair.")
-_ITERATIONS = flags.DEFINE_integer("iterations", None, "Of each level of the refinement, 80 by default.", lower_bound=1)
-_LAM = flags.DEFINE_float("lam", DEFAULT.lam, "Weight of the gradient penalty in the refinement.", lower_bound=0.0)
-_MIND = flags.DEFINE_enum("mind", DEFAULT.mind, list(PRESETS), "The refinement's descriptor.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a training run; without it no network is used.")
+_STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the newest.")
+_REFINE = flags.DEFINE_bool("refine", DEFAULT.refine, "Run instance optimisation (gradient descent on this pair).")
+_ITERATIONS = flags.DEFINE_integer(
+    "iterations", None, "Iterations per level of instance optimisation, 80 by default.", lower_bound=1
+)
+_LAM = flags.DEFINE_float(
+    "lam", DEFAULT.lam, "Weight of the gradient penalty in instance optimisation.", lower_bound=0.0
+)
+_MIND = flags.DEFINE_enum("mind", DEFAULT.mind, list(PRESETS), "MIND descriptor of instance optimisation.")
 _DIFFEOMORPHIC = flags.DEFINE_bool(
-    "diffeomorphic", DEFAULT.diffeomorphic, "Refine a stationary velocity field: no folding. Else --lam=0.4 is best."
+    "diffeomorphic",
+    DEFAULT.diffeomorphic,
+    "Optimise a stationary velocity field, which does not fold; otherwise --lam=0.4 is best.",
 )
-_LEARN2REG = flags.DEFINE_bool("learn2reg", False, "Write the field in Learn2Reg's form too.")
-_ORGANS = flags.DEFINE_list("organs", None, "Labels to score, as liver=1,spleen=2+3; by default all.")
-_CT_WINDOW = flags.DEFINE_list("ct_window", [str(bound) for bound in CT_WINDOW], "HU that become 0 and 1.")
+_LEARN2REG = flags.DEFINE_bool("learn2reg", False, "Also write the field in Learn2Reg's format.")
+_ORGANS = flags.DEFINE_list("organs", None, "Labels to score, such as liver=1,spleen=2+3; by default all.")
+_CT_WINDOW = flags.DEFINE_list(
+    "ct_window", [str(bound) for bound in CT_WINDOW], "CT window: the HU that are scaled to 0 and 1."
+)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Reads the flags, registers, writes and prints."""
+    """Registers the pair or pairs of the flags, writes the results and prints the scores."""
     if argv[1:]:
         raise UserError(f"unknown argument {argv[1]!r}, expected {USAGE}")
     _check_flags()
     keep_compiled_programs()
     output, command = Path(_OUTPUT.value), shlex.join(["python", "-m", "f3r_jax.register", *sys.argv[1:]])
     if _PAIRS.value is None:
-        return _one(output, command)
-    return _all(Path(_PAIRS.value), output, command)
+        return _register_one(output, command)
+    return _register_all(Path(_PAIRS.value), output, command)
 
 
-def _one(output: Path, command: str) -> int:
+def _register_one(output: Path, command: str) -> int:
     """Registers the pair of the flags."""
     output_files.check_folder(output, overwrite=_OVERWRITE.value)
     sides = {
@@ -88,16 +102,16 @@ def _one(output: Path, command: str) -> int:
     note = functools.partial(print, flush=True)
     summary = pair_spec.register_pair(pair, output, network=network, command=command, note=note)
     print(output_files.table(summary))
-    print(f"result: {output}, to look at: {output / 'report.html'}")
+    print(f"result: {output}, report: {output / 'report.html'}")
     return 0
 
 
-def _all(source: Path, output: Path, command: str) -> int:
-    """Registers the pairs of a table; 1 if one failed."""
+def _register_all(source: Path, output: Path, command: str) -> int:
+    """Registers the pairs of a table; returns 1 if a pair failed, else 0."""
     network = pair_spec.network_of(_settings())
     rows = batch.register_pairs(source, output, _task, network=network, overwrite=_OVERWRITE.value, command=command)
     print(batch_summary.format_totals(rows))
-    print(f"result: {output}, to look at: {output / batch_summary.TABLE}", flush=True)
+    print(f"result: {output}, table: {output / batch_summary.TABLE}", flush=True)
     failed = [row for row in rows if row["status"] == "failed"]
     for row in failed:
         print(f"failed: {row['name']}: {row['reason']}", file=sys.stderr)
@@ -105,17 +119,17 @@ def _all(source: Path, output: Path, command: str) -> int:
 
 
 def _check_flags() -> None:
-    """Raises a UserError for flags that miss, or that don't go together."""
+    """Raises a UserError for missing or contradictory flags."""
     of_one = [_FIXED, _MOVING, *(flag for of_side in _SIDES.values() for flag in of_side.values())]
     if _PAIRS.value is not None and (given := [flag.name for flag in of_one if flag.value is not None]):
-        raise UserError(f"--{given[0]} with --pairs, expected the files and modalities in columns of {_PAIRS.value}")
+        raise UserError(f"--{given[0]} with --pairs, expected files and modalities in the columns of {_PAIRS.value}")
     for flag in (_OUTPUT,) if _PAIRS.value is not None else (_FIXED, _MOVING, _OUTPUT):
         if not flag.value:
             raise UserError(f"--{flag.name} is missing, expected {USAGE}")
     if _SPACING.value is not None and not _SPACING.value > 0:
         raise UserError(f"--spacing is {_SPACING.value}, expected mm above 0")
     if _CHECKPOINT.value is None and not _REFINE.value and _AFFINE.value == "none":
-        raise UserError("--affine=none and --norefine without a --checkpoint leave nothing to do, expected one of them")
+        raise UserError("nothing to do: --affine=none --norefine needs a --checkpoint")
 
 
 def _task(fixed: Files, moving: Files) -> PairSpec:

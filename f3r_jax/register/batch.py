@@ -1,11 +1,11 @@
-"""Registers every pair of a table, each into a folder of its own, on all devices of this machine at once.
+"""Registers every pair of a table, each to its own folder, on all devices of this machine.
 
-  NAME/          of each pair: what `f3r_jax/register/output_files.py` lists
-  summary.csv    a row a pair
+  NAME/          the result of one pair; `f3r_jax/register/output_files.py` lists its files
+  summary.csv    one row per pair
   summary.json   the same, with means, settings, command and versions
 
-Nothing is written before all pairs were looked at. A folder whose `summary.json` stands holds a whole result: a run
-that was killed goes on with the other pairs when it is started again.
+All pairs are checked before anything is written. A folder with a `summary.json` holds a complete result. A run that was
+killed registers only the remaining pairs when it is started again.
 """
 
 import dataclasses
@@ -43,25 +43,29 @@ def register_pairs(
     overwrite: bool,
     command: str,
 ) -> list[Row]:
-    """Registers the pairs that `output` doesn't hold yet; returns a row for each, with a `reason` where it failed.
+    """Registers the pairs that have no result in `output` yet.
 
     Args:
       source: a folder or table that `data/pairs.py` reads.
       output: the folder for all results.
-      template: from fixed and moving files to the task.
-      network: that of the settings' checkpoint.
+      template: makes the task of the fixed and the moving files.
+      network: the network of the settings' checkpoint.
       overwrite: whether results of other settings may be replaced.
-      command: what was typed, for the summaries.
+      command: the command line, for the summaries.
+
+    Returns:
+      One row per pair, with a `reason` if it failed.
 
     Raises:
-      UserError: a mistake in the table, the settings or a file; a result of other settings. Nothing is written then.
+      UserError: a mistake in the table, the settings or a file, or a result of other settings. Nothing is written
+        in this case.
     """
     tasks = {pair.name: template(*_sides(pair)) for pair in read_pairs(source)}
     _check_output(output, tasks)
-    there = functools.partial(_row_there, output, network=network, overwrite=overwrite)
-    rows = {name: there(name, each) for name, each in tasks.items()}
+    stored_row = functools.partial(_stored_row, output, network=network, overwrite=overwrite)
+    rows = {name: stored_row(name, each) for name, each in tasks.items()}
     waiting = {name: each for name, each in tasks.items() if rows[name]["status"] == "waiting"}
-    _look(waiting, network)
+    _check_pairs(waiting, network)
     output.mkdir(parents=True, exist_ok=True)
     settings = pair_spec.recorded(next(iter(tasks.values())), network)
     shared = {key: value for key, value in settings.items() if not key.startswith(pair_spec.SIDES)}
@@ -72,7 +76,7 @@ def register_pairs(
     with Progress("registering", len(tasks), done=len(tasks) - len(waiting)) as progress:
         progress.note(_plan(len(tasks), len(waiting), devices))
         try:
-            # Closed at once when this loop is interrupted: left to the garbage collector it would go on with all pairs.
+            # Close at once on an interrupt: left to the garbage collector, the generator would register all pairs.
             with closing(_on_devices(waiting, devices, network, register, progress.note)) as done:
                 for row in done:
                     rows[row["name"]] = row
@@ -80,14 +84,15 @@ def register_pairs(
                     progress.note(batch_summary.format_row(row))
                     progress.advance()
         except KeyboardInterrupt:
-            rows |= {name: there(name, each) for name, each in tasks.items() if rows[name]["status"] == "waiting"}
+            left = {name: each for name, each in tasks.items() if rows[name]["status"] == "waiting"}
+            rows |= {name: stored_row(name, each) for name, each in left.items()}
             batch_summary.write(output, rows.values(), facts)
-            raise KeyboardInterrupt("the same command goes on with the pairs that are left") from None
+            raise KeyboardInterrupt("run the same command again to register the remaining pairs") from None
     return list(rows.values())
 
 
 def _sides(pair: PairFiles) -> tuple[Files, Files]:
-    """Fixed and moving, as the table has them; a modality that it leaves open is told by the intensities."""
+    """The fixed and the moving files of a table row. A modality that the table omits is None."""
     both = (pair.mr, pair.ct) if pair.fixed == "mr" else (pair.ct, pair.mr)
     return tuple(
         Files(
@@ -109,15 +114,15 @@ def _check_output(output: Path, names: Iterable[str]) -> None:
         )
     for name in names:
         if name in (TABLE, SUMMARY):
-            raise UserError(f"a pair has the name {name}, which is that of a file beside the pairs; expected another")
+            raise UserError(f"a pair is named {name}, which is the name of an output file; expected another name")
         output_files.check_folder(output / name, overwrite=True)
 
 
-def _row_there(output: Path, name: str, each: PairSpec, *, network: Network | None, overwrite: bool) -> Row:
-    """The row of a pair: that of its result in the folder, if it is whole and of the same settings, or an empty one.
+def _stored_row(output: Path, name: str, each: PairSpec, *, network: Network | None, overwrite: bool) -> Row:
+    """The row of a pair: read from a complete result of the same settings, else a waiting row.
 
     Raises:
-      UserError: a result of other settings, unless it may be replaced.
+      UserError: the result has other settings and may not be replaced.
     """
     path = output / name / output_files.SUMMARY
     if not path.is_file():
@@ -126,7 +131,7 @@ def _row_there(output: Path, name: str, each: PairSpec, *, network: Network | No
         summary = json.loads(path.read_text())
         found = summary["settings"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not what a registration writes; expected a result, or an empty folder") from error
+        raise UserError(f"{path}: not the summary of a registration; expected one, or an empty folder") from error
     wanted = pair_spec.recorded(each, network)
     differing = [key for key in wanted if key not in found or found[key] != wanted[key]]
     if not differing:
@@ -143,20 +148,24 @@ def _shown(settings: Mapping, key: str) -> str:
     return json.dumps(settings[key]) if key in settings else "absent"
 
 
-def _look(tasks: Mapping[str, PairSpec], network: Network | None) -> None:
-    """Raises a UserError for the first mistake in any pair. Where no modality is given that takes its intensities."""
+def _check_pairs(tasks: Mapping[str, PairSpec], network: Network | None) -> None:
+    """Checks every pair before any work starts; missing modalities are detected from the intensities.
 
-    @functools.cache  # one atlas may be in every pair
-    def recognised(path: str) -> str:
+    Raises:
+      UserError: the first mistake.
+    """
+
+    @functools.cache  # the same atlas may be in every pair
+    def detected(path: str) -> str:
         return preprocess.recognise_modality(nifti.read(path))
 
-    open_ones = sum(None in (each.fixed.modality, each.moving.modality) for each in tasks.values())
-    with Progress("telling CT from MR", open_ones) if open_ones else nullcontext() as progress:
+    unknown = sum(None in (each.fixed.modality, each.moving.modality) for each in tasks.values())
+    with Progress("detecting modalities", unknown) if unknown else nullcontext() as progress:
         for each in tasks.values():
             known = {}
             for side in pair_spec.SIDES:
                 files = getattr(each, side)
-                known[side] = dataclasses.replace(files, modality=files.modality or recognised(files.path))
+                known[side] = dataclasses.replace(files, modality=files.modality or detected(files.path))
             pair_spec.check_pair(dataclasses.replace(each, **known), network)
             if None in (each.fixed.modality, each.moving.modality):
                 progress.advance()
@@ -173,11 +182,12 @@ def _on_devices(
     devices: Sequence[jax.Device],
     network: Network | None,
     register: Callable[[str, PairSpec, Network | None], Row],
-    say: Callable[[str], None],
+    note: Callable[[str], None],
 ) -> Iterator[Row]:
-    """The rows as pairs end, each device at work on one pair; a single one in this thread, so that Ctrl-C ends it.
+    """Yields a row as each pair finishes, one pair per device.
 
-    With several, Ctrl-C waits for the pairs at work, which keep their results; a second one doesn't.
+    With one device the work runs in this thread, so Ctrl-C stops it. With several, the first Ctrl-C waits for running
+    pairs and keeps their results; the second exits at once.
     """
     free = queue.SimpleQueue()
     for device in devices:
@@ -201,23 +211,23 @@ def _on_devices(
             yield done.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        _wait_for([future for future in futures if not future.done()], say)
+        _wait_for([future for future in futures if not future.done()], note)
 
 
-def _wait_for(futures: Sequence[Future], say: Callable[[str], None]) -> None:
+def _wait_for(futures: Sequence[Future], note: Callable[[str], None]) -> None:
     if not futures:
         return
     try:
-        say(f"waiting for {len(futures)} at work; Ctrl-C again gives them up")
+        note(f"waiting for {len(futures)} running pairs; Ctrl-C again exits at once")
         wait(futures)
     except KeyboardInterrupt:
-        os._exit(EXIT_INTERRUPTED)  # threads can't be ended; what they leave is cleared away when the command goes on
+        os._exit(EXIT_INTERRUPTED)  # threads cannot be stopped; the next run deletes their temporary folders
 
 
 def _register(name: str, each: PairSpec, network: Network | None, *, output: Path, command: str) -> Row:
-    """Registers one pair; whatever goes wrong in it stays in its row."""
-    for left in output.glob(f".{glob.escape(name)}-????????"):  # by a run that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    """Registers one pair; any error is recorded in its row."""
+    for leftover in output.glob(f".{glob.escape(name)}-????????"):  # of a run that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     try:
         return batch_summary.row_of(
             name, pair_spec.register_pair(each, output / name, network=network, command=command)

@@ -1,4 +1,4 @@
-"""What is kept and told of many registrations: a row a pair."""
+"""Summary of many registrations: one row per pair, as CSV, JSON and text."""
 
 import csv
 import io
@@ -35,7 +35,7 @@ def waiting(name: str) -> Row:
 
 
 def row_of(name: str, summary: Mapping) -> Row:
-    """What the table keeps of a result; None where there is no such number."""
+    """The row of a result; None for scores that it does not have."""
     before, similarities = summary["before"], list(summary["similarity"].values())
     values = {
         "seconds": summary["seconds"]["total"],
@@ -49,7 +49,7 @@ def row_of(name: str, summary: Mapping) -> Row:
 
 
 def format_row(row: Row) -> str:
-    """A pair's main numbers in a line."""
+    """Formats the main scores of a pair as one line."""
     if row["status"] == "failed":
         return f"{row['name']}: failed: {row['reason']}"
     parts = [
@@ -62,7 +62,7 @@ def format_row(row: Row) -> str:
 
 
 def write(output: Path, rows: Iterable[Row], facts: Mapping[str, object]) -> None:
-    """Writes both summaries; `facts` stand beside the pairs in the JSON."""
+    """Writes both summaries; the JSON also contains `facts`."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -73,13 +73,13 @@ def write(output: Path, rows: Iterable[Row], facts: Mapping[str, object]) -> Non
 
 
 def format_totals(rows: Sequence[Row]) -> str:
-    """How many pairs were registered, and the means over them, as text for the terminal."""
+    """Formats the number of registered pairs and their mean scores for the terminal."""
     failed, done = (sum(row["status"] == status for row in rows) for status in ("failed", "done"))
     lines = [f"{len(rows)} pair{'s' * (len(rows) > 1)}: {done} registered, {failed} failed"]
     return "\n".join([*lines, format_row({"name": "mean", "status": "done"} | _means(rows))] if done else lines)
 
 
 def _means(rows: Iterable[Row]) -> dict[str, float | None]:
-    """Of each number over the pairs that have it."""
+    """The mean of each score over the pairs that have it."""
     known = {key: [row[key] for row in rows if row.get(key) is not None] for key in NUMBERS}
     return {key: sum(values) / len(values) if values else None for key, values in known.items()}

@@ -1,15 +1,15 @@
-"""The files of a registration: what other tools can apply, scores, pictures and a page to look at.
+"""The output files of a registration: images, transforms, scores, figures and an HTML report.
 
   warped.nii.gz                the moving scan on the fixed scan's grid, interpolated once
-  displacement.nii.gz          the whole transform as ITK and ANTs take it: on the fixed grid, mm, LPS, affine included
-  deformation.nii.gz, affine.txt   its two parts; a point of the fixed scan is taken through the deformation first
-  inverse_displacement.nii.gz  from the moving scan's frame to the fixed one's
-  warped_labels.nii.gz, warped_landmarks.csv   where labels or landmarks of the moving scan were given
-  learn2reg_displacement.nii.gz    on request: voxels of the fixed grid, (x y z 3)
+  displacement.nii.gz          the whole transform in ITK's and ANTs' format: fixed grid, mm, LPS, affine included
+  deformation.nii.gz, affine.txt   its two parts; a point of the fixed scan goes through the deformation first
+  inverse_displacement.nii.gz  from the moving scan's frame to the fixed scan's frame
+  warped_labels.nii.gz, warped_landmarks.csv   if the moving scan has labels or landmarks
+  learn2reg_displacement.nii.gz    on request: in voxels of the fixed grid, (x y z 3)
   summary.json, report.html, overlay.png, checkerboard.png, deformation.png
 
-Everything is made in a folder beside and moved at the end, `summary.json` last: where it stands, the result is whole.
-Letters: x y z voxels.
+All files are written to a temporary folder and moved at the end, `summary.json` last. A folder with a `summary.json`
+therefore holds a complete result. Letters: x y z voxels.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ from f3r_jax.register.pipeline import RegistrationResult
 from f3r_jax.register.scans import Scan
 
 SUMMARY, LEARN2REG = "summary.json", "learn2reg_displacement.nii.gz"
-PICTURES = ("overlay.png", "checkerboard.png", "deformation.png")
+FIGURES = ("overlay.png", "checkerboard.png", "deformation.png")
 FILES = (
     "warped.nii.gz",
     "displacement.nii.gz",
@@ -50,16 +50,16 @@ FILES = (
     "warped_labels.nii.gz",
     "warped_landmarks.csv",
     LEARN2REG,
-    *PICTURES,
+    *FIGURES,
     "report.html",
     SUMMARY,
 )
 
-_MATPLOTLIB_LOCK = threading.Lock()  # several pairs may be drawn at once, and Matplotlib is not made for threads
+_MATPLOTLIB_LOCK = threading.Lock()  # several pairs may be drawn at once, and Matplotlib is not thread-safe
 
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
-    """UserError if the folder is none, or holds another result which may not be overwritten."""
+    """Raises a UserError if the path is a file, or a folder with a result that may not be overwritten."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file, expected a folder for the result")
     there = [name for name in FILES if (folder / name).exists()]
@@ -69,16 +69,16 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def staged_folder(result: Path) -> Iterator[Path]:
-    """A folder to write a result in; when all files are there they move to `result` and replace an older one's."""
+    """Yields a temporary folder; at the end its files are moved to `result` and replace older ones."""
     result.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=result.parent, prefix=f".{result.name}-") as beside:
-        yield Path(beside)
+    with tempfile.TemporaryDirectory(dir=result.parent, prefix=f".{result.name}-") as temporary:
+        yield Path(temporary)
         result.mkdir(exist_ok=True)
-        for name in reversed(FILES):  # the summary goes first and comes last
+        for name in reversed(FILES):  # the summary is removed first and moved last
             (result / name).unlink(missing_ok=True)
         for name in FILES:
-            if (Path(beside) / name).exists():
-                os.replace(Path(beside) / name, result / name)
+            if (Path(temporary) / name).exists():
+                os.replace(Path(temporary) / name, result / name)
 
 
 def write(
@@ -91,10 +91,10 @@ def write(
     learn2reg: bool,
     facts: Mapping[str, object],
 ) -> dict:
-    """Writes all files of a result into a folder; returns what `summary.json` holds, `facts` among it.
+    """Writes all files of a result to a folder and returns the content of `summary.json`, including `facts`.
 
     Raises:
-      UserError: Learn2Reg's field is asked for and the scans don't share a grid.
+      UserError: `learn2reg` is set and the scans do not share a grid.
     """
     start, transform = time.perf_counter(), outcome.transform
     with background_writes() as save:
@@ -116,7 +116,7 @@ def write(
     summary["seconds"] = outcome.seconds | {"writing": time.perf_counter() - start}
     summary["seconds"]["total"] = sum(summary["seconds"].values())
     summary = files.json_safe(summary | dict(facts))
-    (folder / "report.html").write_text(page.page(summary, [folder / name for name in PICTURES]))
+    (folder / "report.html").write_text(page.page(summary, [folder / name for name in FIGURES]))
     (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
     return summary
 
@@ -124,11 +124,11 @@ def write(
 def _write_volumes(
     folder: Path, fixed: Scan, moving: Scan, transform: Transform, *, learn2reg: bool, save: Callable[..., None]
 ) -> np.ndarray | None:
-    """What lies on the fixed file's grid, and the matrix; returns the warped labels, where there are any."""
+    """Writes the matrix and all volumes on the fixed scan's grid; returns the warped labels or None."""
     grid = fixed.stored
     if learn2reg:
         nifti.check_same_grid(fixed.image, moving.image)
-        transforms.write_learn2reg(folder / LEARN2REG, transforms.learn2reg_field(transform, grid), grid.affine)
+        nifti.write(folder / LEARN2REG, transforms.learn2reg_field(transform, grid), grid.affine)
     itk_affine.write_matrix(folder / "affine.txt", transform.matrix)
     deformation = transforms.deformation_on(transform, grid)
     save(nifti.write_field, folder / "deformation.nii.gz", deformation, grid.affine)
@@ -145,8 +145,11 @@ def _write_volumes(
 
 @contextmanager
 def background_writes() -> Iterator[Callable[..., None]]:
-    """A function that calls others beside what goes on, for files that take seconds; at the end all are written."""
-    device = jax.config.jax_default_device  # which a new thread would not know
+    """Yields `save(function, *args)`, which runs slow file writes in background threads.
+
+    All writes are finished when the block ends.
+    """
+    device = jax.config.jax_default_device  # a new thread does not inherit it
 
     def call(function: Callable[..., None], *args: object) -> None:
         with jax.default_device(device):
@@ -166,7 +169,7 @@ def write_points(path: Path, points: np.ndarray) -> None:
 
 
 def table(summary: Mapping) -> str:
-    """The scores as text for the terminal."""
+    """Formats the scores as text for the terminal."""
     stages = page.stages(summary)
     lines = []
     if "organs" in summary:
@@ -193,17 +196,17 @@ def _scores(
     warped_labels: np.ndarray | None,
     organs: Mapping[str, Sequence[int]],
 ) -> dict:
-    """Organ scores and landmark errors after the whole transform, its affine part alone, and before."""
+    """Organ scores and landmark errors of the whole transform, of its affine part, and before registration."""
     grid, scores = fixed.stored, {}
-    alone = dataclasses.replace(transform, displacement=np.zeros_like(transform.displacement))
-    none = dataclasses.replace(alone, matrix=np.eye(4))
-    truth = resample.resample_labels(fixed.labels, grid) if organs else None
-    for name, each in (("after", transform), ("affine", alone), ("before", none)):
+    affine_only = dataclasses.replace(transform, displacement=np.zeros_like(transform.displacement))
+    identity = dataclasses.replace(affine_only, matrix=np.eye(4))
+    reference = resample.resample_labels(fixed.labels, grid) if organs else None
+    for name, each in (("after", transform), ("affine", affine_only), ("before", identity)):
         scores[name] = {}
         if organs:
             there = dataclasses.replace(grid, affine=each.matrix @ grid.affine)
             labels = warped_labels if name == "after" else resample.resample_labels(moving.labels, there)
-            scores[name]["organs"] = metrics.organ_scores(truth, labels, organs=organs, spacing=grid.spacing)
+            scores[name]["organs"] = metrics.organ_scores(reference, labels, organs=organs, spacing=grid.spacing)
             scores[name]["mean_dice"] = float(np.nanmean([s["dice"] for s in scores[name]["organs"].values()]))
         if fixed.landmarks is not None and moving.landmarks is not None:
             errors = np.linalg.norm(transforms.to_moving(each, fixed.landmarks) - moving.landmarks, axis=1)
@@ -214,7 +217,7 @@ def _scores(
 def draw(
     folder: Path, fixed: Scan, moving: Scan, outcome: RegistrationResult, organs: Mapping[str, Sequence[int]]
 ) -> None:
-    """The pictures, on the working grid; there the moving scan is shown after the affine step."""
+    """Draws the figures on the working grid, where the moving scan is shown after the affine step."""
     transform = outcome.transform
     grid, u = transform.grid, transform.displacement
     there = dataclasses.replace(grid, affine=transform.matrix @ grid.affine)
@@ -227,9 +230,9 @@ def draw(
         labels["moving_labels"] = resample.resample_labels(moving.labels, there)
         nearest = warp_nearest(jnp.asarray(labels["moving_labels"])[None, ..., None], field)
         labels["warped_labels"] = np.asarray(nearest)[0, ..., 0]
-        seen = resample.field_of_view(fixed.image.grid, grid)
+        inside = resample.field_of_view(fixed.image.grid, grid)
         for of_moving in ("moving_labels", "warped_labels"):  # the fixed labels end with the fixed field of view
-            labels[of_moving] = np.where(seen, labels[of_moving], 0)
+            labels[of_moving] = np.where(inside, labels[of_moving], 0)
     title, spacing = f"{Path(moving.image.path).name} on {Path(fixed.image.path).name}", grid.spacing
     known, like = organs or ORGANS, {"spacing": spacing, "title": title}
     with _MATPLOTLIB_LOCK:

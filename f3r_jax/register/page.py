@@ -1,4 +1,4 @@
-"""The page of one registration: what came out, in one HTML file that needs nothing beside it."""
+"""The report of one registration: a single HTML file with scores and embedded figures."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -8,14 +8,14 @@ import jinja2
 
 CAPTIONS = {
     "overlay": "Before and after: the moving scan after the affine step, the fixed scan, and the moving scan warped.",
-    "checkerboard": "Tiles of the fixed scan (grey) and the other one (tinted) in turn: edges should run on.",
-    "deformation": "The deformation without its affine part: as a grid, and how much tissue grows or shrinks.",
+    "checkerboard": "Alternating tiles of the fixed scan (grey) and the other scan (tinted): edges should continue.",
+    "deformation": "The deformation without its affine part: as a grid, and as local expansion and contraction.",
 }
 MEASURES = {"dice": "Dice, %", "asd_mm": "ASD, mm", "hd95_mm": "HD95, mm"}
 
 
-def page(summary: Mapping, pictures: Sequence[Path]) -> str:
-    """The page as HTML, from what `summary.json` holds and the PNGs."""
+def page(summary: Mapping, images: Sequence[Path]) -> str:
+    """Renders the report as HTML from the content of `summary.json` and the PNG files."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("f3r_jax.register"),
         autoescape=True,
@@ -25,7 +25,7 @@ def page(summary: Mapping, pictures: Sequence[Path]) -> str:
     )
     figures = [
         {"alt": path.stem, "caption": CAPTIONS[path.stem], "data": base64.b64encode(path.read_bytes()).decode()}
-        for path in pictures
+        for path in images
     ]
     names = {side: Path(summary["settings"][side]).name for side in ("fixed", "moving")}
     return environment.get_template("pair.html.jinja").render(
@@ -34,17 +34,17 @@ def page(summary: Mapping, pictures: Sequence[Path]) -> str:
 
 
 def stages(summary: Mapping) -> dict[str, Mapping]:
-    """Scores by stage, in order."""
+    """Scores of each stage, in order of the stages."""
     return {"before": summary["before"], "affine": summary["affine"], "after": summary}
 
 
 def similarities(summary: Mapping) -> str:
-    """MIND differences by stage, in order."""
+    """The MIND difference of each stage as text, in order of the stages."""
     return ", ".join(f"{name} {value:.4f}" for name, value in summary["similarity"].items() if value is not None)
 
 
 def _facts(summary: Mapping) -> list[tuple[str, str]]:
-    """What stands beside the scores, as (name, value)."""
+    """The rows below the table of scores, as (name, value)."""
     errors = [f"{name} {scores['tre_mm']:.2f} mm" for name, scores in stages(summary).items() if "tre_mm" in scores]
     residual = summary["inverse_residual_voxels"]
     seconds = [f"{name} {value:.1f}" for name, value in summary["seconds"].items()]

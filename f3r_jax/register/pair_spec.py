@@ -1,4 +1,7 @@
-"""One pair to register, from files to files: what a command line asks for, or a row of a table."""
+"""The registration of one pair, from input files to output files.
+
+A pair comes from the flags of the command or from a row of a table.
+"""
 
 import dataclasses
 import json
@@ -21,7 +24,7 @@ SIDES = ("fixed", "moving")
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """One scan and what goes with it; a modality of None is told by the intensities."""
+    """The files of one scan. A modality of None is detected from the intensities."""
 
     path: str
     modality: str | None = None  # "ct" | "mr"
@@ -32,18 +35,18 @@ class Files:
 
 @dataclasses.dataclass(frozen=True)
 class PairSpec:
-    """A pair, and all else that its result hangs on."""
+    """A pair to register and every setting that affects its result."""
 
     fixed: Files
     moving: Files
     settings: pipeline.Settings
     organs: Mapping[str, tuple[int, ...]] | None  # label values; all if None
     ct_window: tuple[float, float]
-    learn2reg: bool  # whether the field is written in that form too
+    learn2reg: bool  # whether to write the field in Learn2Reg's format too
 
 
 def check_pair(task: PairSpec, network: Network | None) -> None:
-    """Raises a UserError for a mistake that shows without reading voxels."""
+    """Raises a UserError for mistakes that can be found without reading voxels."""
     pipeline.refinement(task.settings)
     if task.settings.affine not in pipeline.AFFINE_STEPS:
         itk_affine.read_matrix(Path(task.settings.affine))
@@ -54,28 +57,28 @@ def check_pair(task: PairSpec, network: Network | None) -> None:
 
 
 def network_of(settings: pipeline.Settings) -> Network | None:
-    """The network of the checkpoint, if there is one."""
+    """Loads the network of the checkpoint; None without a checkpoint."""
     return trained_network.load(settings.checkpoint, settings.step) if settings.checkpoint else None
 
 
 def register_pair(
     task: PairSpec, output: Path, *, network: Network | None, command: str, note: Callable[[str], None] | None = None
 ) -> dict:
-    """Registers a pair and writes the result to a folder; returns what `summary.json` holds.
+    """Registers a pair and writes the result to a folder; returns the content of `summary.json`.
 
     Args:
       task: the pair.
-      output: where the result goes; what an older one left there is replaced.
-      network: that of the settings' checkpoint.
-      command: what was typed, for `summary.json`.
-      note: takes a line as each part ends; None: nothing is shown.
+      output: the folder for the result; an older result in it is replaced.
+      network: the network of the settings' checkpoint.
+      command: the command line, for `summary.json`.
+      note: called with one line of text after each stage; None prints nothing.
 
     Raises:
-      UserError: files that can't be read or don't fit, or scans that can't be registered.
+      UserError: files that cannot be read or do not match, or scans that cannot be registered.
     """
     fixed, moving = (_read(task, side, note) for side in SIDES)
     if note and fixed.modality == moving.modality:
-        note(f"both scans are {fixed.modality.upper()}: MIND serves, a network for CT and MR may not")
+        note(f"both scans are {fixed.modality.upper()}: MIND works, a network for CT and MR may not")
     organs = _organs_in(fixed, moving, task.organs)
     found = pipeline.register_scans(fixed, moving, task.settings, network=network, note=note)
     facts = {
@@ -90,7 +93,7 @@ def register_pair(
 
 
 def recorded(task: PairSpec, network: Network | None) -> dict[str, object]:
-    """The settings as JSON keeps them, by flag: two results with the same ones are the same."""
+    """The settings as stored in JSON, one key per flag. Results with equal settings are interchangeable."""
     sides = {side: getattr(task, side) for side in SIDES}
     values = {side: files.path for side, files in sides.items()}
     for side, files in sides.items():
@@ -105,16 +108,18 @@ def _read(task: PairSpec, side: str, note: Callable[[str], None] | None) -> Scan
     options = {name: value for name, value in vars(files).items() if name != "path"}
     scan = scans.read(files.path, **options, ct_window=task.ct_window)
     if note:
-        how = "as given" if files.modality else f"by its intensities; --{side}_modality says otherwise"
+        how = "as given" if files.modality else f"by its intensities; change it with --{side}_modality"
         note(f"{side}: {files.path}, {scan.modality.upper()} ({how})")
     return scan
 
 
 def _organs_in(fixed: Scan, moving: Scan, organs: Mapping[str, Sequence[int]] | None) -> dict[str, tuple[int, ...]]:
-    """The label values to score by organ: those given, or all that occur, named as in the configs where they can be.
+    """The label values to score for each organ: the given ones, or all that occur.
+
+    Values that the configs name get that name, others `label_N`.
 
     Raises:
-      UserError: a value that neither label map holds.
+      UserError: an organ of which neither label map has a voxel.
     """
     if fixed.labels is None or moving.labels is None:
         return {}

@@ -1,7 +1,7 @@
-"""From two scans to a transform: affine step, network, refinement. What `python -m f3r_jax.register` does.
+"""Registers two scans: affine step, network, instance optimisation. Used by `python -m f3r_jax.register`.
 
-A world matrix M takes mm (RAS+) of the fixed scan's frame to mm of the moving scan's; u is a displacement in voxels of
-the working grid, whose affine is A. A voxel p of that grid shows what the moving scan has at M A (p + u(p)).
+The matrix M maps mm (RAS+) of the fixed scan's frame to mm of the moving scan's frame. u is a displacement in voxels of
+the working grid, whose affine is A. Voxel p of that grid corresponds to the point M A (p + u(p)) of the moving scan.
 """
 
 import dataclasses
@@ -35,20 +35,20 @@ from f3r_jax.workdir import trained_network
 from f3r_jax.workdir.trained_network import Network
 
 AFFINE_STEPS = ("none", "rigid", "affine")
-FINEST = 1.0  # mm, of the working grid by default
-LARGE = 2**23  # voxels: from there on the peaks of all parts together could be 16 GB
+FINEST = 1.0  # mm, lower limit of the default spacing of the working grid
+LARGE = 2**23  # voxels: on larger grids the memory peaks of all stages could add up to 16 GB
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How to register. Each is a flag of `f3r_jax.register`."""
+    """Settings of a registration. Each is a flag of `f3r_jax.register`."""
 
-    affine: str = "affine"  # one of AFFINE_STEPS, or the file of a matrix
-    spacing: float | None = None  # mm, of the working grid; that of `working_spacing` if None
+    affine: str = "affine"  # one of AFFINE_STEPS, or the path of a matrix file
+    spacing: float | None = None  # mm, of the working grid; `working_spacing` if None
     checkpoint: Path | None = None  # folder of a training run
     step: int | None = None  # of the checkpoint; the newest if None
     refine: bool = True
-    iterations: int | None = None  # of each level of the refinement; those of refine.py if None
+    iterations: int | None = None  # per level of instance optimisation; its defaults if None
     lam: float = REFINEMENT.lam
     mind: str = REFINEMENT.mind
     diffeomorphic: bool = REFINEMENT.diffeomorphic
@@ -56,15 +56,15 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class RegistrationResult:
-    """What a registration found. Similarities are those of `mind_l1` where both scans may be compared."""
+    """Result of a registration. Similarities are values of `mind_l1` inside both masks."""
 
     transform: Transform
-    initial: Matrix  # where the affine step began
-    similarity: dict[str, float]  # "initial", "affine", "network", "refined": those that apply
+    initial: Matrix  # the start of the affine step
+    similarity: dict[str, float]  # "initial", "affine", "network", "refined": the stages that were run
     folding_percent: float
     seconds: dict[str, float]
     fixed: Float[np.ndarray, "x y z"]  # the scan in [0, 1] on the working grid
-    moving: Float[np.ndarray, "x y z"]  # the same, through the affine step
+    moving: Float[np.ndarray, "x y z"]  # the same, after the affine step
 
 
 def register_scans(
@@ -75,17 +75,17 @@ def register_scans(
     network: Network | None = None,
     note: Callable[[str], None] | None = None,
 ) -> RegistrationResult:
-    """Registers two scans; `note` gets a line as each part ends, and without it nothing is shown.
+    """Registers two scans.
 
     Args:
-      fixed: the scan on whose grid the result lies.
+      fixed: the scan that is the reference.
       moving: the scan that is warped.
-      settings: how.
-      network: that of the settings' checkpoint; loaded if None.
-      note: takes a line.
+      settings: the settings.
+      network: the network of the settings' checkpoint; loaded if None.
+      note: called with one line of text after each stage; None prints nothing.
 
     Raises:
-      UserError: scans that share nothing, a network for another direction, or a matrix file that can't be read.
+      UserError: scans that do not overlap, a network for the other direction, or an unreadable matrix file.
     """
     clock, chosen = StageTimer(note or (lambda line: None)), refinement(settings)
     if settings.checkpoint is not None:
@@ -109,7 +109,8 @@ def register_scans(
     if settings.refine:
         u = volumes.refined(u, chosen, shown=note is not None)
         similarity["refined"] = volumes.similarity(u, settings.mind)
-        clock.stop("refinement", f"refinement: similarity {similarity['affine']:.4f} -> {similarity['refined']:.4f}")
+        change = f"{similarity['affine']:.4f} -> {similarity['refined']:.4f}"
+        clock.stop("refinement", f"instance optimisation: similarity {change}")
     if u is None:
         u = np.zeros((*grid.shape, 3), np.float32)
     folding = float(folding_percent(jnp.asarray(u)[None])[0])
@@ -119,19 +120,19 @@ def register_scans(
 
 
 def working_spacing(fixed: Scan, moving: Scan) -> float:
-    """1 mm, or the scans' finest voxel edge where that is more.
+    """The default spacing of the working grid in mm: the scans' smallest voxel edge, but at least 1 mm.
 
-    Finer voxels hold interpolation alone, which MIND would compare: a real pair of 3 mm folded in 0.00 % of voxels at
-    3 mm, 0.25 % at 2 mm and over 1 % at 1 mm, with the same mean Dice within 2.
+    Finer voxels would only contain interpolated values, which MIND would compare. A real pair of 3 mm folded in 0.00 %
+    of voxels at 3 mm, 0.25 % at 2 mm and over 1 % at 1 mm; the mean Dice differed by at most 2.
     """
     return max(FINEST, float(min(fixed.image.spacing.min(), moving.image.spacing.min())))
 
 
 def refinement(settings: Settings) -> Refinement:
-    """The settings of the refinement; after a network it has fewer levels.
+    """The settings of instance optimisation; after a network it has fewer levels.
 
     Raises:
-      UserError: a number of iterations that the refinement can't take.
+      UserError: an invalid number of iterations.
     """
     begin = REFINEMENT if settings.checkpoint is None else AFTER_NETWORK
     levels = begin.levels
@@ -150,7 +151,7 @@ def refinement(settings: Settings) -> Refinement:
 
 
 def align(fixed: Scan, moving: Scan, how: str) -> tuple[Matrix, Matrix]:
-    """(matrix after the affine step, matrix before it): a file's matrix, the headers' frame, or a fit."""
+    """(matrix after the affine step, matrix before it), from a matrix file, the headers or a fit."""
     if how not in AFFINE_STEPS:
         matrix = itk_affine.read_matrix(Path(how))
         return matrix, matrix
@@ -159,7 +160,7 @@ def align(fixed: Scan, moving: Scan, how: str) -> tuple[Matrix, Matrix]:
         if not related:
             raise UserError(
                 f"{moving.image.path}: does not overlap {fixed.image.path} in space by their headers; with "
-                "--affine=none expected scans in one frame: leave it out, or give a matrix file"
+                "--affine=none expected scans in one frame: omit it, or give a matrix file"
             )
         return np.eye(4), np.eye(4)
     initial = np.eye(4)
@@ -179,17 +180,17 @@ def align(fixed: Scan, moving: Scan, how: str) -> tuple[Matrix, Matrix]:
 
 
 def predict_displacement(network: Network, fixed: Scan, moving: Scan, volumes: "WorkingVolumes") -> np.ndarray:
-    """The displacement (x y z 3) on the grid of `volumes` by a trained network, at the spacing that it knows."""
+    """Predicts the displacement (x y z 3) on the grid of `volumes`; the network runs at its training spacing."""
     grid, own = volumes.grid, scans.covering(volumes.grid, spacing=tuple(network.config.data.spacing))
     same = own.shape == grid.shape and np.allclose(own.affine, grid.affine, rtol=0, atol=1e-3)
-    seen = volumes if same else WorkingVolumes(fixed, moving, own, volumes.matrix)
-    displacement, _ = network.predict(network.params, seen.moving, seen.fixed)
+    inputs = volumes if same else WorkingVolumes(fixed, moving, own, volumes.matrix)
+    displacement, _ = network.predict(network.params, inputs.moving, inputs.fixed)
     displacement = np.asarray(displacement)[0]
     return displacement if same else transforms.resampled(Transform(own, volumes.matrix, displacement), grid)
 
 
 class WorkingVolumes:
-    """Both scans on a working grid, the moving one through a matrix, and where they may be compared."""
+    """Both scans on a working grid, the moving one after the affine `matrix`, with masks of the voxels to compare."""
 
     def __init__(self, fixed: Scan, moving: Scan, grid: Grid, matrix: Matrix) -> None:
         self.grid, self.matrix = grid, matrix
@@ -201,11 +202,11 @@ class WorkingVolumes:
         )
 
     def images(self) -> tuple[np.ndarray, np.ndarray]:
-        """Fixed and moving as arrays (x y z)."""
+        """The fixed and the moving image as arrays (x y z)."""
         return np.asarray(self.fixed)[0, ..., 0], np.asarray(self.moving)[0, ..., 0]
 
     def similarity(self, u: np.ndarray | None, mind: str) -> float | None:
-        """Mean absolute difference of MIND where both show something; None where nothing overlaps."""
+        """Mean absolute MIND difference inside both masks; None if they do not overlap."""
         warped, mask = self.moving, self._moving_mask
         if u is not None:
             field = jnp.asarray(u)[None]
@@ -214,7 +215,10 @@ class WorkingVolumes:
         return float(mind_l1(self.fixed, warped, preset=mind, mask=mask.astype(jnp.float32))) if mask.any() else None
 
     def refined(self, start: np.ndarray | None, settings: Refinement, *, shown: bool) -> np.ndarray:
-        """The displacement (x y z 3) after refinement from `start`, or from zero; `shown`: with a bar."""
+        """Runs instance optimisation from `start`, or from zero; returns the displacement (x y z 3).
+
+        `shown` adds a progress bar.
+        """
         masks = {"fixed_mask": self._fixed_mask, "moving_mask": self._moving_mask}
         start = None if start is None else jnp.asarray(start)[None]
         with Progress("refining", calls(settings)) if shown else nullcontext() as bar:
@@ -224,7 +228,7 @@ class WorkingVolumes:
 
 
 class StageTimer:
-    """Seconds of each part, told as it ends. Then the memory of a large grid's goes back to the system."""
+    """Times each stage and reports it. For large grids, freed memory is then returned to the system."""
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self.seconds: dict[str, float] = {}
@@ -244,10 +248,10 @@ def _data(image: object) -> np.ndarray | None:
 
 
 def check_direction(network: Network, modality: str, moving: PathLike) -> None:
-    """Raises a UserError unless the network was trained to warp a scan of that modality."""
+    """Raises a UserError unless the network was trained with this modality as the moving scan."""
     expected = "ct" if network.config.data.direction == "ct_to_mr" else "mr"
     if modality != expected:
         raise UserError(
-            f"{network.source}: was trained with the {expected.upper()} as the moving scan, found that "
+            f"{network.source}: was trained with the {expected.upper()} as the moving scan, but "
             f"{moving} is {modality.upper()}; swap fixed and moving, or give another checkpoint"
         )

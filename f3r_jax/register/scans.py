@@ -1,6 +1,6 @@
-"""Two scans of a user as a registration takes them, and the grid on which they meet.
+"""Reading of the two scans of a registration, and their common working grid.
 
-Volumes are read in canonical orientation; `stored` remembers the axes of the file. Letters: x y z voxels.
+Volumes are read in canonical orientation; `stored` keeps the axes of the file. Letters: x y z voxels.
 """
 
 import dataclasses
@@ -16,19 +16,19 @@ from f3r_jax.config import CT_WINDOW, MR_PERCENTILES
 from f3r_jax.data import nifti, pairs, preprocess, resample
 from f3r_jax.data.nifti import Grid, Image, PathLike
 
-MULTIPLE = 16  # voxels: grids come in few sizes, so that programs compiled for one serve the next pair too
-MARGIN = 16.0  # mm around the part that both scans show: a field may need to reach there
+MULTIPLE = 16  # voxels: few different grid sizes, so that compiled functions are reused for other pairs
+MARGIN = 16.0  # mm around the shared field of view, as a displacement may point there
 
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """One scan with what goes with it, all on the image's canonical grid."""
+    """One scan with its mask, labels and landmarks, all on the image's canonical grid."""
 
     image: Image  # as stored: HU for CT
     normalised: Image  # in [0, 1]
     modality: str  # "ct" | "mr"
-    stored: Grid  # in the file's own order of axes
-    mask: Image | None = None  # what may drive the registration; None: all of the field of view
+    stored: Grid  # with the axes as stored in the file
+    mask: Image | None = None  # voxels to compare; None: the whole field of view
     labels: Image | None = None
     landmarks: Float[np.ndarray, "n 3"] | None = None  # mm, RAS+
 
@@ -42,10 +42,10 @@ def read(
     landmarks: PathLike | None = None,
     ct_window: Sequence[float] = CT_WINDOW,
 ) -> Scan:
-    """Reads a scan; a modality of None is told by the intensities.
+    """Reads a scan; a modality of None is detected from the intensities.
 
     Raises:
-      UserError: a file that is missing, unfit or on another grid than the image; a modality that can't be told.
+      UserError: a file is missing, invalid or on another grid than the image, or the modality cannot be detected.
     """
     image = nifti.read(path)
     if modality is None:
@@ -56,26 +56,26 @@ def read(
         if others[what] is not None:
             nifti.check_same_grid(image, others[what])
     if others["mask"] is not None and not others["mask"].data.any():
-        raise UserError(f"{mask}: the mask is empty, expected voxels above 0 where the scan may be compared")
+        raise UserError(f"{mask}: the mask is empty, expected values above 0 at the voxels to compare")
     normalised = preprocess.normalise(image, modality, ct_window=ct_window, mr_percentiles=MR_PERCENTILES)
     points = pairs.read_landmarks(Path(landmarks)) if landmarks else None
     return Scan(image, normalised, modality, nifti.read_stored_grid(path), landmarks=points, **others)
 
 
 def common_grid(fixed: Grid, moving: Grid, matrix: Float[np.ndarray, "4 4"], *, spacing: float) -> Grid:
-    """A grid along the fixed scan's axes over what both scans show, in cubes of `spacing` mm.
+    """The working grid: along the fixed scan's axes, over the shared field of view, with cubic voxels of `spacing` mm.
 
-    `matrix` takes mm of the fixed frame to mm of the moving one. The part of the fixed field of view which the moving
-    one covers gets a margin; the sizes are whole multiples of 16 voxels.
+    `matrix` maps mm of the fixed frame to mm of the moving frame. The grid covers the part of the fixed field of view
+    that the moving one covers too, and a margin. Its sizes are multiples of 16 voxels.
 
     Raises:
-      UserError: the two fields of view share nothing.
+      UserError: the two fields of view do not overlap.
     """
     voxels = _shared_voxels(fixed, moving, matrix)
     if voxels is None:
         raise UserError(
-            f"{moving.path}: shows nothing of what {fixed.path} shows after the affine step; expected scans of the "
-            "same part of the body"
+            f"{moving.path}: does not overlap {fixed.path} after the affine step; expected scans of the same part of "
+            "the body"
         )
     margin = MARGIN / fixed.spacing
     low = np.maximum(voxels.min(axis=0) - margin, -0.5)
@@ -85,20 +85,20 @@ def common_grid(fixed: Grid, moving: Grid, matrix: Float[np.ndarray, "4 4"], *, 
 
 
 def covering(grid: Grid, *, spacing: Numbers) -> Grid:
-    """A grid of another spacing (mm) over the same field of view; the sizes are whole multiples of 16 voxels."""
+    """A grid of another spacing (mm) over the same field of view; its sizes are multiples of 16 voxels."""
     centre = grid.affine[:3, :3] @ ((np.asarray(grid.shape) - 1) / 2) + grid.affine[:3, 3]
     return _over(grid, centre, np.asarray(grid.shape) * grid.spacing, np.asarray(spacing, np.float64))
 
 
 def no_finer(grid: Grid, spacing: float) -> Grid:
-    """The grid itself, or where its voxels are finer than `spacing` mm, one of that spacing over its field of view."""
+    """The grid itself, or a grid of `spacing` mm over its field of view if its voxels are finer than that."""
     if (grid.spacing >= spacing * (1 - 1e-6)).all():
         return grid
     return covering(grid, spacing=np.maximum(grid.spacing, spacing))
 
 
 def on_grid(scan: Scan, grid: Grid) -> tuple[Float[np.ndarray, "x y z"], Bool[np.ndarray, "x y z"]]:
-    """(intensities in [0, 1], where they may be compared) at the voxels of a grid that leads to the scan's frame."""
+    """Resamples a scan on a grid in its frame: (intensities in [0, 1], mask of the voxels to compare)."""
     inside = resample.field_of_view(scan.image.grid, grid)
     if scan.mask is not None:
         inside &= resample.resample_labels(scan.mask, grid) > 0
@@ -106,7 +106,7 @@ def on_grid(scan: Scan, grid: Grid) -> tuple[Float[np.ndarray, "x y z"], Bool[np
 
 
 def _over(like: Grid, centre: np.ndarray, length: np.ndarray, spacing: np.ndarray) -> Grid:
-    """A grid along the axes of another, over at least `length` mm about `centre` (mm)."""
+    """A grid along the axes of `like` that covers at least `length` mm around `centre` (mm)."""
     shape = (np.ceil(length / spacing / MULTIPLE - 1e-6).astype(int) * MULTIPLE).clip(MULTIPLE)
     affine = np.eye(4)
     affine[:3, :3] = like.affine[:3, :3] / like.spacing * spacing
@@ -115,8 +115,8 @@ def _over(like: Grid, centre: np.ndarray, length: np.ndarray, spacing: np.ndarra
 
 
 def _shared_voxels(fixed: Grid, moving: Grid, matrix: np.ndarray) -> np.ndarray | None:
-    """Points of a lattice over the fixed field of view that the moving one covers, in fixed voxels (n 3)."""
-    ticks = [np.linspace(-0.5, size - 0.5, resample.LATTICE * 2 + 1) for size in fixed.shape]
+    """Regular points of the fixed field of view that the moving one covers, in fixed voxels (n 3); None without any."""
+    ticks = [np.linspace(-0.5, size - 0.5, resample.OVERLAP_POINTS * 2 + 1) for size in fixed.shape]
     points = np.stack(np.meshgrid(*ticks, indexing="ij"), axis=-1).reshape(-1, 3)
     to_moving = np.linalg.inv(moving.affine) @ matrix @ fixed.affine
     there = points @ to_moving[:3, :3].T + to_moving[:3, 3]

@@ -2,9 +2,9 @@
 
   python -m f3r_jax.report RUNS... --output=report
 
-RUNS are run folders, or folders with runs anywhere below. The output holds index.html, which needs no other file,
-report.md, and the tables and figures as CSV, PNG and SVG. All numbers come from the runs' evaluations. What can't be
-read is listed in the report; the exit status is 0 only if all was read, 1 if not.
+RUNS are run folders, or folders with runs at any depth. The output contains index.html, which needs no other file,
+report.md, and the tables and figures as CSV, PNG and SVG. All numbers come from the runs' evaluations. Everything that
+can't be read is listed in the report. The exit status is 0 if all was read, otherwise 1.
 """
 
 import sys
@@ -22,7 +22,7 @@ _OUTPUT = flags.DEFINE_string("output", "report", "Folder of the report; an earl
 
 
 def main(argv: Sequence[str]) -> int:
-    """Reads the flags, writes the report and says what could not be read."""
+    """Reads the flags, writes the report and prints what could not be read."""
     if not argv[1:]:
         raise UserError("expected RUNS... [--output=FOLDER]: folders of runs, or folders that contain them")
     output = Path(_OUTPUT.value)

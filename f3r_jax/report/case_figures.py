@@ -1,4 +1,4 @@
-"""Figures of one test case: what each method made of it (the paper's Figs. 4 and 5), and features inside (Fig. 6).
+"""Figures of one test case: the result of each method (the paper's Figs. 4 and 5), and feature maps (Fig. 6).
 
 Letters: x y z voxels of the fixed grid, c channels. Slices are axial, in mm, with the patient's right on the left.
 """
@@ -21,8 +21,8 @@ from f3r_jax.report.charts import NORMAL, SMALL, page
 
 WIDTH, RAIL, GAP, HEAD, EDGE = 7.6, 0.34, 0.03, 0.24, 0.05  # inches: page, row names, between panels, headings, margin
 COLUMNS = ("Warped, fixed outlines", "Worst liver region", "Deformed grid", "log Jacobian")
-JACOBIAN_RANGE = 0.7  # of the log determinant: half to twice the volume
-MAPS = 16  # feature maps in a row, as in the paper
+JACOBIAN_RANGE = 0.7  # limit of the log determinant: half to twice the volume
+MAPS = 16  # feature maps per row, as in the paper
 
 
 class Shown(NamedTuple):
@@ -34,10 +34,11 @@ class Shown(NamedTuple):
 
 
 def comparison(case: Case, shown: Sequence[Shown], organs: Mapping[str, Sequence[int]]) -> Figure:
-    """Fixed and moving image, and a row a method: warped image and zoom with the fixed outlines, grid, log Jacobian.
+    """Fixed and moving image, and one row per method: warped image, zoom, deformed grid and log Jacobian.
 
-    The slice and the zoom are where the methods together leave the liver worst (the first organ, if none is named so);
-    without labels, where warping changed the image most.
+    The fixed outlines are drawn on the warped image and the zoom. The slice and the zoom show the largest liver error
+    of all methods together (the first organ's if there is no liver). Without labels they show where warping changed
+    the image most.
     """
     view, window = _worst(case, shown, organs)
     aspect = slices.aspect(case.fixed.shape, case.spacing, view)
@@ -82,9 +83,9 @@ def comparison(case: Case, shown: Sequence[Shown], organs: Mapping[str, Sequence
 
 
 def features(streams: Mapping[str, Mapping[str, Float[np.ndarray, "c x y"]]]) -> Figure:
-    """Feature maps of each stream, a row a block, 16 maps a row, each in its own grey scale.
+    """Feature maps of each stream, one row per block with at most 16 maps, each in its own grey scale.
 
-    Of more than 16 channels those that vary most in the slice are drawn, in their order.
+    If a block has more than 16 channels, those that vary most in the slice are drawn, in their order.
     """
     first = next(iter(next(iter(streams.values())).values()))
     aspect = first.shape[2] / first.shape[1]
@@ -121,16 +122,16 @@ def varied(maps: Float[np.ndarray, "c x y"]) -> Float[np.ndarray, "n x y"]:
 
 def _worst(case: Case, shown: Sequence[Shown], organs: Mapping) -> tuple[View, tuple[float, float, float, float]]:
     liver = organs["liver"] if "liver" in organs else next(iter(organs.values()))
-    left = np.zeros(case.fixed.shape, np.float32)
+    errors = np.zeros(case.fixed.shape, np.float32)
     for one in shown:
         labels = one.registration.warped_labels
         if case.fixed_labels is not None and labels is not None:
-            left += np.isin(labels, liver) ^ np.isin(case.fixed_labels, liver)
-    if not left.any():
+            errors += np.isin(labels, liver) ^ np.isin(case.fixed_labels, liver)
+    if not errors.any():
         for one in shown:
-            left += np.abs(one.registration.warped - case.moving)
-    view = View(slices.AXIAL, int(np.argmax(left.sum(axis=(0, 1)))))
-    return slices.busiest_window(left, [view], case.spacing)
+            errors += np.abs(one.registration.warped - case.moving)
+    view = View(slices.AXIAL, int(np.argmax(errors.sum(axis=(0, 1)))))
+    return slices.busiest_window(errors, [view], case.spacing)
 
 
 def _image(
@@ -153,14 +154,14 @@ def _jacobian(ax: Axes, case: Case, registration: Registration, view: View) -> N
     logarithm = np.log(np.maximum(determinant, metrics.SMALLEST_DETERMINANT))
     bounds = (-JACOBIAN_RANGE, JACOBIAN_RANGE)
     slices.draw(ax, logarithm, view, case.spacing, bounds, cmap="RdBu_r")
-    # Black, as the panel is bright on a dark page too.
+    # Black, because the panel is bright on a dark page too.
     slices.outline(ax, view.cut(slices.body(case.fixed)), view, case.spacing, color="black", linewidth=0.6)
     folds = np.where(determinant <= 0, 1.0, np.nan)
     slices.draw(ax, folds, view, case.spacing, (0.0, 1.0), cmap="gray_r", interpolation="nearest")
 
 
 def _legend(figure: Figure, case: Case, organs: Mapping, lefts: np.ndarray, height: float, total: float) -> None:
-    """In the cells beside the fixed and the moving image, which have no deformation."""
+    """Draws the legend next to the fixed and the moving image, which have no grid and no Jacobian."""
     handles = [
         Line2D([], [], color=COLOURS[n % len(COLOURS)], linewidth=2.5, label=name.replace("_", " "))
         for n, name in enumerate(organs)

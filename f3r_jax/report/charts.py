@@ -1,8 +1,8 @@
-"""Figures of a report: each as PNG, as SVG and as SVG that takes a page's colours, and the charts among them.
+"""Charts of a report, and the files of its figures: PNG, SVG, and SVG in the colours of a page.
 
-A chart has a panel a method: its own line in colour over those of all others in grey, on shared axes. Ten lines in one
-panel can't be told apart, least of all by readers who don't see colours; here none needs a colour of its own.
-Figures are built without pyplot, so no state is shared between them.
+A chart has one panel per method: its own line in colour over those of all others in grey, on shared axes. Ten lines in
+one panel can't be distinguished, least of all by colour-blind readers. Here no line needs a colour of its own.
+Figures are built without pyplot, so they share no state.
 """
 
 import io
@@ -22,25 +22,25 @@ from matplotlib.ticker import MaxNLocator
 from f3r_jax.evaluate.slices import INK, MUTED
 
 DPI = 150
-LINE, OTHERS, ACCENT, RIVAL = "#dcdcdc", "#b4b4b4", "#0068a8", "#b3480a"
-# What a page makes of the colours: it defines these variables for light and for dark.
+LINE, OTHERS, ACCENT, BASELINE = "#dcdcdc", "#b4b4b4", "#0068a8", "#b3480a"
+# On a page the colours become variables, which it defines for light and for dark.
 PAGE_COLOURS = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
     LINE: "var(--line)",
     OTHERS: "var(--faint)",
     ACCENT: "var(--accent)",
-    RIVAL: "var(--rival)",
+    BASELINE: "var(--baseline)",
 }
 SMALL, NORMAL = 7.5, 8.5  # points
 WIDTH, PANEL_HEIGHT, COLUMNS = 9.0, 1.75, 4  # inches
-SMOOTHED = 25  # steps that a training curve averages
+SMOOTHED = 25  # steps in the running mean of a training curve
 
 Numbers = Real[np.ndarray, "n"]
 
 
 class Curve(NamedTuple):
-    """A line, with the band around it that is shaded, and whether it is one of the paper's own networks."""
+    """A line, the shaded band around it, and whether it is one of the paper's own networks."""
 
     x: Numbers
     y: Numbers
@@ -58,7 +58,7 @@ class Dots(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """A figure that was written: the stem of its files, the words with it and its SVG for a page."""
+    """A written figure: the stem of its files, its title and caption, and its SVG for a page."""
 
     stem: str
     title: str
@@ -70,14 +70,14 @@ class Drawing(NamedTuple):
 def charts(
     curves: Mapping[str, Curve], *, x_label: str, y_label: str, marked: bool = False, x_ticks: Sequence[float] = ()
 ) -> Figure:
-    """A panel a curve, with the others in grey behind it.
+    """Draws one panel per curve, with the others in grey behind it.
 
     Args:
-      curves: by the name over the panel.
-      x_label: of all panels.
-      y_label: of all panels.
-      marked: whether the points are marked, as few measured ones should be.
-      x_ticks: where the ticks are; even steps if empty or more than 6.
+      curves: the curves by the titles of their panels.
+      x_label: label of x for all panels.
+      y_label: label of y for all panels.
+      marked: whether to mark the points, for a few measured ones.
+      x_ticks: positions of the ticks; even steps if empty or more than 6.
     """
     columns = min(COLUMNS, max(2, len(curves)))
     rows = -(-len(curves) // columns)
@@ -101,7 +101,7 @@ def charts(
 
 
 def dots(panels: Mapping[str, Sequence[Dots]]) -> Figure:
-    """A panel a measure and a line a method: every case, their mean, and the paper's mean as a hollow diamond."""
+    """One panel per measure and one line per method: all cases, their mean, the paper's mean as a hollow diamond."""
     count = max(len(rows) for rows in panels.values())
     figure = page((WIDTH, 0.75 + 0.24 * count), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -109,7 +109,7 @@ def dots(panels: Mapping[str, Sequence[Dots]]) -> Figure:
         _dress(ax, name)
         ax.grid(axis="x", color=LINE, linewidth=0.5)
         for n, row in enumerate(rows):
-            colour = {True: ACCENT, False: RIVAL, None: MUTED}[row.own]
+            colour = {True: ACCENT, False: BASELINE, None: MUTED}[row.own]
             ax.plot(row.cases, np.full(len(row.cases), n), "|", color=colour, markersize=6, alpha=0.45)
             ax.plot(np.mean(row.cases), n, "o", color=colour, markersize=6)
             if row.printed is not None:
@@ -128,13 +128,13 @@ def page(size: tuple[float, float], **options) -> Figure:
 
 
 def save(figure: Figure, folder: Path, stem: str, *, title: str, caption: str) -> Drawing:
-    """Writes stem.png and stem.svg, and keeps the SVG for a page."""
+    """Writes stem.png and stem.svg; the returned drawing contains the SVG for a page."""
     options = {"svg.hashsalt": stem, "svg.fonttype": "path"}
     with mpl.rc_context(options):
         figure.savefig(folder / f"{stem}.png", metadata={"Software": None})
         figure.savefig(folder / f"{stem}.svg", metadata={"Date": None})
     text = io.StringIO()
-    # Text stays text there, in the page's font; names are hashed with the stem, as several figures share a page.
+    # Text stays text there, in the page's font. Ids are hashed with the stem, because several figures share a page.
     with mpl.rc_context(options | {"svg.fonttype": "none"}):
         figure.patch.set_visible(False)
         figure.savefig(text, format="svg", metadata={"Date": None}, dpi=DPI)
@@ -143,12 +143,12 @@ def save(figure: Figure, folder: Path, stem: str, *, title: str, caption: str) -
 
 
 def for_page(svg: str, title: str) -> str:
-    """An SVG file as an element of a page: no size of its own, no names twice, the page's font and colours."""
+    """Turns an SVG file into an element of a page: without a size, with unique ids and the page's font and colours."""
     svg = svg[svg.index("<svg") :]
     head, rest = svg.split(">", 1)
     head = re.sub(r' (width|height)="[^"]*"', "", head)
     rest = re.sub(r"<metadata>.*?</metadata>", "", rest, flags=re.DOTALL)
-    # What nothing refers to is numbered alike in every figure.
+    # Ids without a reference are equal in all figures, so they are removed.
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', rest))
     rest = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", rest)
     rest = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 system-ui, sans-serif", rest)
@@ -159,14 +159,14 @@ def for_page(svg: str, title: str) -> str:
 
 
 def smoothed(x: Numbers, y: Numbers) -> tuple[np.ndarray, np.ndarray]:
-    """A running mean over SMOOTHED values, where there are that many, at the middle step of each."""
+    """Running mean over SMOOTHED values, or over a quarter of a short curve, at the middle steps."""
     width = min(SMOOTHED, max(1, len(x) // 4))
     kernel = np.full(width, 1 / width)
     return np.convolve(x, kernel, "valid"), np.convolve(y, kernel, "valid")
 
 
 def _highlight(ax: Axes, curve: Curve, *, marked: bool) -> None:
-    colour = ACCENT if curve.own else RIVAL
+    colour = ACCENT if curve.own else BASELINE
     if curve.half_band is not None and len(curve.x) > 1:
         low, high = curve.y - curve.half_band, curve.y + curve.half_band
         ax.fill_between(curve.x, low, high, color=colour, alpha=0.13, linewidth=0, zorder=0)

@@ -1,6 +1,6 @@
 """Compares the methods of a study: the rows of Tables 2 and 3, and Dice over lambda.
 
-A measure is a score and a region, as `study` names them: "asd_mm/liver", "dice/mean", "folding_percent".
+A measure is a score and a region, as in `run_scores`: "asd_mm/liver", "dice/mean", "folding_percent".
 """
 
 import dataclasses
@@ -28,45 +28,45 @@ class Cell(NamedTuple):
     std: float
     count: int
     best: bool
-    p: float | None  # of the paired test against the best row; None for the best row, or where nothing is shared
+    p: float | None  # of the paired test against the best row; None for the best row, or without shared cases
     seeds: tuple[float, ...]  # the mean of each seed
     printed: paper_results.Spread | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A method at its best setting, or "moving"."""
+    """A method at its best setting, or "moving", the pair before registration."""
 
     label: str
     system: str
-    runs: list[Run]  # those that the row is made from, one a seed
-    tried: list[Run]  # all of the method
+    runs: list[Run]  # the runs that the row is computed from, one per seed
+    tried: list[Run]  # all runs of the method
     cases: dict[CaseKey, Scores]
 
     @property
     def lam(self) -> float | None:
-        """Its lambda."""
+        """Lambda of its runs."""
         return self.runs[0].lam if self.runs else None
 
     @property
     def seeds(self) -> list[int]:
-        """Those of its runs."""
+        """Seeds of its runs."""
         return sorted({run.config.seed for run in self.runs})
 
     @property
     def parameters(self) -> int | None:
-        """How many numbers were trained."""
+        """Number of trained parameters."""
         return int(self.runs[0].summary["parameters"]) if self.runs else None
 
     def seconds(self, device: str) -> float | None:
-        """Mean seconds a pair on "cpu" or "gpu", over all runs of the method: lambda does not change the time."""
+        """Mean seconds per pair on "cpu" or "gpu", over all runs of the method: lambda does not change the time."""
         here = [run.summary["seconds_per_pair"] for run in self.tried if _device(run) == device]
         return run_scores.mean(here) if here else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """The rows of one setting, in the paper's order, and what can be said of each cell."""
+    """The rows of one setting, in the paper's order, and their cells."""
 
     setting: Setting
     rois: list[str]
@@ -74,7 +74,7 @@ class Table:
     cells: dict[tuple[str, str], Cell]  # (system, measure)
 
     def cell(self, row: Row, measure: str) -> Cell:
-        """One cell."""
+        """The cell of a row and a measure."""
         return self.cells[row.system, measure]
 
     def row(self, system: str) -> Row:
@@ -91,7 +91,7 @@ class Point(NamedTuple):
 
 
 def tables_of(runs: Sequence[Run]) -> list[Table]:
-    """A table for each setting: CT to MR first, then by size."""
+    """One table per setting: CT to MR first, then by data."""
     settings = sorted(
         {run.setting for run in runs}, key=lambda s: (list(paper_results.DIRECTIONS).index(s.direction), s)
     )
@@ -99,7 +99,7 @@ def tables_of(runs: Sequence[Run]) -> list[Table]:
 
 
 def measures(rois: Sequence[str]) -> list[str]:
-    """All that a table shows of each row."""
+    """All measures that a table shows."""
     return [
         *(f"asd_mm/{roi}" for roi in rois),
         *(f"dice/{roi}" for roi in (*rois, "mean")),
@@ -110,12 +110,12 @@ def measures(rois: Sequence[str]) -> list[str]:
 
 
 def sign(measure: str) -> int:
-    """Times this, less is better."""
+    """Factor of a measure, so that less is better: -1 for Dice, otherwise 1."""
     return -1 if measure.startswith(HIGHER_IS_BETTER) else 1
 
 
 def pooled(runs: Sequence[Run]) -> dict[CaseKey, Scores]:
-    """The scores of every case of the runs; a case that several have is averaged over them."""
+    """The scores of every case of the runs; a case that several runs have is averaged over them."""
     found: dict[CaseKey, list[Scores]] = {}
     for run in runs:
         for key, of_case in run.cases.items():
@@ -131,10 +131,10 @@ def mean_of(cases: dict[CaseKey, Scores], measure: str) -> dict[str, float]:
     return metrics.summarise([of_case.get(measure, math.nan) for of_case in cases.values()])
 
 
-def paired_p(ours: dict[CaseKey, Scores], theirs: dict[CaseKey, Scores], measure: str) -> float | None:
+def paired_p(first: dict[CaseKey, Scores], second: dict[CaseKey, Scores], measure: str) -> float | None:
     """Two-sided p of Wilcoxon's signed-rank test over the cases that both have; None if there are none."""
-    pairs = [(ours[key][measure], theirs[key][measure]) for key in ours if key in theirs and measure in ours[key]]
-    # A lost organ is infinitely far: the rank test needs only that it is the farthest.
+    pairs = [(first[key][measure], second[key][measure]) for key in first if key in second and measure in first[key]]
+    # A lost organ has infinite distance. The rank test only needs it to be the largest.
     a, b = (np.nan_to_num(column, nan=np.nan, posinf=1e6) for column in np.array(pairs, np.float64).reshape(-1, 2).T)
     known = ~np.isnan(a) & ~np.isnan(b)
     if not known.any():
@@ -143,7 +143,7 @@ def paired_p(ours: dict[CaseKey, Scores], theirs: dict[CaseKey, Scores], measure
 
 
 def sweep(runs: Sequence[Run]) -> dict[str, list[Point]]:
-    """Mean Dice over lambda of each trained method, in the paper's order; the best of several recipes at a lambda."""
+    """Mean Dice over lambda of each trained method, in the paper's order, with the best recipe at each lambda."""
     curves = {}
     for of_system in _by_system(runs).values():
         lams = sorted({run.lam for run in of_system if run.lam is not None})
@@ -159,7 +159,7 @@ def sweep(runs: Sequence[Run]) -> dict[str, list[Point]]:
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """The settings in which runs differ, but for the seed."""
+    """The settings in which the runs differ, except the seed."""
     recipes = [run.recipe for run in runs]
     return [key for key in recipes[0] if any(recipe.get(key) != recipes[0][key] for recipe in recipes)]
 
@@ -169,8 +169,8 @@ def _table(setting: Setting, runs: list[Run]) -> Table:
     for system, of_system in _by_system(runs).items():
         chosen = _best_recipe(of_system)
         rows.append(Row(chosen[0].summary["method"], system, chosen, of_system, pooled(chosen)))
-    still = {"folding_percent": 0.0, "sd_log_jacobian": 0.0}
-    moving = {key: run_scores.before(key) | still for row in rows for key in row.cases}
+    undeformed = {"folding_percent": 0.0, "sd_log_jacobian": 0.0}
+    moving = {key: run_scores.before(key) | undeformed for row in rows for key in row.cases}
     rows.insert(0, Row(paper_results.TABLE_2[paper_results.MOVING].label, paper_results.MOVING, [], [], moving))
     rois = study_runs.regions(runs)
     cells = {}
@@ -182,7 +182,7 @@ def _table(setting: Setting, runs: list[Run]) -> Table:
 def _cells(rows: list[Row], measure: str, setting: Setting) -> list[Cell]:
     spreads = [mean_of(row.cases, measure) for row in rows]
     judged = [sign(measure) * spread["mean"] for spread in spreads]
-    # Moving neither folds nor roughens: there is no best to choose there.
+    # Without registration nothing folds and nothing deforms, so these measures have no best row.
     known = [value for value in judged if not math.isnan(value)] if "/" in measure else []
     best = judged.index(min(known)) if known else None
     return [
@@ -210,7 +210,7 @@ def _by_seed(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _best_recipe(runs: Sequence[Run]) -> list[Run]:
-    """Of runs of one method, those of the recipe with the highest mean Dice over the cases that all recipes have."""
+    """Those runs of one method whose recipe has the highest mean Dice over the cases that all recipes have."""
     recipes: dict[str, list[Run]] = {}
     for run in runs:
         recipes.setdefault(json.dumps(run.recipe), []).append(run)

@@ -39,7 +39,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """A report; `files` are the texts of its CSV files by name."""
+    """A report; `files` has the texts of its CSV files by name."""
 
     findings: list[Finding]
     table_1: list[dict]
@@ -51,7 +51,7 @@ class Contents:
 
 
 def contents(study: Study, folder: Path) -> Contents:
-    """Makes it all; figures are written into the folder."""
+    """Makes the contents of a report and writes its figures into the folder."""
     tables = comparison.tables_of(study.runs)
     problems = list(study.problems)
     parts, files = [], {"table_1.csv": _csv(table_1())}
@@ -67,18 +67,18 @@ def contents(study: Study, folder: Path) -> Contents:
 
 
 def table_1() -> list[dict]:
-    """Which parts of each variant use F3D, off the code's own table."""
+    """Which parts of each variant use F3D, from the table in the code."""
     return [{"network": VARIANTS[name].label} | dict(zip(PARTS, _parts(name), strict=True)) for name in VARIANTS]
 
 
 def table_1_notes() -> list[str]:
-    """Where the paper's Table 1 prints something else."""
+    """Where the paper's Table 1 differs."""
     notes = []
-    for name, ours in ((name, _parts(name)) for name in VARIANTS):
-        if ours != paper_results.TABLE_1[name]:
-            other = [part for part, a, b in zip(PARTS, ours, paper_results.TABLE_1[name], strict=True) if a != b]
+    for name, parts in ((name, _parts(name)) for name in VARIANTS):
+        if parts != paper_results.TABLE_1[name]:
+            other = [part for part, a, b in zip(PARTS, parts, paper_results.TABLE_1[name], strict=True) if a != b]
             notes.append(
-                f"{VARIANTS[name].label}: the paper's Table 1 says otherwise of the {wording.listed(other)}; ours "
+                f"{VARIANTS[name].label}: the paper's Table 1 differs in the {wording.listed(other)}; f3r_jax "
                 f"follows the paper's text and its count of {paper_results.TABLE_2[name].parameters} M parameters."
             )
     return notes
@@ -116,7 +116,7 @@ def _part(table: Table, tables: Sequence[Table], folder: Path, problems: list[Pr
 
 
 def _numbers(table: Table) -> list[dict]:
-    """The table in full digits."""
+    """Rows of a table's CSV, with all digits."""
     lines = []
     for row in table.rows:
         line = {"method": row.label, "lambda": row.lam, "parameters": row.parameters, "cases": len(row.cases)}
@@ -132,7 +132,7 @@ def _numbers(table: Table) -> list[dict]:
 
 
 def _cases(table: Table) -> list[dict]:
-    """A line a method and case."""
+    """Rows of the CSV of cases, one per method and case."""
     return [
         {"method": row.label, "lambda": row.lam, "case": key.name}
         | {measure: scores.get(measure) for measure in comparison.measures(table.rois)}
@@ -142,7 +142,7 @@ def _cases(table: Table) -> list[dict]:
 
 
 def _provenance(run: Run, tables: Sequence[Table]) -> dict:
-    """What a run was, for the end of the page."""
+    """The origin and the settings of a run, for the end of the page."""
     summary = run.summary
     origin = summary.get("origin") or {}
     pair_specific = (summary.get("controls") or {"pair_specific": {}})["pair_specific"]
@@ -169,7 +169,7 @@ def _provenance(run: Run, tables: Sequence[Table]) -> dict:
 
 
 def _place(run: Run) -> tuple:
-    """The order of the tables."""
+    """Sort key of a run: the order of the tables."""
     rank = (
         paper_results.SYSTEMS.index(run.system) if run.system in paper_results.SYSTEMS else len(paper_results.SYSTEMS)
     )

@@ -1,4 +1,4 @@
-"""The controls of a study's networks as a table and in words: have they learned the pair, or the average motion?"""
+"""The controls of a study's networks as a table and as sentences: did they learn the pair, or the average motion?"""
 
 import math
 
@@ -9,11 +9,11 @@ from f3r_jax.report.wording import Text, TextTable, count, listed, number
 
 VERDICTS = {True: "yes", False: "no", None: "unknown"}
 LEGEND = (
-    "Mean field: every test case is moved by the mean of the predictions for the other test cases, the average motion; "
-    "other pair: by the prediction for another test case. Dice is the mean over organs. p: Wilcoxon's signed-rank test "
-    "of the gain over the mean field, one-sided, paired by case. Correlation: of prediction and ground truth inside "
-    "the organs, each less its mean over the other cases. A network that has not learned the pair predicts the average "
-    "motion, and its scores say nothing about registration."
+    "Mean field: each test case is warped by the mean of the predictions for the other test cases, which is the "
+    "average motion. Other pair: it is warped by the prediction for another test case. Dice is the mean over organs. "
+    "p: Wilcoxon's signed-rank test of the gain over the mean field, one-sided, paired by case. Correlation: of "
+    "prediction and ground truth inside the organs, each minus its mean over the other cases. A network that has not "
+    "learned the pair predicts the average motion, and its scores do not measure registration."
 )
 
 
@@ -26,7 +26,7 @@ def control_grid(table: Table) -> TextTable:
 
 
 def control_notes(table: Table) -> list[str]:
-    """What the columns are, and the verdict on each run."""
+    """The meaning of the columns, and the verdict on each run."""
     verdicts = [
         f"{row.label}{f' ({note})' if (note := _note(row, run)) else ''}: {explain_controls(run.summary)}"
         for row in table.rows
@@ -36,7 +36,7 @@ def control_notes(table: Table) -> list[str]:
 
 
 def not_learned(table: Table) -> str:
-    """A sentence on the networks that predict the average motion; empty if there are none."""
+    """A sentence that lists the networks that predict the average motion; empty if there are none."""
     names = _with_verdict(table, "no")
     if not names:
         return ""
@@ -45,7 +45,7 @@ def not_learned(table: Table) -> str:
 
 
 def undecided(table: Table) -> str:
-    """A sentence on the networks of which it is unknown; empty if there are none."""
+    """A sentence that lists the networks with an unknown verdict; empty if there are none."""
     parts = []
     for verdict, why in (("unknown", "the controls can't decide"), (NO_CONTROLS, NO_CONTROLS)):
         names = _with_verdict(table, verdict)
@@ -60,7 +60,7 @@ def verdict(run: Run) -> str:
 
 
 def _with_verdict(table: Table, wanted: str) -> list[str]:
-    """The networks of the table with such a verdict, each with how many of its seeds."""
+    """The networks of the table with this verdict, each with the number of its runs that have it."""
     names = []
     for row in table.rows:
         found = [run for run in row.runs if run.trained and verdict(run) == wanted]

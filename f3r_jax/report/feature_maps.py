@@ -1,4 +1,4 @@
-"""The features inside a trained F3RNet for one case, as the paper's Fig. 6 shows them."""
+"""The features inside a trained F3RNet for one case, as in the paper's Fig. 6."""
 
 import jax
 import numpy as np
@@ -16,9 +16,9 @@ def feature_slices(workdir, case: Case, *, step: int, index: int) -> dict[str, d
 
     Args:
       workdir: the run's folder.
-      case: what the network is shown.
-      step: of the checkpoint.
-      index: of the slice, in voxels of the case; a coarse block shows the slice that holds it.
+      case: the input of the network.
+      step: step of the checkpoint.
+      index: index of the slice, in voxels of the case; a coarse block shows the slice that contains it.
 
     Raises:
       UserError: the checkpoint can't be read.
@@ -28,7 +28,7 @@ def feature_slices(workdir, case: Case, *, step: int, index: int) -> dict[str, d
     @jax.jit
     def slices(params: dict, moving: jax.Array, fixed: jax.Array) -> dict[str, jax.Array]:
         _, state = network.apply({"params": params}, moving, fixed, mutable="features")
-        # Cut inside the compiled function, so that the volumes of all blocks never lie in memory at once.
+        # Cut inside the compiled function, so that the volumes of all blocks are never in memory at once.
         depth = max(value.shape[3] for (value,) in state["features"].values())
         return {
             name: value[0, :, :, index * value.shape[3] // depth].transpose(2, 0, 1)
@@ -43,13 +43,13 @@ def feature_slices(workdir, case: Case, *, step: int, index: int) -> dict[str, d
 
 
 def words(name: str) -> str:
-    """The name of a block for a reader: "l_encoder_1" is "encoder 1/2"."""
+    """Display name of a block: "l_encoder_1" becomes "encoder 1/2"."""
     _, part, number = name.split("_")
     return f"extra {int(number) + 1}" if part == "extra" else f"{part} 1/{2 ** int(number)}"
 
 
 def _in_order(names) -> list[str]:
-    """Encoder down, extra blocks, decoder up: JAX hands mappings back sorted by name."""
+    """Sorts blocks: encoder down, extra blocks, decoder up. JAX returns mappings sorted by name."""
 
     def place(name: str) -> tuple[int, int]:
         _, part, number = name.split("_")

@@ -1,4 +1,4 @@
-"""What a study found, in sentences made from its numbers: the summary, and our order beside the paper's."""
+"""Findings of a study as sentences made from its numbers: the summary, and the order of the methods."""
 
 import math
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from f3r_jax.report.wording import MEASURES, Text, TextTable, count, data_of, li
 
 
 class Finding(NamedTuple):
-    """What one table says."""
+    """The summary of one table."""
 
     where: str
     sentences: list[str]
 
 
 class Swap(NamedTuple):
-    """Two systems that stand the other way round than in the paper: `ahead` is better here."""
+    """Two systems in the opposite order to the paper: `ahead` is better here."""
 
     ahead: str
     behind: str
@@ -28,7 +28,7 @@ class Swap(NamedTuple):
 
 
 class Order(NamedTuple):
-    """The systems that both have, from best to worst, and the pairs that stand the other way round."""
+    """The systems in this study and in the paper, each from best to worst, and the pairs in opposite order."""
 
     measure: str
     ours: list[str]
@@ -43,12 +43,12 @@ def findings(tables: Sequence[Table]) -> list[Finding]:
 
 
 def order_words(table: Table) -> list[str]:
-    """Where our order differs from the paper's."""
+    """Sentences on where the order of the methods differs from the paper's."""
     return [_order(found) for found in _orders(table)]
 
 
 def order_grid(table: Table) -> TextTable | None:
-    """The places of the methods here and in the paper; None where there is nothing to compare."""
+    """The ranks of the methods here and in the paper; None if there is nothing to compare."""
     orders = _orders(table)
     if not orders:
         return None
@@ -61,12 +61,12 @@ def order_grid(table: Table) -> TextTable | None:
                 place = side.index(label) + 1 if label in side else None
                 cells.append(Text(str(place or "–"), best=place == 1))
         rows.append((label, "", cells))
-    groups = [(f"Place in {MEASURES[found.measure].name}", 2) for found in orders]
+    groups = [(f"Rank in {MEASURES[found.measure].name}", 2) for found in orders]
     return TextTable(groups, ["here", "paper"] * len(orders), rows)
 
 
 def order(table: Table, measure: str) -> Order | None:
-    """Our order of the systems beside the paper's; None with fewer than two to compare."""
+    """The order of the systems here and in the paper; None with fewer than two to compare."""
     both = [row for row in table.rows if row.system != paper_results.MOVING and table.cell(row, measure).printed]
     both = [row for row in both if not math.isnan(table.cell(row, measure).mean)]
     if len(both) < 2:
@@ -84,57 +84,58 @@ def order(table: Table, measure: str) -> Order | None:
 
 
 def is_own(row: Row) -> bool:
-    """Whether it is an F3RNet."""
+    """Whether a row is an F3RNet."""
     return row.system in paper_results.TABLE_1
 
 
 def _finding(table: Table) -> Finding:
-    ours = [row for row in table.rows if row.runs]
+    rows = [row for row in table.rows if row.runs]
     cases = count(len(table.row(paper_results.MOVING).cases), "test case")
     where = f"{paper_results.DIRECTIONS[table.setting.direction]} ({data_of(table.setting)}; {cases})"
-    # What a network that predicts the average motion scores is no finding, so that comes first.
-    sentences = [not_learned(table), _leaders(table, ours), _rivals(table, ours), _worse(table, ours)]
-    sentences += [_folding(table, ours), undecided(table)]
+    # Scores of a network that predicts the average motion are no finding, so this sentence comes first.
+    sentences = [not_learned(table), _leaders(table, rows), _baselines(table, rows), _worse(table, rows)]
+    sentences += [_folding(table, rows), undecided(table)]
     differing = [
         f"{len(found.swapped)} of {found.pairs} pairs in {MEASURES[found.measure].name}" for found in _orders(table)
     ]
     if differing and any(found.swapped for found in _orders(table)):
-        sentences.append(f"Our order of the methods is not the paper's: {listed(differing)} stand the other way round.")
+        sentences.append(f"The methods are not in the paper's order: {listed(differing)} are swapped.")
     elif differing:
-        sentences.append("Our order of the methods is the paper's.")
+        sentences.append("The methods are in the paper's order.")
     return Finding(where, [sentence for sentence in sentences if sentence])
 
 
-def _leaders(table: Table, ours: Sequence[Row]) -> str:
+def _leaders(table: Table, rows: Sequence[Row]) -> str:
     moving = table.row(paper_results.MOVING)
-    leaders = {measure: row for measure in MEASURES if (row := _best_of(table, ours, measure))}
+    leaders = {measure: row for measure in MEASURES if (row := _best_of(table, rows, measure))}
     if not leaders:
-        return "No surface distance and no Dice of any method is known."
+        return "No method has a surface distance or a Dice."
 
     def value(measure: str) -> str:
         _, unit, digits = MEASURES[measure]
         now, then = (number(table.cell(row, measure).mean, digits) for row in (leaders[measure], moving))
         return f"{now} {unit} ({then} before registration)"
 
-    if len(ours) == 1:
-        return f"{ours[0].label} reaches {listed([f'a {MEASURES[m].name} of {value(m)}' for m in leaders])}."
+    if len(rows) == 1:
+        return f"{rows[0].label} reaches {listed([f'a {MEASURES[m].name} of {value(m)}' for m in leaders])}."
     if len({row.label for row in leaders.values()}) == 1:
         both = listed([f"a {MEASURES[measure].name} of {value(measure)}" for measure in leaders])
         return f"{next(iter(leaders.values())).label} is best, with {both}."
     return "; ".join(f"{row.label} has the best {MEASURES[m].name}, {value(m)}" for m, row in leaders.items()) + "."
 
 
-def _rivals(table: Table, ours: Sequence[Row]) -> str:
-    """The best F3RNet against the best of the others, where the paper sees its strength."""
+def _baselines(table: Table, rows: Sequence[Row]) -> str:
+    """Compares the best F3RNet with the best baseline in the measure where the paper sees F3RNet's strength."""
     name, unit, digits = MEASURES[HARDEST]
-    own = _best_of(table, [row for row in ours if is_own(row)], HARDEST)
-    other = _best_of(table, [row for row in ours if not is_own(row)], HARDEST)
+    own = _best_of(table, [row for row in rows if is_own(row)], HARDEST)
+    other = _best_of(table, [row for row in rows if not is_own(row)], HARDEST)
     if own is None or other is None:
         return ""
     gap = table.cell(other, HARDEST).mean - table.cell(own, HARDEST).mean
     side = "ahead of" if gap > 0 else "behind"
     words = (
-        f"In {name} the best F3RNet, {own.label}, is {abs(gap):.{digits}f} {unit} {side} the best rival, {other.label}"
+        f"In {name} the best F3RNet, {own.label}, is {abs(gap):.{digits}f} {unit} {side} the best baseline, "
+        f"{other.label}"
     )
     p = paired_p(own.cases, other.cases, HARDEST)
     if p is None:
@@ -142,20 +143,20 @@ def _rivals(table: Table, ours: Sequence[Row]) -> str:
     return f"{words} ({p_value(p)}{', which may be chance' if p >= SIGNIFICANT else ''})."
 
 
-def _worse(table: Table, ours: Sequence[Row]) -> str:
-    """A method that does harm is worth a sentence."""
+def _worse(table: Table, rows: Sequence[Row]) -> str:
+    """A sentence that lists the methods that are worse than no registration."""
     moving = table.row(paper_results.MOVING)
     parts = []
     for measure, words in MEASURES.items():
         if (paper_results.MOVING, measure) in table.cells:
             limit = sign(measure) * table.cell(moving, measure).mean
-            worse = [row.label for row in ours if sign(measure) * table.cell(row, measure).mean > limit]
+            worse = [row.label for row in rows if sign(measure) * table.cell(row, measure).mean > limit]
             parts += [f"{listed(worse)} in {words.name}"] if worse else []
     return f"Worse than no registration: {'; '.join(parts)}." if parts else ""
 
 
-def _folding(table: Table, ours: Sequence[Row]) -> str:
-    most = max(ours, key=lambda row: table.cell(row, "folding_percent").mean)
+def _folding(table: Table, rows: Sequence[Row]) -> str:
+    most = max(rows, key=lambda row: table.cell(row, "folding_percent").mean)
     percent = table.cell(most, "folding_percent").mean
     if percent == 0:
         return "No field folds anywhere."
@@ -173,11 +174,12 @@ def _order(found: Order) -> str:
         return f"{title}: the same order as in the paper."
     sure = [pair for pair in found.swapped if pair.p is not None and pair.p < SIGNIFICANT]
     pairs = count(found.pairs, "pair")
-    text = f"{title}: of {pairs} of methods, {len(found.swapped)} stand the other way round than in the paper"
+    verb = "is" if len(found.swapped) == 1 else "are"
+    text = f"{title}: {len(found.swapped)} of {pairs} of methods {verb} in the opposite order to the paper"
     if not sure:
-        return f"{text}, none of them beyond chance (p < {SIGNIFICANT})."
+        return f"{text}, none of them significantly (p < {SIGNIFICANT})."
     pairs = listed([f"{pair.ahead} before {pair.behind} ({p_value(pair.p)})" for pair in sure])
-    return f"{text}; beyond chance (p < {SIGNIFICANT}): {pairs}."
+    return f"{text}; significant (p < {SIGNIFICANT}): {pairs}."
 
 
 def _best_of(table: Table, rows: Sequence[Row], measure: str) -> Row | None:

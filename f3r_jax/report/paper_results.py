@@ -1,8 +1,8 @@
-"""What the paper prints: its Tables 1, 2 and 3, as typed, to stand beside what is measured here.
+"""The results printed in the paper: its Tables 1, 2 and 3, as typed.
 
 Systems have the names that configs use: `model.variant` for the seven F3RNets, `model.name` for the rest; "moving" is
 the pair before registration. ASD in mm and Dice in percent are (mean, standard deviation) over the paper's ten test
-cases, seconds are those of its Titan X and of its CPU. None is a dash in the paper.
+cases. Seconds are those of its Titan X and of its CPU. None is a dash in the paper.
 """
 
 from typing import NamedTuple

@@ -1,8 +1,8 @@
-"""The scores of a run's test cases, from what its evaluation wrote.
+"""Reads the scores of a run's test cases from the files of its evaluation.
 
-Scores of a case are a flat mapping, {"dice/liver": 88.1, "asd_mm/kidney": 2.9, ..., "folding_percent": 0.0}: a score
-and a region of interest (ROI). The kidneys are one ROI, as in the paper: the mean over both. "dice/mean" is the mean
-over the ROIs.
+The scores of a case are a flat mapping, {"dice/liver": 88.1, "asd_mm/kidney": 2.9, ..., "folding_percent": 0.0}. A key
+is a score and a region of interest (ROI). The kidneys are one ROI, as in the paper: the mean over both. "dice/mean" is
+the mean over the ROIs.
 """
 
 import csv
@@ -21,13 +21,13 @@ from f3r_jax.evaluate.scoring import SCORES
 
 Scores = dict[str, float]
 OF_THE_FIELD = ("folding_percent", "sd_log_jacobian", "epe_mm")
-AGREEMENT = 1e-6  # relative, between a mean in the summary and the one over the rows
+AGREEMENT = 1e-6  # largest relative difference between a mean in the summary and that over the rows
 
 
 class CaseKey(NamedTuple):
-    """A test case: two are the same if their names and their scores before registration agree.
+    """A test case. Two are the same if their names and their scores before registration agree.
 
-    The name alone does not tell: a phantom of another seed has cases of the same names.
+    The name alone is not enough: a phantom of another seed has cases of the same names.
     """
 
     name: str
@@ -35,11 +35,11 @@ class CaseKey(NamedTuple):
 
 
 class UnreadableRun(Exception):
-    """Why a run can't be used."""
+    """A run can't be used; the message is the reason."""
 
 
 def read_cases(path: Path, summary: dict) -> dict[CaseKey, Scores]:
-    """The scores of each case of a cases.csv, which must be of the same evaluation as the summary."""
+    """Reads the scores of each case from a cases.csv, which must be of the same evaluation as the summary."""
     by_name: dict[str, list[dict]] = {}
     try:
         with path.open(newline="") as file:
@@ -68,13 +68,13 @@ def roi_of(organ: str) -> str:
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean of those that are known; NaN if none is."""
+    """The mean of the known values; NaN if there are none."""
     known = [value for value in values if not math.isnan(value)]
     return float(np.mean(known)) if known else float("nan")
 
 
 def read_json(path: Path) -> dict:
-    """An object from a file of a run."""
+    """Reads a JSON object from a file of a run."""
     name = f"{path.parent.name}/{path.name}" if path.parent.name == FOLDER else path.name
     try:
         found = json.loads(path.read_text())
@@ -92,7 +92,7 @@ def _case(name: str, rows: Sequence[Mapping[str, str]]) -> tuple[CaseKey, Scores
     first = rows[0]
     fields = {key: _number(first[key]) for key in OF_THE_FIELD}
     earlier = sides[0] | {"epe_mm": _number(first["epe_mm_before"])}
-    # Seven digits: the text of a float is exact, but another machine's last bit may not be the same.
+    # Seven digits, because the last bits may differ on another machine.
     known = tuple((key, float(f"{value:.7g}")) for key, value in sorted(earlier.items()) if not math.isnan(value))
     return CaseKey(name, known), sides[1] | fields
 
@@ -113,7 +113,7 @@ def _number(text: str) -> float:
 
 
 def _check_agreement(summary: dict, by_name: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
-    """A summary and rows of two evaluations must not be mixed."""
+    """Raises an UnreadableRun if summary and rows are not of the same evaluation."""
     again = f"summary.json and cases.csv in {FOLDER} disagree; evaluate again"
     try:
         if summary["cases"] != len(by_name):

@@ -1,4 +1,4 @@
-"""The figures that go with a table of a study: methods beside the paper, Dice over lambda, training, one test case."""
+"""The figures of a table: methods compared with the paper, Dice over lambda, training curves, one test case."""
 
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -27,14 +27,15 @@ BEHIND = "the others in grey behind it"
 
 
 def overview(table: Table, stem: str, folder: Path) -> Iterator[Drawing]:
-    """Every case and mean of both measures, with the paper's."""
+    """All cases and the mean in both measures, with the paper's mean."""
     panels = {f"{words.title}, {words.unit}": _dots(table, measure) for measure, words in MEASURES.items()}
     panels = {name: lines for name, lines in panels.items() if lines}
     if panels:
         caption = (
-            "A line a method: a tick a test case, a dot their mean, and a diamond the paper's mean on its own data."
+            "One line per method: ticks are test cases, the dot is their mean, the diamond the paper's mean on its own "
+            "data."
         )
-        title = "Methods beside the paper"
+        title = "Methods here and in the paper"
         yield charts.save(charts.dots(panels), folder, f"overview_{stem}", title=title, caption=caption)
 
 
@@ -50,12 +51,12 @@ def lambda_figure(table: Table, stem: str, folder: Path) -> Iterator[Drawing]:
         lines[name] = Curve(lam, mean, np.nan_to_num(std), name in own)
     ticks = sorted({point.lam for points in curves.values() for point in points})
     figure = charts.charts(lines, x_label="λ", y_label="mean Dice, %", marked=True, x_ticks=ticks)
-    caption = f"A panel a method, {BEHIND}; shaded, one standard deviation between the test cases."
+    caption = f"One panel per method, {BEHIND}. The shaded band is one standard deviation between the test cases."
     yield charts.save(figure, folder, f"figure_3_{stem}", title="Fig. 3 Mean Dice against λ", caption=caption)
 
 
 def training_figures(table: Table, stem: str, folder: Path) -> Iterator[Drawing]:
-    """The distance that was trained on, and Dice and controls of the validation cases, over the steps."""
+    """The training distance, and Dice and controls of the validation cases, over the steps."""
     for key, kind, title, label in (
         ("similarity", "train", "Training distance", "MIND distance of the training pairs, running mean"),
         ("dice", "validation", "Validation", "mean Dice of the validation cases, %"),
@@ -70,11 +71,11 @@ def training_figures(table: Table, stem: str, folder: Path) -> Iterator[Drawing]
 
 
 def case_figure(table: Table, stem: str, folder: Path, problems: list[Problem]) -> Iterator[Drawing | str]:
-    """Fig. 4 or 5, of the test case that most methods stored; a sentence instead if none did."""
+    """Fig. 4 or 5, of the test case that most methods stored; a sentence if no method stored one."""
     number_ = paper_results.FIGURE_NUMBERS[table.setting.direction]
     found = _stored(table)
     if found is None:
-        yield f"Fig. {number_} is left out: no evaluation kept a registration (--pictures says of how many cases)."
+        yield f"Fig. {number_} is left out: no evaluation stored a registration (--pictures sets how many)."
         return
     key, stored = found
     case = _open(key, stored, problems)
@@ -84,8 +85,8 @@ def case_figure(table: Table, stem: str, folder: Path, problems: list[Problem]) 
     if not shown:
         return
     caption = (
-        f"Test case {case.name}: warped images with the outlines of the fixed one, enlarged where the methods together "
-        "leave the liver worst, there with the warped outlines dotted; the deformed grid; the log of the Jacobian."
+        f"Test case {case.name}: the warped images with the fixed outlines; a zoom where the liver error of all "
+        "methods together is largest, with the warped outlines dotted; the deformed grid; the log of the Jacobian."
     )
     without = [row.label for row in table.rows if row.runs and row.label not in {one.label for one in shown}]
     if without:
@@ -100,7 +101,7 @@ def feature_figure(table: Table, stem: str, folder: Path, problems: list[Problem
     rows = {row.system: row for row in table.rows if row.runs and _has_checkpoint(row.runs[0])}
     row = next((rows[system] for system in ("mrb", *paper_results.TABLE_1) if system in rows), None)
     if row is None:
-        yield "Fig. 6 is left out: no F3RNet of the table has its checkpoint."
+        yield "Fig. 6 is left out: no F3RNet of the table has a checkpoint."
         return
     run = row.runs[0]
     key = next(iter(run.cases))
@@ -113,8 +114,8 @@ def feature_figure(table: Table, stem: str, folder: Path, problems: list[Problem
         problems.append(Problem(f"{run.path}: Fig. 6", str(error)))
         return
     caption = (
-        f"Test case {case.name}, an axial slice after every block; of the multi-scale stream's channels the 16 that "
-        "vary most. Each map has its own grey scale."
+        f"Test case {case.name}, an axial slice after every block. Of the multi-scale stream, the 16 channels that "
+        "vary most are shown. Each map has its own grey scale."
     )
     title = f"Fig. 6 Features inside {row.label}"
     yield charts.save(case_figures.features(streams), folder, f"figure_6_{stem}", title=title, caption=caption)
@@ -141,7 +142,7 @@ def _training(row: Row, key: str, kind: str) -> Curve | None:
 
 
 def _stored(table: Table) -> tuple[CaseKey, dict[str, Run]] | None:
-    """The case that most methods stored a registration of, and the run of each that did."""
+    """The case that most methods stored a registration of, and the run of each such method."""
     by_case: dict[CaseKey, dict[str, Run]] = {}
     for row in table.rows:
         for run in row.runs:
@@ -152,7 +153,7 @@ def _stored(table: Table) -> tuple[CaseKey, dict[str, Run]] | None:
 
 
 def _open(key: CaseKey, stored: dict[str, Run], problems: list[Problem]) -> Case | None:
-    """The case from the data set of one of the runs."""
+    """Loads the case from the data set of one of the runs."""
     run = next(iter(stored.values()))
     try:
         return open_dataset(upgraded(run.config).data, seed=run.config.seed).load(key.name)

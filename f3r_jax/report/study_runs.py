@@ -1,6 +1,6 @@
-"""Reads the runs of a study: what each was, and what could not be read.
+"""Reads the runs of a study, and lists what could not be read.
 
-A run is a folder with a `config.json`, as training or evaluation leaves it. Its numbers are those of its evaluation,
+A run is a folder with a `config.json`, as training or evaluation leaves it. Its numbers come from its evaluation,
 `evaluation/cases.csv` and `summary.json`.
 """
 
@@ -25,11 +25,11 @@ NO_RECIPE = ("seed", "data.root", "train.checkpoint_every", "train.keep_checkpoi
 
 
 class Setting(NamedTuple):
-    """What runs must share to stand in one table."""
+    """What runs must share to be in one table."""
 
     direction: str
     source: str
-    root: str  # of NIfTI pairs; a phantom's root is only where it is kept
+    root: str  # of NIfTI pairs; empty for a phantom, whose root is only its location
     shape: tuple[int, ...]
     spacing: tuple[float, ...]  # mm
 
@@ -51,13 +51,13 @@ class Run:
 
     @property
     def system(self) -> str:
-        """The name that `paper` knows it by: the variant of an F3RNet, else the network's name."""
+        """Its name in `paper_results`: the variant of an F3RNet, otherwise the network's name."""
         model = self.config.model
         return model.variant if model.name == "f3rnet" else model.name
 
     @property
     def lam(self) -> float | None:
-        """The weight of the gradient penalty; None where nothing is trained."""
+        """The weight of the gradient penalty; None if nothing is trained."""
         return float(self.config.loss.lam) if self.trained else None
 
     @property
@@ -69,7 +69,7 @@ class Run:
 
     @property
     def recipe(self) -> dict[str, object]:
-        """Every setting that its numbers depend on but the seed, flat."""
+        """Every setting that its numbers depend on, except the seed, as a flat dict."""
         keys = flatten(json.loads(self.config.to_json()))
         if not self.trained:
             keys = {key: value for key, value in keys.items() if not key.startswith(("loss.", "optim.", "train."))}
@@ -89,11 +89,11 @@ class Study:
 
     runs: list[Run]
     problems: list[Problem]
-    folders: int  # that hold a run, be it readable or not
+    folders: int  # number of folders with a run, readable or not
 
 
 def read_study(paths: Sequence[Path]) -> Study:
-    """Reads all runs in the given folders, each a run or a folder with runs at any depth below it."""
+    """Reads all runs in the given folders. Each folder is a run, or contains runs at any depth."""
     runs, problems, seen = [], [], set()
     for path in paths:
         if not path.is_dir():
@@ -117,7 +117,7 @@ def read_run(folder: Path) -> Run:
     """Reads one run.
 
     Raises:
-      Unreadable: it is half-finished, not evaluated or broken.
+      UnreadableRun: it is half-finished, not evaluated or broken.
     """
     config = ConfigDict(_with_tuples(run_scores.read_json(folder / "config.json")))
     try:
@@ -159,12 +159,12 @@ def _run_folders(path: Path) -> Iterator[Path]:
     for folder, inside, files in os.walk(path):
         inside.sort()
         if "config.json" in files:
-            inside.clear()  # a run holds no other
+            inside.clear()  # a run contains no other run
             yield Path(folder)
 
 
 def _with_tuples(tree: object) -> object:
-    """JSON turns the tuples of a config into lists."""
+    """Turns lists back into tuples, which JSON can't store."""
     if isinstance(tree, dict):
         return {key: _with_tuples(value) for key, value in tree.items()}
     return tuple(map(_with_tuples, tree)) if isinstance(tree, list) else tree

@@ -1,4 +1,4 @@
-"""The text of a report's tables and of their notes, all of it made from the numbers."""
+"""The text of a report's tables and of their notes, made from the numbers."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ SCORES = {"asd_mm": "ASD, mm", "dice": "Dice, %", "hd95_mm": "HD95, mm"}
 
 
 class Measure(NamedTuple):
-    """How one of the two measures that are spoken of is said: its name, its unit and how many digits it is worth."""
+    """Display name, unit and number of decimals of a measure."""
 
     name: str
     unit: str
@@ -23,7 +23,7 @@ class Measure(NamedTuple):
 
     @property
     def title(self) -> str:
-        """Its name at the start of a line."""
+        """The name with a capital first letter."""
         return self.name[0].upper() + self.name[1:]
 
 
@@ -32,7 +32,7 @@ SETTINGS = {"loss.lam": "λ", "optim.learning_rate": "learning rate", "train.ste
 
 
 class Text(NamedTuple):
-    """A cell: what it shows, whether it is the best of its column, and what stands below in small type."""
+    """A cell: its text, whether it is the best of its column, and lines in small type below."""
 
     shown: str
     best: bool = False
@@ -40,7 +40,7 @@ class Text(NamedTuple):
 
 
 class TextTable(NamedTuple):
-    """A table as text: headings in groups, and rows of a label, a note on it and cells."""
+    """A table as text: headings in groups, and rows of a label, a note below it and cells."""
 
     groups: list[tuple[str, int]]
     heads: list[str]
@@ -48,13 +48,13 @@ class TextTable(NamedTuple):
 
     @property
     def full_heads(self) -> list[str]:
-        """The headings in one line each, for tables that know no groups."""
+        """The headings in one line each, for formats without groups of headings."""
         groups = [name for name, span in self.groups for _ in range(span)]
         return [f"{group}, {head}" if head else group for head, group in zip(self.heads, groups, strict=True)]
 
 
 def data_of(setting: Setting) -> str:
-    """As in "phantom, 64 × 48 × 48 voxels of 4.8 mm"."""
+    """Describes the data of a setting, as in "phantom, 64 × 48 × 48 voxels of 4.8 mm"."""
     shape = " × ".join(map(str, setting.shape))
     lengths = setting.spacing[:1] if len(set(setting.spacing)) == 1 else setting.spacing
     data = "phantom" if setting.source == "phantom" else setting.root
@@ -62,14 +62,14 @@ def data_of(setting: Setting) -> str:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A number for a reader; an en dash where it is unknown."""
+    """Formats a number; an en dash if it is unknown."""
     if value is None or math.isnan(value):
         return "–"
     return f"{value:.{digits}f}" if math.isfinite(value) else "∞"
 
 
 def format_mean_std(mean: float, std: float, digits: int = 2) -> str:
-    """As in 2.19 ± 0.37; an infinite mean, which an organ lost in one case makes, has no deviation."""
+    """As in 2.19 ± 0.37. If an organ is lost in a case, the mean is infinite and has no deviation."""
     return number(mean, digits) if math.isnan(std) else f"{number(mean, digits)} ± {number(std, digits)}"
 
 
@@ -104,22 +104,23 @@ def grid(table: Table) -> TextTable:
         cost, folding = _cost(table, row), table.cell(row, "folding_percent")
         folds = Text(format_mean_std(folding.mean, folding.std, 3) if row.runs else "–")
         rows.append((row.label, _chosen(row), cells["asd_mm"] + cells["dice"] + cost + [folds] + cells["hd95_mm"]))
+    costs = [("Parameters", 1), ("Seconds per pair", 2), ("Folding, %", 1)]
     return TextTable(
-        [spans["asd_mm"], spans["dice"], ("Parameters", 1), ("Seconds a pair", 2), ("Folding, %", 1), spans["hd95_mm"]],
+        [spans["asd_mm"], spans["dice"], *costs, spans["hd95_mm"]],
         [*names["asd_mm"], *names["dice"], "", "CPU", "GPU", "", *names["hd95_mm"]],
         rows,
     )
 
 
 def notes(table: Table) -> list[str]:
-    """What has to be known to read the table."""
+    """The notes that explain a table."""
     lines = [_legend(table)]
     several = [row for row in table.rows if row.runs and differing(row.tried)]
     if several:
         choices = "; ".join(_choice(row) for row in several)
         lines.append(
-            "A method that was run with several settings stands with the one of the highest mean Dice on these test "
-            f"cases, the choice that the paper makes too: {choices}."
+            "For a method that was run with several settings, the table shows the one with the highest mean Dice on "
+            f"these test cases, as in the paper: {choices}."
         )
     seeded = [row for row in table.rows if len(row.seeds) > 1]
     if seeded:
@@ -147,10 +148,10 @@ def _legend(table: Table) -> str:
     if len(counts) > 1:
         cases = f"{counts[0]} to {counts[-1]} test cases, not the same for all rows"
     return (
-        f"Mean ± standard deviation over {cases}; the best mean of a column in bold, the paper's number on its own "
-        "data below. p: Wilcoxon's signed-rank test, paired by case, against the best row; two-sided and not corrected "
-        f"for the number of tests{_smallest_p(counts[0])}. Mean: of {listed(table.rois)}, case by case; the kidney's "
-        "scores are the mean of both. Seconds are wall-clock, without compilation."
+        f"Mean ± standard deviation over {cases}. The best mean of a column is bold. Below are the paper's numbers, on "
+        "its own data. p: Wilcoxon's signed-rank test, paired by case, against the best row; two-sided and not "
+        f"corrected for the number of tests{_smallest_p(counts[0])}. Mean: over {listed(table.rois)} in each case. The "
+        "kidney's scores are the mean of both kidneys. Seconds are wall-clock time without compilation."
     )
 
 
@@ -172,7 +173,7 @@ def _cell(table: Table, row: Row, measure: str) -> Text:
 
 
 def _cost(table: Table, row: Row) -> list[Text]:
-    """Parameters and seconds."""
+    """The cells of parameters and seconds."""
     printed = paper_results.TABLES[table.setting.direction].get(row.system)
     theirs = f"paper {printed.parameters:.3f} M" if printed and printed.parameters else ""
     cells = [Text(f"{row.parameters:,}" if row.parameters else "–", small=(theirs,) if theirs else ())]
@@ -197,11 +198,11 @@ def _seed_spread(table: Table, row: Row) -> str:
 
 
 def _smallest_p(n: int) -> str:
-    """Few cases can't reach significance, whatever they show."""
+    """The smallest p that n cases can reach, if it matters."""
     smallest = min(1.0, 2.0 ** (1 - n))
     if smallest >= SIGNIFICANT:
-        return f"; {count(n, 'case')} can't show significance, as the smallest p is {smallest:.2g}"
-    return f"; the smallest that {n} cases can reach is {smallest:.2g}" if n < 12 else ""
+        return f"; the smallest possible p of {count(n, 'case')} is {smallest:.2g}, which is not significant"
+    return f"; the smallest possible p of {n} cases is {smallest:.2g}" if n < 12 else ""
 
 
 def _plain(value: object) -> str:

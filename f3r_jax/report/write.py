@@ -16,15 +16,15 @@ from f3r_jax.common.errors import UserError
 from f3r_jax.report.contents import Contents, contents
 from f3r_jax.report.study_runs import read_study
 
-MANIFEST = "report.json"  # names the files of a report, so that the next one replaces these and nothing else
+MANIFEST = "report.json"  # lists the files of a report, so that the next one replaces only these
 PAGES = {"index.html": "report.html.jinja", "report.md": "report.md.jinja"}
 
 
 def write_report(paths: Sequence[Path], output: Path) -> Contents:
-    """Writes the report into `output`, in place of an earlier one there.
+    """Writes the report into `output`, and replaces an earlier one there.
 
     Raises:
-      UserError: no run in the folders, or `output` holds files that are no report's.
+      UserError: no run in the folders, or `output` contains files that no report wrote.
     """
     check_output(output)
     study = read_study(paths)

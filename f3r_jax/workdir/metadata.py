@@ -8,7 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from f3r_jax.common.errors import UserError
-from f3r_jax.common.files import write_text
+from f3r_jax.common.files import WRITING, write_text
 from f3r_jax.common.provenance import commit, versions
 from f3r_jax.config import flatten, upgraded
 
@@ -23,7 +23,7 @@ def check_same_run(config: ConfigDict, workdir: Path) -> None:
         raise UserError(f"{workdir}: is a file, expected a folder for the run")
     if not path.exists():
         # A run killed while it wrote its config leaves that half-written file alone.
-        if workdir.is_dir() and any(file.name != f"{CONFIG_FILE}.tmp" for file in workdir.iterdir()):
+        if workdir.is_dir() and not all(_unfinished(file) for file in workdir.iterdir()):
             raise UserError(
                 f"{workdir}: holds files but no {CONFIG_FILE}, expected an empty folder or that of a run to resume; "
                 "choose another with --workdir=FOLDER"
@@ -36,6 +36,11 @@ def check_same_run(config: ConfigDict, workdir: Path) -> None:
                 f"{workdir}: holds a run of another config: {key} is {found.get(key, 'absent')!r} there and "
                 f"{wanted.get(key, 'absent')!r} here; choose another folder with --workdir=FOLDER"
             )
+
+
+def _unfinished(file: Path) -> bool:
+    """Whether a killed process left this file while it wrote the config; earlier versions wrote config.json.tmp."""
+    return file.name == f"{CONFIG_FILE}.tmp" or file.name.startswith(WRITING)
 
 
 def write_config(config: ConfigDict, workdir: Path) -> None:

@@ -1,1 +1,1 @@
-"""What the commands of `launch/` share: their arguments, the runs of a study and where they are computed."""
+"""Shared code of the commands in `launch/`: arguments, the runs of a study, and where they run."""

@@ -1,4 +1,4 @@
-"""The arguments that all launchers have, and the runs that they ask for."""
+"""Arguments that all launchers share, and the runs that they describe."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -12,15 +12,15 @@ DIRECTIONS = ("ct_to_mr", "mr_to_ct")
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line."""
+    """Reports a mistake in one line."""
 
     def error(self, message: str) -> None:
         """Raises a UserError instead of printing the usage."""
-        raise UserError(f"{message}; --help lists what is expected")
+        raise UserError(f"{message}; see --help")
 
 
 def make_parser(doc: str, output: str) -> Parser:
-    """The arguments that all launchers have. `--config.KEY=VALUE` is taken too, see `parse`."""
+    """A parser with the arguments that all launchers share. `parse` also accepts `--config.KEY=VALUE`."""
     parser = Parser(
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -28,21 +28,23 @@ def make_parser(doc: str, output: str) -> Parser:
         epilog="--config.KEY=VALUE changes a setting of all runs, for example --config.train.steps=100",
     )
     parser.add_argument("--output", type=Path, default=Path(output), help=f"folder of the study ({output})")
-    parser.add_argument("--data", help="folder of NIfTI pairs: the configs' option :paper, the paper's size, on them")
-    parser.add_argument("--seeds", type=numbers(int), default=(None,), help="such as 0,1,2; the configs' own otherwise")
-    parser.add_argument("--dry_run", action="store_true", help="show the plan and start nothing")
+    parser.add_argument("--data", help="folder of NIfTI pairs; the configs then have the paper's size (option :paper)")
+    parser.add_argument(
+        "--seeds", type=numbers(int), default=(None,), help="such as 0,1,2 (default: the seed of each config)"
+    )
+    parser.add_argument("--dry_run", action="store_true", help="only print the plan")
     parser.add_argument(
         "--together",
         action="store_true",
-        help="runs that differ in lambda alone as one program, vmapped; README says when that pays",
+        help="train runs that only differ in lambda in one process, vmapped; see docs/study.md",
     )
-    parser.add_argument("--jobs", type=int, help="runs at a time: on this machine 1, on SLURM as many as it grants")
+    parser.add_argument("--jobs", type=int, help="runs at a time (default: 1 on this machine; no limit on SLURM)")
     add_slurm_arguments(parser)
     return parser
 
 
 def numbers(kind: type) -> Callable[[str], tuple]:
-    """Reads a list such as 0.5,1,2."""
+    """A function that reads a list such as 0.5,1,2."""
 
     def read(text: str) -> tuple:
         try:
@@ -50,14 +52,14 @@ def numbers(kind: type) -> Callable[[str], tuple]:
         except ValueError:
             values = ()
         if not values or not all(0 <= value < float("inf") for value in values):
-            raise argparse.ArgumentTypeError(f"{text!r}, expected numbers of 0 or more such as 0,1,2")
+            raise argparse.ArgumentTypeError(f"{text!r}, expected numbers of 0 or more, such as 0,1,2")
         return values
 
     return read
 
 
 def parse(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments; `settings` are the KEY=VALUE that hold for all runs."""
+    """Parses the arguments; `settings` holds the KEY=VALUE for all runs."""
     options, rest = parser.parse_known_args(argv)
     unknown = [text for text in rest if not (text.startswith("--config.") and "=" in text)]
     if unknown:
@@ -71,7 +73,7 @@ def parse(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
 
 
 def spec_of(config: str, options: argparse.Namespace) -> str:
-    """The config with the option that goes with the data."""
+    """The config, with option :paper if there is own data."""
     return f"{config}:paper" if options.data is not None and ":" not in config else config
 
 
@@ -82,7 +84,7 @@ def runs_of(
     lambdas: Sequence[float | None] = (None,),
     directions: Sequence[str] = DIRECTIONS[:1],
 ) -> list[Run]:
-    """A run of each config at each lambda (None: the config's own), in each direction, for each seed."""
+    """One run per config, lambda (None: that of the config), direction and seed."""
     return [
         make_run(options.output, spec, options.settings, lam=lam, direction=direction, seed=seed)
         for direction in directions

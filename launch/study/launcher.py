@@ -1,8 +1,8 @@
-"""The way from a plan to its report, which all launchers share.
+"""Executes the plan of a study and writes its report; used by all launchers.
 
-Finished runs are skipped, those that were cut off go on, failed ones are tried again. A run that fails leaves the
-others running and is named at the end. Exit status: 0 if all is well, 1 if a run or the report failed, 2 for a user's
-mistake, 130 if interrupted.
+Finished runs are skipped, interrupted runs resume, and failed runs are tried again. A failed run does not stop the
+others and is listed at the end. Exit status: 0 on success, 1 if a run or the report failed, 2 for a user's mistake,
+130 if interrupted.
 """
 
 import argparse
@@ -44,23 +44,23 @@ SECONDS_BETWEEN_LOOKS = 0.5
 
 
 class Workers(Protocol):
-    """Where runs are done: `local.Local` or `slurm.Slurm`."""
+    """Executes runs: `local.Local` or `slurm.Slurm`."""
 
     running: list[Run]
-    after_interrupt: str  # what to tell a user who interrupted
+    after_interrupt: str  # message for a user who interrupted
 
     def poll(self) -> list[Run]:
-        """Starts what can be started; returns the runs that have ended since the last call."""
+        """Starts the runs that can start; returns those that ended since the last call."""
 
     def busy(self) -> bool:
-        """Whether anything runs or waits."""
+        """Whether any run is running or waiting."""
 
     def close(self) -> None:
-        """Lets go."""
+        """Releases the workers."""
 
 
 def launch(plan: Sequence[Run], options: argparse.Namespace) -> int:
-    """Does what is left of a plan and writes the report; returns the exit status."""
+    """Does the unfinished runs of a plan and writes the report; returns the exit status."""
     plan = unique(plan)
     check_output(options.output, plan)
     finished = {run.name for run in plan if state_of(run)[0] == FINISHED}
@@ -84,12 +84,12 @@ def launch(plan: Sequence[Run], options: argparse.Namespace) -> int:
             good = tell(plan)
             return 0 if report(options.output) and good else 1
         except KeyboardInterrupt as interrupt:
-            print(f"\ninterrupted; {interrupt or 'launch again to go on'}", file=sys.stderr)
+            print(f"\ninterrupted; {interrupt or 'launch again to resume'}", file=sys.stderr)
             return EXIT_INTERRUPTED
 
 
 def show(plan: Sequence[Run], options: argparse.Namespace) -> None:
-    """Prints how many runs stand how; for a dry run every run with its state and command."""
+    """Prints the number of runs in each state; for a dry run also the state and command of each run."""
     states = {run.name: state_of(run) for run in plan}
     kinds = [state for state, _ in states.values()]
     counts = ", ".join(
@@ -102,7 +102,7 @@ def show(plan: Sequence[Run], options: argparse.Namespace) -> None:
 
 
 def check_data(todo: Sequence[Run]) -> None:
-    """Raises a UserError for a mistake in the settings of the data or in the headers of the pairs."""
+    """Raises a UserError for a mistake in the data settings or in the headers of the pairs."""
     for run in todo:
         if run.config.data.root is None:
             raise UserError(f"{run.spec}: data.root is not set, expected the folder of the pairs: --data=FOLDER")
@@ -111,7 +111,7 @@ def check_data(todo: Sequence[Run]) -> None:
 
 
 def make_phantoms(todo: Sequence[Run]) -> None:
-    """Generates the phantoms that the runs share: they would all do it at once."""
+    """Generates the phantoms that the runs share, because otherwise all runs would generate them at once."""
     for run in one_a_data_set(todo):
         if run.config.data.source == "phantom":
             dataset = open_dataset(run.config.data, seed=run.config.seed)
@@ -122,7 +122,7 @@ def make_phantoms(todo: Sequence[Run]) -> None:
 
 
 def one_a_data_set(runs: Sequence[Run]) -> list[Run]:
-    """The first run of each data set; both directions share one."""
+    """The first run of each data set; both directions use the same data set."""
     first = {}
     for run in runs:
         data = run.config.data.to_dict() | {"direction": None}
@@ -131,7 +131,7 @@ def one_a_data_set(runs: Sequence[Run]) -> list[Run]:
 
 
 def follow(workers: Workers, view: View) -> None:
-    """Shows the runs until all have ended."""
+    """Shows the progress of the runs until all have ended."""
     try:
         while workers.busy():
             for run in workers.poll():
@@ -146,7 +146,7 @@ def follow(workers: Workers, view: View) -> None:
 
 
 def tell(plan: Sequence[Run]) -> bool:
-    """Prints what became of the plan, failed runs with error and log; true if all are finished."""
+    """Prints the result of the plan, with error and log of failed runs; returns whether all are finished."""
     states = {run: state_of(run) for run in plan}
     missing = [run for run in plan if states[run][0] != FINISHED]
     print(f"{len(plan) - len(missing)} of {len(plan)} runs finished", flush=True)
@@ -158,19 +158,19 @@ def tell(plan: Sequence[Run]) -> bool:
 
 
 def report(output: Path) -> bool:
-    """Writes the report over the study's folder; true if it read all runs."""
+    """Writes the report on the study's folder; returns whether it read all runs."""
     return subprocess.run([*REPORT_COMMAND, str(output), "--output", str(output / REPORT)], check=False).returncode == 0
 
 
 @contextlib.contextmanager
 def signals_as_interrupt() -> Iterator[None]:
-    """Being told to end, or losing the terminal, is like Ctrl-C; but what nohup ignores stays ignored."""
+    """Treats SIGTERM and SIGHUP like Ctrl-C, unless they are ignored (nohup)."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    heeded = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in heeded}
+    handled = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in handled}
     try:
         yield
     finally:
@@ -180,20 +180,20 @@ def signals_as_interrupt() -> Iterator[None]:
 
 @contextlib.contextmanager
 def only_launcher(output: Path) -> Iterator[None]:
-    """Holds the study's folder; the lock ends with the process, however it ends."""
+    """Locks the study's folder. The lock is released when the process ends, also when it is killed."""
     output.mkdir(parents=True, exist_ok=True)
     with (output / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"{output}: another launcher is at work here; wait for it or give another --output"
+                f"{output}: another launcher is at work here; wait for it or use another --output"
             ) from None
         yield
 
 
 def run_launcher(main: Callable[[Sequence[str]], int]) -> None:
-    """Ends the program with the exit status of `main`; a user's mistake is one line and status 2."""
+    """Exits with the status of `main`; a user's mistake prints one line and exits with 2."""
     try:
         sys.exit(exit_on_user_error(main)(sys.argv[1:]))
     except BrokenPipeError:  # ... | head

@@ -1,6 +1,6 @@
-"""Runs on this machine, some at a time, each with its share of the cores or a GPU of its own.
+"""Executes runs on this machine, several at a time, each with its share of the cores or with one GPU.
 
-They end with the launcher: told to when it is interrupted, by the kernel when it is killed (on Linux).
+The runs end with the launcher: it ends them when it is interrupted; on Linux the kernel does when it is killed.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class Local:
-    """A queue of runs and as many processes as `jobs`."""
+    """A queue of runs and up to `jobs` processes."""
 
-    after_interrupt = "launch again to go on where the runs were"
+    after_interrupt = "launch again to resume the runs"
 
     def __init__(self, runs: Sequence[Run], jobs: int) -> None:
         self._waiting = list(runs)
@@ -31,15 +31,15 @@ class Local:
 
     @property
     def running(self) -> list[Run]:
-        """The runs that have a process."""
+        """The running runs."""
         return [run for run, _ in self._processes.values()]
 
     def busy(self) -> bool:
-        """Whether anything runs or waits."""
+        """Whether any run is running or waiting."""
         return bool(self._waiting or self._processes)
 
     def poll(self) -> list[Run]:
-        """Fills free slots; returns the runs that have ended since the last call."""
+        """Starts runs in free slots; returns those that ended since the last call."""
         ended = []
         for slot, (run, process) in list(self._processes.items()):
             status = process.poll()
@@ -54,7 +54,7 @@ class Local:
         return ended
 
     def close(self) -> None:
-        """Ends what still runs; nothing interrupts this."""
+        """Ends the running processes; signals are ignored meanwhile."""
         before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
         processes = [process for _, process in self._processes.values()]
         for process in processes:
@@ -72,7 +72,7 @@ class Local:
 
 
 def start(run: Run, cores: Sequence[int], variables: dict[str, str]) -> subprocess.Popen:
-    """Starts a run in a session of its own, so that a Ctrl-C reaches the launcher alone."""
+    """Starts a run in its own session, so that Ctrl-C only reaches the launcher."""
     mark_start(run.log, run.command)
     with run.log.open("a") as log:
         process = subprocess.Popen(
@@ -84,7 +84,7 @@ def start(run: Run, cores: Sequence[int], variables: dict[str, str]) -> subproce
             start_new_session=True,
             preexec_fn=_end_with_parent if _LIBC else None,
         )
-    if cores:  # before it has any threads, which get the same
+    if cores:  # before it starts threads, which inherit the cores
         with contextlib.suppress(ProcessLookupError):
             os.sched_setaffinity(process.pid, cores)
     return process
@@ -95,7 +95,7 @@ def _end_with_parent() -> None:
 
 
 def shares(jobs: int) -> list[tuple[list[int], dict[str, str]]]:
-    """(cores, environment variables) of each job: a part of the cores, or the GPUs in turn."""
+    """(cores, environment variables) of each job: a share of the cores, or one of the GPUs in turn."""
     devices = gpus()
     if devices:
         common = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if jobs > len(devices) else {}
@@ -107,7 +107,7 @@ def shares(jobs: int) -> list[tuple[list[int], dict[str, str]]]:
 
 
 def gpus() -> list[str]:
-    """The NVIDIA GPUs that runs may use, as CUDA_VISIBLE_DEVICES names them."""
+    """The NVIDIA GPUs that runs can use, in the notation of CUDA_VISIBLE_DEVICES."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [device for device in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if device]
     if shutil.which("nvidia-smi") is None:

@@ -1,12 +1,12 @@
-"""Runs of a study: what is planned and how each run stands, read off its folder.
+"""Runs of a study: the plan, and the state of each run, which is read from its folder.
 
-A run is `python -m f3r_jax.main` with a config, settings and a folder of its own. A study's folder holds
+A run is `python -m f3r_jax.main` with a config, settings and its own folder. A study's folder holds
 
   NAME/            one run, named after its settings, such as mrb_lam0.5_ct_to_mr_seed0
-  logs/NAME.log    what it printed, attempt after attempt
-  report/          the report over all of them
-  compiled/        programs that JAX compiled, shared by the runs of one network
-  slurm/           what submitit keeps
+  logs/NAME.log    the output of the run, attempt after attempt
+  report/          the report on all runs
+  compiled/        functions that JAX compiled, shared by the runs of one network
+  slurm/           files of submitit
 """
 
 import dataclasses
@@ -31,9 +31,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 MAIN = (sys.executable, "-m", "f3r_jax.main")
 FINISHED, CUT_OFF, NOT_BEGUN, FAILED = "finished", "cut off", "not begun", "failed"
 LOGS, REPORT, COMPILED, SLURM, LOCK = "logs", "report", "compiled", "slurm", ".lock"
-PARTIAL_SECTIONS = ("loss", "optim", "train", "syn")  # of the configs: not all have them
+PARTIAL_SECTIONS = ("loss", "optim", "train", "syn")  # sections that only some configs have
 LAMBDA = "loss.lam"
-TAIL_BYTES = 1 << 16  # of a log or of metrics.jsonl; holds the last lines whole
+TAIL_BYTES = 1 << 16  # of a log or of metrics.jsonl; enough for the last lines
 _STARTED, _ENDED = "== started ", "== exit status "
 
 
@@ -44,9 +44,9 @@ class Run:
     name: str
     output: Path
     spec: str
-    settings: tuple[str, ...]  # KEY=VALUE, later ones win
+    settings: tuple[str, ...]  # KEY=VALUE; later ones override earlier ones
     config: ConfigDict = dataclasses.field(compare=False, repr=False)
-    together: tuple[float, ...] = ()  # the lambdas that are trained as one program with this run's; empty: alone
+    together: tuple[float, ...] = ()  # lambdas of the runs that are trained in one process; empty: only this run
 
     @property
     def workdir(self) -> Path:
@@ -55,17 +55,17 @@ class Run:
 
     @property
     def log(self) -> Path:
-        """What the run prints goes here: its own folder has to be empty at the start."""
+        """The file for the run's output. It is not in the run's folder, which must be empty at the start."""
         return self.output / LOGS / f"{self.program}.log"
 
     @property
     def program(self) -> str:
-        """The name of the process: the run's own, or that of all lambdas which it trains."""
+        """Name of the process: the name of the run, or one with all lambdas that the process trains."""
         return self._for_lambda("+".join(f"{lam:g}" for lam in self.together)) if self.together else self.name
 
     @property
     def command(self) -> list[str]:
-        """The command line of the process; given again, it goes on where it was cut off."""
+        """Command line of the process. The same command resumes an interrupted run."""
         if not self.together:
             settings = (f"--config.{setting}" for setting in self.settings)
             return [*MAIN, f"--config={self.spec}", f"--workdir={self.workdir}", *settings]
@@ -81,20 +81,20 @@ class Run:
 
 
 def config_path(name: str) -> str:
-    """The project's config of that name, relative to the current folder where it lies below it."""
+    """Path of the project's config of that name, relative to the current folder if it is inside."""
     path = ROOT / "configs" / f"{name}.py"
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def make_run(output: Path, spec: str, settings: Iterable[str], **varied: object) -> Run:
-    """A run of a config with settings `KEY=VALUE`; what the study varies comes as `lam`, `direction` and `seed`.
+    """A run of a config with settings `KEY=VALUE`; a study varies `lam`, `direction` and `seed`.
 
     Raises:
-      UserError: no such config, or a setting that it doesn't have or can't take.
+      UserError: no such config, or an unknown or invalid setting.
     """
     keys = {"lam": LAMBDA, "direction": "data.direction", "seed": "seed"}
     settings = (*settings, *(f"{keys[key]}={value}" for key, value in varied.items() if value is not None))
-    # Settings of the training say nothing to SyN, nor SyN's to a network.
+    # SyN has no training settings, and a network has no settings of SyN.
     absent = {section for section in PARTIAL_SECTIONS if section not in load_config(spec, ())}
     settings = tuple(setting for setting in settings if setting.partition(".")[0] not in absent)
     config = load_config(spec, settings)
@@ -105,7 +105,7 @@ def make_run(output: Path, spec: str, settings: Iterable[str], **varied: object)
 
 
 def load_config(spec: str, settings: Sequence[str]) -> ConfigDict:
-    """The config as the main job will see it."""
+    """Loads the config as the main job will."""
     file = Path(spec.partition(":")[0])
     if not file.is_file():
         raise UserError(f"{file}: no such file, expected a config such as configs/mrb.py")
@@ -121,7 +121,7 @@ def load_config(spec: str, settings: Sequence[str]) -> ConfigDict:
 
 
 def unique(plan: Iterable[Run]) -> list[Run]:
-    """The plan with runs that several studies share done once; UserError for two runs that would share a folder."""
+    """The plan without duplicate runs; raises a UserError if two different runs would share a folder."""
     runs: dict[str, Run] = {}
     for run in plan:
         other = runs.setdefault(run.name, run)
@@ -131,16 +131,16 @@ def unique(plan: Iterable[Run]) -> list[Run]:
 
 
 def together(plan: Sequence[Run], finished: Collection[str] = ()) -> list[Run]:
-    """The same plan, where runs that differ in lambda alone and are not finished are done by one program."""
+    """The same plan, where one process trains all unfinished runs that only differ in lambda."""
 
-    def apart_from_lambda(run: Run) -> tuple:
+    def all_but_lambda(run: Run) -> tuple:
         values = flatten(run.config.to_dict())
         return run.spec, tuple(sorted((key, repr(value)) for key, value in values.items() if key != LAMBDA))
 
     groups: dict[tuple, list[Run]] = {}
     for run in plan:
         if is_trained(run.config) and run.name not in finished:
-            groups.setdefault(apart_from_lambda(run), []).append(run)
+            groups.setdefault(all_but_lambda(run), []).append(run)
     lams = {
         run.name: tuple(sorted(each.config.loss.lam for each in group))
         for group in groups.values()
@@ -151,18 +151,18 @@ def together(plan: Sequence[Run], finished: Collection[str] = ()) -> list[Run]:
 
 
 def programs(runs: Sequence[Run]) -> dict[Run, list[Run]]:
-    """One run of each process, with all runs that the process does."""
+    """The runs of each process, by the first of them."""
     of_process: dict[str, list[Run]] = {}
     for run in runs:
         of_process.setdefault(run.program, []).append(run)
     return {group[0]: group for group in of_process.values()}
 
 
-# How things stand
+# The state of runs
 
 
 def state_of(run: Run) -> tuple[str, str]:
-    """(finished, cut off, not begun or failed; a remark: the last step, or the error)."""
+    """(state, remark): finished, cut off, not begun or failed; the remark is the last step or the error."""
     if finished_step(run) is not None:
         return FINISHED, ""
     error = error_of(run)
@@ -176,7 +176,7 @@ def state_of(run: Run) -> tuple[str, str]:
 
 
 def finished_step(run: Run) -> int | None:
-    """The step that was evaluated, if it is the run's last one; 0 for what isn't trained."""
+    """The evaluated step if it is the last one of the run, else None; 0 for a method without training."""
     try:
         summary = json.loads((run.workdir / "evaluation" / "summary.json").read_text())
     except (OSError, ValueError):
@@ -186,11 +186,11 @@ def finished_step(run: Run) -> int | None:
 
 
 def last_row(workdir: Path) -> dict:
-    """The last row of a training step in `metrics.jsonl`; empty before there is one."""
+    """The last row of a train step in `metrics.jsonl`, or {} if there is none."""
     for line in reversed(tail(workdir / "metrics.jsonl")):
         try:
             row = json.loads(line)
-        except ValueError:  # cut off by a kill, or by where the tail begins
+        except ValueError:  # incomplete: the run was killed, or the tail begins inside the line
             continue
         if isinstance(row, dict) and row.get("kind") == "train":
             return row
@@ -208,21 +208,21 @@ def tail(path: Path) -> list[str]:
 
 
 def mark_start(log: Path, command: Sequence[str]) -> None:
-    """Begins a new attempt in a run's log."""
+    """Writes the start of a new attempt to a run's log."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:
         file.write(f"{_STARTED}{time.strftime('%Y-%m-%d %H:%M:%S')}: {shlex.join(command)}\n")
 
 
 def mark_end(log: Path, status: int) -> None:
-    """Writes how the attempt ended. One that was told to end is cut off, not failed, and leaves no such line."""
+    """Writes the exit status to a run's log, except after SIGTERM: such a run is cut off, not failed."""
     if status != -signal.SIGTERM:
         with log.open("a") as file:
             file.write(f"{_ENDED}{status}\n")
 
 
 def error_of(run: Run) -> str:
-    """The error that ended the last attempt, in one line; empty if none did."""
+    """The error that ended the last attempt, in one line; empty if there was none."""
     lines = tail(run.log)
     starts = [number for number, line in enumerate(lines) if line.startswith(_STARTED)]
     lines = [line for line in lines[starts[-1] + 1 if starts else 0 :] if line.strip()]
@@ -232,7 +232,7 @@ def error_of(run: Run) -> str:
     if status == 0:
         return "" if finished_step(run) is not None else "ended without an evaluation"
     if status == -signal.SIGKILL:
-        return "killed by signal 9; out of memory, or by hand"
+        return "killed by signal 9: out of memory, or killed by a user"
     if status < 0:
         return f"killed by signal {-status}"
     errors = [line for line in lines if line.startswith("error: ")]
@@ -240,13 +240,13 @@ def error_of(run: Run) -> str:
 
 
 def check_output(output: Path, plan: Sequence[Run]) -> None:
-    """Raises a UserError if the study's folder holds what is none of ours, or runs of other settings."""
+    """Raises a UserError if the study's folder holds foreign files or runs with other settings."""
     if output.exists() and not output.is_dir():
         raise UserError(f"{output}: is a file, expected a folder for the study")
-    ours = {LOGS, REPORT, COMPILED, SLURM, LOCK, *(run.name for run in plan)}
+    known = {LOGS, REPORT, COMPILED, SLURM, LOCK, *(run.name for run in plan)}
     for path in sorted(output.iterdir()) if output.is_dir() else ():
-        if path.name not in ours and not (path / CONFIG_FILE).exists():
-            raise UserError(f"{path}: is neither a run nor part of a study; expected an empty --output or a study's")
+        if path.name not in known and not (path / CONFIG_FILE).exists():
+            raise UserError(f"{path}: is not part of a study; expected --output to be empty or the folder of a study")
     for run in plan:
         try:
             check_same_run(run.config, run.workdir)
@@ -255,7 +255,7 @@ def check_output(output: Path, plan: Sequence[Run]) -> None:
 
 
 def environment(output: Path) -> dict[str, str]:
-    """What the runs find in their environment: programs that one has compiled are there for the others."""
+    """Environment variables of the runs, with which they share their compiled functions."""
     compiled = {
         "JAX_COMPILATION_CACHE_DIR": str((output / COMPILED).absolute()),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",

@@ -1,8 +1,8 @@
-"""Runs as an array on a SLURM cluster, one task a run, through submitit (extra slurm).
+"""Executes runs as a job array on a SLURM cluster, one task per run, through submitit (extra slurm).
 
-The launcher submits, then watches the runs' folders, which have to be on a file system that the nodes share. It may be
-ended and launched again meanwhile: what is in the queue is found there again and is not submitted twice. A task that
-reaches its time limit is queued again by submitit and goes on from its newest checkpoint.
+The launcher submits the runs, then watches their folders, which must be on a file system that all nodes share. It can
+be stopped and launched again meanwhile: runs that are in the queue are found there and not submitted twice. A task that
+reaches its time limit is queued again by submitit and resumes from its newest checkpoint.
 """
 
 import argparse
@@ -24,11 +24,11 @@ from f3r_jax.common.files import write_text
 from study.runs import SLURM, Run, mark_end, mark_start
 
 SECONDS_BETWEEN_LOOKS = 5.0
-_JOBS = "jobs.json"  # the job of each run, as squeue writes it
+_JOBS = "jobs.json"  # the job ID of each run, as squeue prints it
 
 
 class Slurm:
-    """The runs' tasks in the queue."""
+    """The tasks of the runs in the queue."""
 
     def __init__(self, runs: Sequence[Run], options: argparse.Namespace) -> None:
         self._folder = options.output.absolute() / SLURM
@@ -37,7 +37,7 @@ class Slurm:
         known = self._read_jobs()
         self._jobs = {run: known[run.program] for run in runs if known.get(run.program) in queue}
         if self._jobs:
-            print(f"{len(self._jobs)} runs are in the queue already", flush=True)
+            print(f"{len(self._jobs)} runs are already in the queue", flush=True)
         new = [run for run in runs if run not in self._jobs]
         if new:
             self._jobs |= dict(zip(new, submit(new, self._folder, options), strict=True))
@@ -52,7 +52,10 @@ class Slurm:
         return bool(self._jobs)
 
     def poll(self) -> list[Run]:
-        """The runs whose task left the queue: missing twice, since a task queued again is gone for a moment."""
+        """The runs whose task left the queue.
+
+        A task must be missing twice, because a task that is queued again is missing for a moment.
+        """
         now = time.monotonic()
         if now - self._last_look < SECONDS_BETWEEN_LOOKS:
             return []
@@ -70,7 +73,7 @@ class Slurm:
 
     @property
     def after_interrupt(self) -> str:
-        """What to tell a user who interrupted."""
+        """Message for a user who interrupted."""
         numbers = sorted({job.partition("_")[0] for job in self._jobs.values()})
         return f"the tasks stay in the queue: launch again to watch them, or scancel {' '.join(numbers)}"
 
@@ -83,7 +86,7 @@ class Slurm:
 
 
 class Task:
-    """What a task does. submitit calls `checkpoint` when the time is up."""
+    """The work of a task. submitit calls `checkpoint` when the time is up."""
 
     def __init__(self, log: Path, command: Sequence[str]) -> None:
         self.log, self.command = log, command
@@ -103,35 +106,39 @@ class Task:
         return status
 
     def checkpoint(self) -> object:
-        """The same again: the run goes on by itself."""
+        """Submits the same command again; the run resumes by itself."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 def _leave_warning_to_submitit() -> None:
-    """Ignores SLURM's signal that the time is up, which every process of a task gets; submitit then ends the run.
+    """Ignores SLURM's signal that the time is up, which every process of a task gets. submitit then ends the run.
 
-    A run that died of it before submitit heard of it would end the task as failed, and nothing would queue it again.
+    If the signal killed the run before submitit received it, the task would count as failed and not be queued again.
     """
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
 
 def add_slurm_arguments(parser: argparse.ArgumentParser) -> None:
-    """Those that matter for a run on one node."""
+    """Adds the SLURM arguments for runs on one node."""
     group = parser.add_argument_group("SLURM")
-    group.add_argument("--slurm", action="store_true", help="runs as an array of tasks; --jobs limits those at a time")
-    group.add_argument("--slurm_partition", help="partition; the cluster's default otherwise")
+    group.add_argument(
+        "--slurm", action="store_true", help="submit the runs as a job array; --jobs limits how many run at a time"
+    )
+    group.add_argument("--slurm_partition", help="partition (default: that of the cluster)")
     group.add_argument("--slurm_account", help="account to charge")
-    group.add_argument("--slurm_time", type=int, default=24 * 60, help="minutes a task (1440); then it is queued again")
-    group.add_argument("--slurm_gpus", type=int, help="GPUs a task; 1 serves a run")
-    group.add_argument("--slurm_cpus", type=int, help="cores a task")
-    group.add_argument("--slurm_mem", help="memory a task, such as 16G")
+    group.add_argument(
+        "--slurm_time", type=int, default=24 * 60, help="minutes per task (1440); then it is queued again"
+    )
+    group.add_argument("--slurm_gpus", type=int, help="GPUs per task; a run needs 1")
+    group.add_argument("--slurm_cpus", type=int, help="cores per task")
+    group.add_argument("--slurm_mem", help="memory per task, such as 16G")
 
 
 def check_slurm() -> None:
-    """Raises a UserError where runs can't be submitted."""
+    """Raises a UserError if runs cannot be submitted."""
     if shutil.which("sbatch") is None or shutil.which("squeue") is None:
         raise UserError("--slurm: no sbatch and squeue here, expected the login node of a SLURM cluster")
     if importlib.util.find_spec("submitit") is None:
@@ -140,7 +147,7 @@ def check_slurm() -> None:
 
 
 def submit(runs: Sequence[Run], folder: Path, options: argparse.Namespace) -> list[str]:
-    """Submits the runs as one array; returns their jobs as squeue writes them."""
+    """Submits the runs as one job array; returns their job IDs as squeue prints them."""
     import submitit
 
     executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=1000, python=shlex.quote(sys.executable))
@@ -158,7 +165,7 @@ def submit(runs: Sequence[Run], folder: Path, options: argparse.Namespace) -> li
         ntasks_per_node=1,
         setup=[
             f"export PYTHONPATH={shlex.quote(str(Path(__file__).parent.parent))}:$PYTHONPATH"
-        ],  # where Task is found
+        ],  # so that the module of Task is found
         **{key: value for key, value in given.items() if value is not None},
     )
     try:
@@ -170,9 +177,9 @@ def submit(runs: Sequence[Run], folder: Path, options: argparse.Namespace) -> li
 
 
 def queued() -> dict[str, str]:
-    """The user's jobs that are waiting or running, with their state."""
+    """State of each waiting or running job of the user, by job ID."""
     command = ["squeue", "--me", "--noheader", "--array", "--format=%i %T"]
-    for _ in range(5):  # a busy controller doesn't always answer
+    for _ in range(5):  # a busy controller does not always answer
         listed = subprocess.run(command, capture_output=True, text=True, check=False)
         if listed.returncode == 0:
             return dict(line.split() for line in listed.stdout.splitlines() if line.strip())

@@ -1,4 +1,4 @@
-"""Progress of several runs at once: a bar a run on a terminal, plain lines now and then elsewhere."""
+"""Shows the progress of several runs: one bar per run on a terminal, otherwise lines from time to time."""
 
 import sys
 import time
@@ -14,15 +14,15 @@ SECONDS_BETWEEN_LINES = 60.0
 
 
 class View:
-    """Counts the runs of a plan, of which `done` are, and shows where those are that run.
+    """Counts the runs of a plan, of which `done` are finished, and shows the progress of the running ones.
 
-    A process is known by the first of the runs that it does.
+    A process is identified by the first of its runs.
     """
 
     def __init__(self, processes: Mapping[Run, Sequence[Run]], *, done: int) -> None:
         self._runs = processes
         total = done + sum(map(len, processes.values()))
-        tqdm.tqdm.monitor_interval = 0  # no thread beside: processes are started while bars are shown
+        tqdm.tqdm.monitor_interval = 0  # no extra thread, because processes are started while bars are shown
         self._whole = Progress("runs", total, done=done)
         self._bars: dict[Run, tqdm.tqdm] = {}
         self._since: dict[Run, float] = {}
@@ -31,7 +31,7 @@ class View:
         self._failed = 0
 
     def look(self, running: Sequence[Run]) -> None:
-        """Brings the bars up to date, or writes lines if the last ones are old."""
+        """Updates the bars, or prints lines if the last ones are old."""
         now = time.monotonic()
         for run in running:
             self._since.setdefault(run, now)
@@ -56,7 +56,7 @@ class View:
         bar.refresh()
 
     def ended(self, run: Run) -> None:
-        """A line that stays, for each run of a process that ended."""
+        """Prints a line for each run of a process that ended."""
         if run in self._bars:
             self._bars.pop(run).close()
         seconds = time.monotonic() - self._since.pop(run, time.monotonic())
@@ -67,7 +67,7 @@ class View:
             self._whole.advance(**{"failed": float(self._failed)} if self._failed else {})
 
     def close(self) -> None:
-        """Takes the bars away."""
+        """Removes the bars."""
         for bar in self._bars.values():
             bar.close()
         self._bars.clear()
@@ -75,7 +75,7 @@ class View:
 
 
 def where(run: Run) -> str:
-    """How far a running run is."""
+    """Text on the progress of a run."""
     row = last_row(run.workdir)
     if not row:
         return "begins" if is_trained(run.config) else "registers"

@@ -137,11 +137,11 @@ def test_row_of_a_pass_tells_medians_and_spread():
         "network": "F3RNet-MS",
         "pass": "train",
         "compile, s": "7.0",
-        "ours, s": "2.000 (1.000-3.000)",
+        "f3r_jax, s": "2.000 (1.000-3.000)",
         "PyTorch, s": "2.000 (2.000-2.000)",
         "ratio to PyTorch": "1.50 (1.00-4.00)",
         "CPU ratio to PyTorch": "1.50 (1.00-4.00)",
-        "ours, peak MiB (imports)": "500 (200)",
+        "f3r_jax, peak MiB (imports)": "500 (200)",
         "PyTorch, peak MiB (imports)": "500 (200)",
     }
 

@@ -1,4 +1,4 @@
-"""The table of ours and the rivals: what is scored, what is told, what a failure leaves."""
+"""The table of f3r_jax and the baselines: scores, messages, and what a failure leaves."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ ORGANS = {"liver": (1,), "spleen": (2,)}
 
 @pytest.fixture
 def measured(monkeypatch):
-    """What `run` reports for two tiny pairs: "ours" finds nothing, SyN the truth, greedy dies, another is missing."""
+    """A report of two tiny pairs: f3r_jax predicts zero, SyN the ground truth, greedy fails, another is missing."""
 
     def register(method, *, folder, checkpoint):
         with np.load(folder / benchmark.PAIR_FILE) as pair:
@@ -41,7 +41,7 @@ def measured(monkeypatch):
     monkeypatch.setattr(
         benchmark, "BASELINES", rivals | {"other": classical.Baseline(classical.syn, "no_such_module", "other-one")}
     )
-    monkeypatch.setattr(benchmark, "OURS", {"ours": None})
+    monkeypatch.setattr(benchmark, "OURS", {"f3r_jax": None})
     monkeypatch.setattr(benchmark, "register_in_worker", register)
     monkeypatch.setattr(benchmark.datasets, "open_dataset", open_dataset)
     found = benchmark.measure_registration(shape=(24, 20, 20), spacing=13.0, cases=2, checkpoint=None, note=told.append)
@@ -50,15 +50,15 @@ def measured(monkeypatch):
 
 def test_scores_and_costs_of_each_method_and_case(measured):
     found, told = measured
-    assert list(found["methods"]) == ["ours", "SyN", "greedy"]
-    for before, ours, truth in zip(found["before"], found["methods"]["ours"], found["methods"]["SyN"], strict=True):
+    assert list(found["methods"]) == ["f3r_jax", "SyN", "greedy"]
+    for before, ours, truth in zip(found["before"], found["methods"]["f3r_jax"], found["methods"]["SyN"], strict=True):
         assert all(ours[name] == before[name] for name in ("dice", "liver_dice", "hd95_mm", "epe_mm"))
         assert ours["folding_percent"] == ours["sd_log_jacobian"] == 0
         assert truth["epe_mm"] == 0 and truth["dice"] > before["dice"] + 5
         assert truth["sd_log_jacobian"] > 0
         assert truth["peak_mib"] == 300
     assert [case["seconds"] for case in found["methods"]["SyN"]] == [2.0, 3.0]
-    assert found["first_seconds"] == {"ours": 2.0}
+    assert found["first_seconds"] == {"f3r_jax": 2.0}
     assert sum(line.startswith("pair ") for line in told) == 2
     assert any("SyN" in line and "2.0 s" in line for line in told)
 
@@ -70,7 +70,7 @@ def test_table_has_a_row_a_method_and_tells_what_failed_or_is_missing(measured):
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     titles, _, before, ours, syn = rows
     assert titles[0] == "method" and "HD95, mm" in titles and "end-point error, mm" in titles
-    assert [row[0] for row in (before, ours, syn)] == ["before", "ours", "SyN"]
+    assert [row[0] for row in (before, ours, syn)] == ["before", "f3r_jax", "SyN"]
     cell = dict(zip(titles, syn, strict=True))
     assert cell["seconds"] == "2.5 (2.0-3.0)" and cell["peak MiB (imports)"] == "300 (100)"
     assert cell["end-point error, mm"] == "0.00 (0.00-0.00)" and cell["first, s"] == ""
@@ -78,7 +78,7 @@ def test_table_has_a_row_a_method_and_tells_what_failed_or_is_missing(measured):
     assert "Failed: greedy, pair 2: ValueError: no." in text
     measured[0]["methods"]["SyN"][1] = {"error": "killed: out of memory?"}
     assert "| SyN (1 of 2 pairs) |" in benchmark.as_markdown(origin | {"registration": measured[0]})
-    assert "other is left out" in text and "pip install other-one" in text
+    assert "other is skipped" in text and "pip install other-one" in text
 
 
 def test_scores_mean_over_organs_and_tell_the_liver_apart():
@@ -134,7 +134,7 @@ def test_command_writes_table_and_json(commands, tmp_path):
     assert result.status == 0, result.out + result.err
     found = json.loads(numbers.read_text())["registration"]
     assert found["spacing"] == 6.4
-    for name in ("ours", "ours, not diffeomorphic", *classical.BASELINES):
+    for name in ("f3r_jax", "f3r_jax, not diffeomorphic", *classical.BASELINES):
         (case,) = found["methods"][name]
         assert case["dice"] > found["before"][0]["dice"] or name in classical.BASELINES  # too coarse a grid for SyN
         assert ("compile_seconds" in case) == (name not in classical.BASELINES)

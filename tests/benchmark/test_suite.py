@@ -22,7 +22,7 @@ ENVIRONMENT = {
 
 
 def result(**changes: object) -> dict:
-    """What a subject says that took 9 s for 2 runs."""
+    """The answers of a subject with two runs of 9 s."""
     clocks = {"wall": [9.0, 9.0], "cpu": [9.0, 9.0], "compile": {"wall": 7.0}}
     sizes = {"imported_mib": 200.0, "peak_mib": 500.0, "device_peak_mib": None, "parameters": 1000}
     return {"device": "cpu"} | clocks | sizes | changes
@@ -169,7 +169,7 @@ def test_suite_whose_time_is_up_says_what_is_missing(groups, tiny_suite, monkeyp
     monkeypatch.setattr(suite.time, "monotonic", lambda: next(clock))
     assert suite.run_suite(("small",), dataclasses.replace(tiny_suite, deadline=2.5)) == suite.UNFINISHED
     assert len(groups) == 3
-    assert "Unfinished: 1 of 4 groups aren't measured yet." in tiny_suite.page.read_text()
+    assert "Unfinished: 1 of 4 groups are not measured yet." in tiny_suite.page.read_text()
     assert suite.run_suite(("small",), tiny_suite) == 0
     assert len(groups) == 4
     assert "Unfinished" not in tiny_suite.page.read_text()
@@ -193,7 +193,7 @@ def test_opponent_that_is_not_installed_is_told(groups, tiny_suite, capsys):
 
 def test_registrations_without_a_checkpoint_are_left(groups, tiny_suite, capsys):
     assert suite.run_suite((suite.REGISTRATION,), tiny_suite) == 0
-    assert "registration: left as it stands" in capsys.readouterr().out
+    assert "registration: skipped: " in capsys.readouterr().out
     assert not tiny_suite.page.exists()
 
 
@@ -305,7 +305,7 @@ def test_torch_runs_without_compilation_where_that_fails_and_says_so(torch_jobs)
     run, facts = torch_jobs.first_that_runs(failing, lambda: calls.append("plain"))
     run()
     assert calls == ["plain"]
-    assert facts == {"note": "torch.compile failed (RuntimeError: no compiler), so it ran without"}
+    assert facts == {"note": "torch.compile failed (RuntimeError: no compiler), so it ran without it"}
     run, facts = torch_jobs.first_that_runs(lambda: calls.append("compiled"), failing)
     run()
     assert calls == ["plain", "compiled", "compiled"] and not facts

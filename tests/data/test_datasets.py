@@ -243,7 +243,7 @@ def test_a_fitted_start_takes_labels_and_landmarks_along(folder, monkeypatch, ho
         asked.append((Path(moving.path).name, degrees, related))
         return Fit(matrix, 0.1, 0.2, 1.0)
 
-    monkeypatch.setattr(datasets, "fit", fit)
+    monkeypatch.setattr(cases, "fit", fit)
     (folder / "ct.csv").write_text("x,y,z\n48,24,88\n")
     row = "mr_0.nii.gz,ct_0.nii.gz,ct.csv,ct.csv,ct_labels_0.nii.gz,"
     table = f"fixed,moving,fixed_landmarks,moving_landmarks,moving_labels,split\n{row}train\n{row}train\n{row}test\n"
@@ -286,7 +286,7 @@ def test_a_working_grid_that_misses_the_body(folder):
     image = nifti.read(folder / "ct_0.nii.gz")
     nifti.write(folder / "ct_0.nii.gz", np.where(_body(SHAPE, 0.6), -1000, image.data), image.affine)
     message = _message(_config(_table(folder), shape=(2, 2, 2)), "mr_0")
-    assert "ct_0.nii.gz: nothing of it shows" in message
+    assert "ct_0.nii.gz: is constant on the working grid" in message
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def _field(path, shape=(5, 6, 7, 1, 3), intent="vector", name="", data=None):
 
 def test_files_that_are_no_field_of_itk(tmp_path):
     message = _message(nifti.read_field, _field(tmp_path / "four.nii.gz", (5, 6, 7, 3)))
-    assert "four.nii.gz" in message and "not ITK's form" in message
+    assert "four.nii.gz" in message and "not ITK's format" in message
     for shape in ((5, 6, 7), (5, 6, 7, 1, 2), (5, 6, 7, 2, 3)):
         message = _message(nifti.read_field, _field(tmp_path / "wrong.nii.gz", shape))
         assert "wrong.nii.gz" in message and "5 x 6 x 7" in message and "X x Y x Z x 1 x 3" in message
@@ -239,7 +239,7 @@ def test_affines_that_are_no_grid(tmp_path, wrong):
     path = tmp_path / "flat.nii"
     path.write_bytes(image.header.binaryblock + bytes(4) + _volume().tobytes(order="F"))
     message = _message(nifti.read, path)
-    assert "flat.nii" in message and "affine" in message and "mend the header" in message
+    assert "flat.nii" in message and "affine" in message and "correct the header" in message
 
 
 def test_a_header_that_breaks_off_in_its_numbers_is_one_line(tmp_path, capfd):

@@ -80,12 +80,12 @@ def test_a_table_of_another_name(folder):
         ("fixed,moving,moving_labels\nmr.nii.gz,ct.nii.gz,absent.nii.gz\n", "absent.nii.gz: no such file"),
         ("fixed,moving,split\nmr.nii.gz,ct.nii.gz,tset\n", "split tset; expected train, validation, test"),
         ("fixed,moving,split\nmr.nii.gz,ct.nii.gz,test\nmr.nii.gz,ct.nii.gz,\n", "column split is empty in some rows"),
-        ("fixed,moving,name\nmr.nii.gz,ct.nii.gz,a\nmr.nii.gz,ct.nii.gz,a\n", "name a stands in more than one row"),
+        ("fixed,moving,name\nmr.nii.gz,ct.nii.gz,a\nmr.nii.gz,ct.nii.gz,a\n", "name a is in more than one row"),
         ("fixed,moving,name\nmr.nii.gz,ct.nii.gz,\n", "has the name ''"),
         ("fixed,moving,name\nmr.nii.gz,ct.nii.gz,../a\n", "has the name '../a'"),
         ("fixed,moving,name\nmr.nii.gz,ct.nii.gz,..\n", "has the name '..'"),
         ("fixed,moving,moving_modality\nmr.nii.gz,ct.nii.gz,mr\n", "one ct and one mr"),
-        ("fixed,moving,fixed_landmarks\nmr.nii.gz,ct.nii.gz,p.csv\n", "landmarks of one image of pair mr alone"),
+        ("fixed,moving,fixed_landmarks\nmr.nii.gz,ct.nii.gz,p.csv\n", "landmarks of only one image of pair mr"),
     ],
 )
 def test_mistakes_in_the_table(folder, text, told):

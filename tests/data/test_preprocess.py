@@ -130,7 +130,7 @@ def test_constant_images_are_refused():
         with pytest.raises(UserError, match=r"flat.nii.gz: constant image, every voxel is"):
             preprocess.normalise(image, modality, ct_window=WINDOW, mr_percentiles=PERCENTILES)
     bright = Image(np.linspace(1000, 2000, 125, dtype=np.float32).reshape(5, 5, 5), np.eye(4), "bright.nii.gz")
-    with pytest.raises(UserError, match=r"bright.nii.gz: constant once clipped to -160 to 240.*CT in HU"):
+    with pytest.raises(UserError, match=r"bright.nii.gz: constant after clipping to -160 to 240.*CT in HU"):
         preprocess.normalise(bright, "ct", ct_window=WINDOW, mr_percentiles=PERCENTILES)
 
 
@@ -210,8 +210,8 @@ def test_modalities_are_recognised_by_their_intensities():
     ("scale", "offset", "message"),
     [
         (1.0, 1024.0, "CT stored with an offset of 1024; expected HU"),
-        (1 / 4000, 0.3, "cannot tell CT from MR"),
-        (1 / 500, 0.0, "cannot tell CT from MR"),  # zero mean, unit variance or so
+        (1 / 4000, 0.3, "cannot detect the modality"),
+        (1 / 500, 0.0, "cannot detect the modality"),  # zero mean, unit variance or so
     ],
 )
 def test_modalities_that_are_in_doubt(scale, offset, message):

@@ -95,7 +95,7 @@ def test_half_of_the_own_motion_correlates_fully(tmp_path):
 def test_few_cases_decide_nothing(tmp_path):
     found = evaluated(one_way_data(4), lambda case: case.displacement, tmp_path)[1]["pair_specific"]
     assert found["learned"] is None and found["cases"] == 4 and found["dice_gain"] > 0
-    assert "4 test cases can't be significant" in controls.explain(found)
+    assert "4 test cases are too few for significance" in controls.explain(found)
     assert controls.too_few(4) and not controls.too_few(5)
 
 

@@ -186,7 +186,7 @@ def test_tasks_outlive_the_launcher_and_are_found_again(study):
             assert len(study.starts()) == 2 and len(squeue("-o", "%i")) == 3
             study.behave()
     assert process.wait(timeout=120) == 0, process.stderr.read()
-    assert "3 runs are in the queue already" in out and "submitted" not in out
+    assert "3 runs are already in the queue" in out and "submitted" not in out
     assert len(study.starts()) == 3
 
 

@@ -258,8 +258,8 @@ def test_ctrl_c_ends_it_after_the_pairs_at_work_on_several_devices(
         process.send_signal(signal.SIGINT)
         out, err = process.communicate()
     assert process.returncode == 130, (out, err)
-    assert err == "\ninterrupted; the same command goes on with the pairs that are left\n"
-    assert ("waiting for 2 at work" in out) == (devices == 2)
+    assert err == "\ninterrupted; run the same command again to register the remaining pairs\n"
+    assert ("waiting for 2 running pairs" in out) == (devices == 2)
     whole = {f"pair{n}" for n in range(finished_ones)}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"summary.csv", "summary.json", *whole}
     assert [row["status"] for row in _rows(tmp_path / "out")].count("done") == finished_ones

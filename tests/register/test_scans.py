@@ -68,7 +68,7 @@ def test_the_matrix_says_where_the_moving_scan_lies():
     matrix[0, 3] = 500.0
     made = scans.common_grid(grid(), far, matrix, spacing=2.0)
     assert inside(corners(grid()), made)
-    with pytest.raises(UserError, match="shows nothing of what"):
+    with pytest.raises(UserError, match="does not overlap"):
         scans.common_grid(grid(), far, np.eye(4), spacing=2.0)
 
 

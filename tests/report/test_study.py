@@ -215,8 +215,8 @@ def test_seconds_are_those_of_any_lambda_by_device(tmp_path):
     (table,) = tables_of(tmp_path)
     assert [table.row("mrb").seconds(device) for device in ("cpu", "gpu")] == [5.0, 0.5]
     cells = dict(zip(wording.grid(table).full_heads, wording.grid(table).rows[1][2], strict=True))
-    assert cells["Seconds a pair, CPU"] == ("5.00", False, ("paper 25",))
-    assert cells["Seconds a pair, GPU"] == ("0.50", False, ("paper 1.42",))
+    assert cells["Seconds per pair, CPU"] == ("5.00", False, ("paper 25",))
+    assert cells["Seconds per pair, GPU"] == ("0.50", False, ("paper 1.42",))
     assert cells["Parameters"] == ("1,000", False, ("paper 0.296 M",))
 
 
@@ -247,13 +247,13 @@ def test_our_order_beside_the_papers(tmp_path):
         ("VoxelMorph-1", "VoxelMorph-2", 0.03125),
     ]
     text = findings.order_words(table)[0]
-    assert text.startswith("Liver ASD: of 3 pairs of methods, 2 stand the other way round than in the paper; beyond")
+    assert text.startswith("Liver ASD: 2 of 3 pairs of methods are in the opposite order to the paper; significant (p")
     assert "VoxelMorph-1 before F3RNet-MRB (p = 0.031)" in text
     places = {label: [cell.shown for cell in cells] for label, _, cells in findings.order_grid(table).rows}
     assert places["VoxelMorph-1"] == ["1", "3", "1", "3"] and places["F3RNet-MRB"] == ["2", "1", "2", "1"]
     (finding,) = findings.findings([table])
-    assert "is not the paper's: 2 of 3 pairs in liver ASD and 2 of 3 pairs in mean Dice" in finding.sentences[-1]
-    assert "F3RNet-MRB, is 0.15 mm behind the best rival, VoxelMorph-1 (p = 0.031)" in finding.sentences[1]
+    assert "are not in the paper's order: 2 of 3 pairs in liver ASD and 2 of 3 pairs in mean Dice" in finding.sentences[-1]
+    assert "F3RNet-MRB, is 0.15 mm behind the best baseline, VoxelMorph-1 (p = 0.031)" in finding.sentences[1]
 
 
 def test_findings_of_the_papers_order(tmp_path):
@@ -264,11 +264,11 @@ def test_findings_of_the_papers_order(tmp_path):
     assert finding.sentences == [
         "F3RNet-MRB is best, with a liver ASD of 1.50 mm (3.95 before registration) and a mean Dice of 86.3 % (61.8 "
         "before registration).",
-        "In liver ASD the best F3RNet, F3RNet-MRB, is 1.00 mm ahead of the best rival, FAIM (p = 0.50, which may be "
-        "chance).",
+        "In liver ASD the best F3RNet, F3RNet-MRB, is 1.00 mm ahead of the best baseline, FAIM (p = 0.50, which may "
+        "be chance).",
         "No field folds anywhere.",
         "Unknown whether the pair was learned: FAIM and F3RNet-MRB (no controls).",
-        "Our order of the methods is the paper's.",
+        "The methods are in the paper's order.",
     ]
 
 
@@ -288,8 +288,8 @@ def test_notes_name_what_a_reader_must_know(tmp_path):
     write_run(tmp_path / "a", [80.0, 90.0], system="faim")
     (table,) = tables_of(tmp_path)
     notes = wording.notes(table)
-    assert "2 cases can't show significance, as the smallest p is 0.5" in notes[0]
-    assert "published has 233,683 parameters, ours 233,683; the paper prints 0.217 M" in notes[1]
+    assert "the smallest possible p of 2 cases is 0.5, which is not significant" in notes[0]
+    assert "published has 233,683 parameters, f3r_jax's 233,683; the paper prints 0.217 M" in notes[1]
     assert notes[2].startswith("No run of SyN, VM-1, VM-2, F3RNet-w/o F3D, ") and notes[2].endswith("was given.")
 
 

@@ -1,1 +1,1 @@
-"""Affine registration by MIND, from coarse to fine."""
+"""Affine registration with MIND descriptors, from coarse to fine."""

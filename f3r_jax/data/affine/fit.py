@@ -1,21 +1,21 @@
-"""Affine registration by MIND: shifts, then rotations, then scales and shears, from coarse to fine.
+"""Affine registration with MIND descriptors: shifts, then rotations, then scales and shears, from coarse to fine.
 
-What is maximised over the matrix M (mm of the fixed frame to mm of the moving frame) is the similarity
+The fit maximises a similarity over the matrix M (mm of the fixed frame to mm of the moving frame):
 
     s(M) = sum_p v(p) v'(Mp) (u - |f(p) - m_M(p)|^2) / (u min(sum v, sum v'))
 
-of the descriptors f of the fixed scan and m_M of the moving one sampled through M, squares averaged over the channels;
-v and v' are 1 where a scan is seen (field of view and mask; v less towards the skin) and 0 elsewhere, and u is the mean
-of |f - m|^2 over places drawn at random. So s is 1 for equal scans and 0 for unrelated ones, and a point that drops out
-of view counts as an unrelated one: a small overlap is never a gain. Strain costs `STIFFNESS`, as a thin slab says
-little about the scale across it.
+f are the descriptors of the fixed scan, m_M those of the moving scan sampled through M, and squares are averaged over
+the channels. v and v' are 1 inside the field of view and mask of a scan and 0 outside; v decreases towards the skin.
+u is the mean of |f - m|^2 over all pairs of places. So s is 1 for equal scans and 0 for unrelated ones. A point
+outside the field of view counts as unrelated, so that a small overlap never increases s. `STIFFNESS` penalises strain,
+because a thin slab contains little information about the scale across it.
 
-1. All shifts by whole voxels of the first lattice are scored at once, as sums of correlations, by Fourier transforms.
+1. All shifts by whole voxels of the coarse grid are scored at once, as sums of correlations, by Fourier transforms.
    The peaks are the starts.
-2. Each is refined by L-BFGS on the shift alone, and the best goes on to the rigid parameters.
-3. On the finer lattice L-BFGS goes on with the rigid parameters, then with all twelve.
+2. L-BFGS optimises the shift from each start, and then the rigid parameters from the best result.
+3. On the fine grid L-BFGS optimises the rigid parameters, then all twelve.
 
-Letters: x y z voxels of a lattice, s starts.
+Letters: x y z voxels of a grid, s starts.
 """
 
 import dataclasses
@@ -35,30 +35,31 @@ from f3r_jax.data.affine.similarity import Views
 from f3r_jax.data.nifti import Image
 from f3r_jax.ops.mind import mind
 
-DEGREES = {"translation": 3, "rigid": 6, "affine": 12}  # how many of the parameters are free
-# Measured on a real CT and MR of different people (a slab of 60 mm, mean Dice of four organs; 0.40 by the centres of
-# the bodies, 0.61 by shift and scales fitted to the labels): rigid 0.57, affine 0.57. On one lattice alone, with less
-# smoothing, affine gave 0.54 at 8 mm, 0.53 at 6, 0.56 at 5, 0.49 at 10 and 0.45 at 12 mm; at 8 mm and a stiffness of
-# 1, 3, 10 0.52, 0.54, 0.55, and known scales of 1.04, 0.96, 1.03 came out 1.1 mm off at 3, 1.9 mm at 10.
-COARSE, FINE = 8.0, 5.0  # mm of the lattices
+DEGREES = {"translation": 3, "rigid": 6, "affine": 12}  # number of free parameters
+# Measured on a real CT and MR of different people, a slab of 60 mm. Mean Dice of four organs: 0.40 with the centres of
+# the bodies aligned, 0.61 with shift and scales fitted to the labels, and 0.57 for both rigid and affine. With a single
+# grid and less smoothing, affine gave 0.54 at 8 mm, 0.53 at 6, 0.56 at 5, 0.49 at 10 and 0.45 at 12 mm. At 8 mm it gave
+# 0.52, 0.54 and 0.55 with a stiffness of 1, 3 and 10. Known scales of 1.04, 0.96, 1.03 were found with an error of
+# 1.1 mm at a stiffness of 3 and 1.9 mm at 10.
+COARSE, FINE = 8.0, 5.0  # mm, spacing of the grids
 PRESET = "mind_ssc"
-STIFFNESS = 3.0  # loss of s for a strain (log-scale or shear) of 1
-REACH = 48.0  # mm: more than a deep breath
-STARTS = 4  # peaks
-APART = 2  # voxels between peaks
-ITERATIONS = 60  # of L-BFGS at most
-TOLERANCE = 1e-5  # gain of s that ends it, ten times what single precision can tell
-LEAST_OVERLAP = 0.1  # of the scan that sees less: below it there is hardly anything to compare
+STIFFNESS = 3.0  # decrease of s for a strain (log-scale or shear) of 1
+REACH = 48.0  # mm, more than the motion of a deep breath
+STARTS = 4  # number of peaks
+APART = 2  # minimum distance of peaks, voxels
+ITERATIONS = 60  # maximum, of L-BFGS
+TOLERANCE = 1e-5  # gain of s at which L-BFGS stops, ten times the resolution of single precision
+LEAST_OVERLAP = 0.1  # fraction of the smaller field of view; with less there is hardly anything to compare
 
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """What was found.
+    """Result of a fit.
 
     Attributes:
       matrix: mm of the fixed frame to mm of the moving frame, RAS+.
-      similarity_before, similarity_after: s of the initial matrix and of this one, both on the fine lattice.
-      overlap: the part that both scans see, of the scan that sees less.
+      similarity_before, similarity_after: s of the initial matrix and of `matrix`, both on the fine grid.
+      overlap: the shared field of view as a fraction of the smaller one.
     """
 
     matrix: Matrix
@@ -77,16 +78,17 @@ def fit(
     fixed_mask: Mask | None = None,
     moving_mask: Mask | None = None,
 ) -> Fit:
-    """The matrix of the highest similarity found about `initial`, or `initial` itself where nothing better is.
+    """Fits the matrix of the highest similarity near `initial`; returns `initial` if nothing better is found.
 
     Args:
       fixed: intensities in [0, 1], as `preprocess.normalise` gives them.
-      moving: the same.
+      moving: the same for the moving scan.
       initial: mm of the fixed frame to mm of the moving frame.
       degrees: "translation", "rigid" or "affine".
-      related: whether `initial` is right to `REACH` mm; if not, all heights at which the scans meet are searched.
-      fixed_mask: where the fixed scan may be compared, on its own grid.
-      moving_mask: the same of the moving scan.
+      related: whether the error of `initial` is below `REACH` mm; if not, all heights at which the scans overlap are
+        searched.
+      fixed_mask: mask of the voxels to compare, on the fixed scan's grid.
+      moving_mask: the same for the moving scan.
 
     Raises:
       UserError: an empty mask, or scans that do not overlap.
@@ -115,7 +117,7 @@ def fit(
     if overlap < LEAST_OVERLAP:
         raise UserError(
             f"{moving.path}: shares {100 * overlap:.0f} % of the field of view with {fixed.path} after registration; "
-            f"expected at least {100 * LEAST_OVERLAP:.0f} %: give a start nearer to the truth"
+            f"expected at least {100 * LEAST_OVERLAP:.0f} %: give a better initial matrix"
         )
     change = np.asarray(similarity.affine_map(jnp.asarray(theta, jnp.float32), frame.radius), np.float64)
     return Fit(start @ change @ np.linalg.inv(frame.to_world), before, after, overlap)
@@ -124,9 +126,9 @@ def fit(
 def _views(
     fixed: ReducedScan, moving: ReducedScan, frame: Frame, start: Matrix, spacing: float, reach: np.ndarray
 ) -> tuple[Views, tuple[np.ndarray, np.ndarray]]:
-    """What L-BFGS compares; and both scans on lattices, that of the moving one wider by `reach` mm, for `_starts`.
+    """The volumes that L-BFGS compares, and both scans on grids for `_starts`.
 
-    The latter are descriptors and, in the last channel, where they are seen.
+    The grid of the moving scan is wider by `reach` mm. These scans are descriptors with their mask in the last channel.
     """
     size, wider = grids.lattice_size(frame, spacing), np.ceil(reach / spacing).astype(int)
     to_local, to_local_there = grids.lattice(size, spacing), grids.lattice(size + 2 * wider, spacing)
@@ -135,8 +137,8 @@ def _views(
     v = v * grids.interior(data, spacing)
     if not v.any() or not v_there.any():
         raise UserError(
-            f"{moving.image.path}: nothing of it lies within reach of {fixed.image.path}; expected scans that overlap: "
-            "give a start nearer to the truth"
+            f"{moving.image.path}: does not overlap {fixed.image.path} within reach; expected scans that overlap: "
+            "give a better initial matrix"
         )
     f, m = (np.asarray(mind(image[None, ..., None], preset=PRESET)[0]) for image in (data, data_there))
     unrelated = np.float32(similarity.unrelated(f[v > 0], m[v_there > 0]))
@@ -150,12 +152,12 @@ def _views(
         unrelated=unrelated,
         radius=np.float32(frame.radius),
     )
-    both = tuple(np.concatenate([d, seen[..., None]], axis=-1) for d, seen in ((f, v), (m, v_there)))
+    both = tuple(np.concatenate([d, mask[..., None]], axis=-1) for d, mask in ((f, v), (m, v_there)))
     return jax.tree.map(jnp.asarray, views), both
 
 
 def _starts(both: tuple[np.ndarray, np.ndarray], unrelated: Array, spacing: float) -> Float64[np.ndarray, "s 12"]:
-    """The parameters of the shifts that score best, of all by whole voxels that keep one lattice within the other."""
+    """The parameters of the best shifts, of all by whole voxels that keep the fixed grid within the moving one."""
     wider = (np.array(both[1].shape[:3]) - both[0].shape[:3]) // 2
     scores = np.asarray(similarity.shift_scores(*map(jnp.asarray, both), unrelated))
     window = scores[tuple(slice(2 * n + 1) for n in wider)]
@@ -164,7 +166,7 @@ def _starts(both: tuple[np.ndarray, np.ndarray], unrelated: Array, spacing: floa
 
 
 def _ascend(theta: np.ndarray, views: Views, free: int) -> tuple[np.ndarray, float]:
-    """Where L-BFGS ends with the first `free` parameters moving, and s there, the cost of strain taken off."""
+    """Maximises s over the first `free` parameters by L-BFGS; returns the parameters and s with the strain penalty."""
 
     def loss(first: np.ndarray) -> tuple[float, np.ndarray]:
         whole = jnp.asarray(np.concatenate([first, theta[free:]]), jnp.float32)
@@ -177,7 +179,7 @@ def _ascend(theta: np.ndarray, views: Views, free: int) -> tuple[np.ndarray, flo
 
 
 def _agreement(theta: np.ndarray, views: Views) -> tuple[float, float]:
-    """s, free of the cost of strain, and the overlap."""
+    """s without the strain penalty, and the overlap."""
     at = jnp.asarray(theta, jnp.float32)
     (_, (score, overlap)), _ = similarity.similarity_and_gradient(at, views, STIFFNESS, preset=PRESET)
     return float(score), float(overlap)

@@ -1,7 +1,7 @@
-"""Scans as an affine registration sees them: reduced, and on lattices along the fixed scan's axes.
+"""Reduced scans and grids along the fixed scan's axes, for affine registration.
 
-Local coordinates are mm along the fixed scan's axes about the centre of its field of view. Sizes are rounded, so that
-scans of like size share compiled programs. Letters: x y z voxels.
+Local coordinates are mm along the fixed scan's axes, from the centre of its field of view. Sizes are rounded, so that
+scans of similar size share compiled functions. Letters: x y z voxels.
 """
 
 from typing import NamedTuple
@@ -15,29 +15,29 @@ from f3r_jax.common.errors import UserError
 from f3r_jax.data import preprocess, resample
 from f3r_jax.data.nifti import Grid, Image
 
-MULTIPLE = 8  # voxels that sizes are rounded to
-DEPTH = 30.0  # mm below the body's surface at which a point counts in full
+MULTIPLE = 8  # voxels, sizes are rounded up to multiples of it
+DEPTH = 30.0  # mm below the body's surface, from where on a point has full weight
 
 
 class ReducedScan(NamedTuple):
-    """A reduced scan, and where it is seen: its field of view, or the part of a mask's voxels in one of its own."""
+    """A reduced scan and its mask `seen`: the fraction of mask voxels in each reduced voxel, 1 without a mask."""
 
     image: Image
     seen: Image
 
 
 class Frame(NamedTuple):
-    """Local coordinates."""
+    """The frame of local coordinates."""
 
-    to_world: Matrix  # to mm of the fixed frame
-    half: Float64[np.ndarray, "3"]  # extent of the fixed field of view, mm
+    to_world: Matrix  # local coordinates to mm of the fixed frame
+    half: Float64[np.ndarray, "3"]  # half the extent of the fixed field of view, mm
     radius: float  # mm, a typical distance from the centre
 
 
 def reduce(image: Image, mask: Mask | None, *, spacing: float) -> ReducedScan:
-    """Means over blocks of whole voxels no wider than `spacing` mm; UserError for an empty mask."""
+    """Averages a scan over blocks of whole voxels, at most `spacing` mm wide; raises a UserError for an empty mask."""
     if mask is not None and not mask.any():
-        raise UserError(f"{image.path}: its mask is empty; expected voxels where the scans may be compared")
+        raise UserError(f"{image.path}: its mask is empty; expected values above 0 at the voxels to compare")
     seen = np.ones(image.shape, np.float32) if mask is None else mask.astype(np.float32)
     block = np.clip(np.floor(spacing / image.spacing + 1e-6), 1, image.shape).astype(int)
     affine = image.affine @ np.diag([*block, 1.0])
@@ -49,7 +49,7 @@ def reduce(image: Image, mask: Mask | None, *, spacing: float) -> ReducedScan:
 
 
 def frame_of(fixed: Image) -> Frame:
-    """Axes are the nearest orthonormal ones, so that a rotation is one in mm even where a header shears."""
+    """The local frame of a fixed scan. Its axes are the nearest orthonormal ones, as a header may contain shears."""
     u, _, v = np.linalg.svd(fixed.affine[:3, :3] / fixed.spacing)
     corners = _corners(fixed)
     to_world = np.eye(4)
@@ -59,17 +59,17 @@ def frame_of(fixed: Image) -> Frame:
 
 
 def height(image: Image, frame: Frame) -> float:
-    """Extent in mm along the fixed scan's third axis; of a moving scan as if its axes were the fixed one's."""
+    """Extent of a scan in mm along the fixed scan's third axis, as if it were in the fixed scan's frame."""
     return float(np.ptp(_corners(image) @ frame.to_world[:3, 2]))
 
 
 def lattice_size(frame: Frame, spacing: float) -> Integer[np.ndarray, "3"]:
-    """Voxels along the axes that hold the fixed field of view."""
+    """Size in voxels of the grid that covers the fixed field of view."""
     return MULTIPLE * np.ceil(2 * frame.half / spacing / MULTIPLE - 1e-6).astype(int)
 
 
 def lattice(size: Integer[np.ndarray, "3"], spacing: float) -> Matrix:
-    """Voxels of a lattice about the centre to local coordinates."""
+    """The matrix from the voxels of a centred grid to local coordinates."""
     matrix = np.diag([spacing, spacing, spacing, 1.0])
     matrix[:3, 3] = -spacing * (size - 1) / 2
     return matrix
@@ -78,9 +78,9 @@ def lattice(size: Integer[np.ndarray, "3"], spacing: float) -> Matrix:
 def sample(
     scan: ReducedScan, size: Integer[np.ndarray, "3"], matrix: Matrix
 ) -> tuple[Float32[np.ndarray, "x y z"], Float32[np.ndarray, "x y z"]]:
-    """Intensities on a lattice, beyond the field of view the edge's, and 1 where the scan is seen.
+    """Samples a scan on a grid: intensities, with edge values outside the field of view, and a mask of 0 and 1.
 
-    `matrix` takes the lattice's voxels to mm of the scan's frame.
+    `matrix` maps the grid's voxels to mm of the scan's frame.
     """
     shape = tuple(map(int, size))
     inward = np.linalg.inv(scan.image.affine) @ matrix
@@ -90,7 +90,7 @@ def sample(
 
 
 def interior(data: Float32[np.ndarray, "x y z"], spacing: float) -> Float32[np.ndarray, "x y z"]:
-    """0 outside the body, 1 from `DEPTH` mm below its surface on: fat and skin are no guide to the organs."""
+    """Weights that rise from 0 at the body's surface to 1 at `DEPTH` mm, as fat and skin do not guide the organs."""
     body = preprocess.body_mask(Image(data, np.diag([spacing, spacing, spacing, 1.0])), "mr")
     if body.all():
         return np.ones_like(data)
@@ -98,9 +98,9 @@ def interior(data: Float32[np.ndarray, "x y z"], spacing: float) -> Float32[np.n
 
 
 def stack(scan: ReducedScan, spacing: float) -> tuple[Float32[np.ndarray, "x y z 2"], Matrix]:
-    """Intensities, smoothed as `sample` smooths, and where they are seen; and mm to their voxels.
+    """Stacks the intensities, smoothed as in `sample`, and the mask; also returns the matrix from mm to their voxels.
 
-    Padded by a voxel or more on every side, which counts as not seen.
+    Both are padded by at least one voxel on every side, where the mask is 0.
     """
     data = _smoothed(scan.image, spacing)
     widths = [(1, 1 + -(size + 2) % MULTIPLE) for size in data.shape]
@@ -110,16 +110,16 @@ def stack(scan: ReducedScan, spacing: float) -> tuple[Float32[np.ndarray, "x y z
 
 
 def _smoothed(image: Image, spacing: float) -> Float32[np.ndarray, "x y z"]:
-    """By a Gaussian as wide at half height as a voxel of the lattice, however fine the scan is.
+    """Smooths by a Gaussian whose full width at half maximum is `spacing`, whatever the voxel size of the scan.
 
-    Against aliasing, and against the blur of interpolation, which is none where voxels meet voxels and would draw the
-    map there: 5 mm copies ended 1.2 mm off without.
+    This avoids aliasing. It also hides the blur of interpolation, which vanishes where the voxels of both scans
+    coincide and would attract the fit there. Without it, copies of 5 mm ended with an error of 1.2 mm.
     """
     return ndimage.gaussian_filter(image.data, spacing / image.spacing / resample.FWHM, mode="nearest")
 
 
 def _corners(image: Image) -> Float64[np.ndarray, "8 3"]:
-    """Of the field of view, mm."""
+    """Corners of the field of view, mm."""
     ends = [(-0.5, size - 0.5) for size in image.shape]
     index = np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(-1, 3)
     return index @ image.affine[:3, :3].T + image.affine[:3, 3]

@@ -1,17 +1,18 @@
-"""How well two volumes match under an affine map by their descriptors, its gradient, and where to start.
+"""Similarity of two volumes under an affine map, its gradient, and scores of all shifts.
 
-The similarity of a map A is, with squares averaged over the channels of MIND,
+The similarity of a map A, with squares averaged over the channels of MIND, is
 
     s(A) = sum_p w(p) v'(Ap) (u - |f(p) - m_A(p)|^2) - stiffness * sum of squared strains
 
-over the voxels p of the fixed lattice: f are the descriptors of the fixed volume, m_A those of the moving one sampled
-there through A, v' in [0, 1] tells where it is seen, u is what unrelated descriptors have for |f - m|^2. Descriptors of
-the moving volume are made anew for each A: sampled from a lattice of their own they would not turn with A, and the
-smoothing between the voxels of a lattice would count as a match (a rotation of 15 degrees did that on a slab of 60 mm).
+over the voxels p of the fixed grid. f are the descriptors of the fixed volume and m_A those of the moving volume
+sampled through A. v' in [0, 1] is the mask of the moving volume, and u is the mean of |f - m|^2 for unrelated
+descriptors. Descriptors of the moving volume are computed again for each A. Descriptors computed once on the moving
+grid would not rotate with A, and the smoothing by interpolation would count as a match. This happened for a rotation of
+15 degrees on a slab of 60 mm.
 
-Twelve parameters stand for a map, in mm at a distance of `radius` from the centre, so that one of any kind moves the
-volume about equally: three shifts, three rotations (Cayley's form, a rotation at any value), three logarithms of scales
-and three shears, R S x + t. Letters: x y z voxels, k channels, c channels and where they are seen, s places.
+A map has twelve parameters: three shifts, three rotations (Cayley's form, a rotation at any value), three logarithms of
+scales and three shears, R S x + t. All are in mm at a distance of `radius` from the centre, so that they move the
+volume about equally. Letters: x y z voxels, k channels, c channels and mask, s places.
 """
 
 import itertools
@@ -33,19 +34,19 @@ CORNERS = np.array(list(itertools.product((0, 1), repeat=3)))
 
 
 class Views(NamedTuple):
-    """Two volumes as they are compared. Local coordinates are mm about the centre of the fixed one."""
+    """The two volumes to compare. Local coordinates are mm from the centre of the fixed volume."""
 
     fixed: Float[Array, "x y z k"]  # descriptors f
-    weights: Float[Array, "x y z"]  # w, which hold the normalisation
+    weights: Float[Array, "x y z"]  # w, normalisation included
     moving: Float[Array, "_x _y _z 2"]  # intensities, and v', which is 0 in the outermost voxels
-    to_local: Float[Array, "4 4"]  # voxels of the fixed lattice to local coordinates
-    to_moving: Float[Array, "4 4"]  # local coordinates, mapped, to voxels of the moving volume
+    to_local: Float[Array, "4 4"]  # voxels of the fixed grid to local coordinates
+    to_moving: Float[Array, "4 4"]  # mapped local coordinates to voxels of the moving volume
     unrelated: Scalar  # u
     radius: Scalar  # mm
 
 
 def affine_map(theta: Parameters, radius: Scalar | float) -> Float[Array, "4 4"]:
-    """The map of the parameters, local to local coordinates; zeros give the identity."""
+    """The matrix of the parameters, in local coordinates; zeros give the identity."""
     a, b, c = theta[3:6] / (2 * radius)
     rotation = jnp.array(
         (
@@ -63,7 +64,7 @@ def affine_map(theta: Parameters, radius: Scalar | float) -> Float[Array, "4 4"]
 def similarity(
     theta: Parameters, views: Views, stiffness: Scalar | float, *, preset: str
 ) -> tuple[Scalar, tuple[Scalar, Scalar]]:
-    """s; then s without the cost of strain, and what that would be if the volumes matched wherever both are seen."""
+    """s; then s without the strain penalty, and its value if the volumes matched everywhere inside both masks."""
     matrix = (views.to_moving @ affine_map(theta, views.radius) @ views.to_local)[:3]
     shape = views.weights.shape
     index = jnp.moveaxis(jnp.indices(shape, jnp.float32), 0, -1).reshape(-1, 3)
@@ -79,7 +80,7 @@ def similarity(
 def similarity_and_gradient(
     theta: Parameters, views: Views, stiffness: Scalar | float, *, preset: str
 ) -> tuple[tuple[Scalar, tuple[Scalar, Scalar]], Parameters]:
-    """What `similarity` gives, and the gradient of s."""
+    """The result of `similarity`, and the gradient of s."""
     return jax.value_and_grad(partial(similarity, preset=preset), has_aux=True)(theta, views, stiffness)
 
 
@@ -89,11 +90,11 @@ def shift_scores(
 ) -> Float[Array, "u v w"]:
     """Sum of v v' (u - |f - m|^2) with fixed voxel p on moving voxel p + shift, for all shifts from 0 on, cyclic.
 
-    The last channel of both volumes is where they are seen. The sums are correlations, computed by Fourier transforms
-    of at least the two sizes together, so that negative shifts, counted from the end, are apart from positive ones.
+    The last channel of both volumes is their mask. The sums are correlations, computed by Fourier transforms. Their
+    size is the sum of both sizes, so that negative shifts, counted from the end, do not overlap positive ones.
     """
     shape = [a + b for a, b in zip(fixed.shape[:3], moving.shape[:3], strict=True)]
-    seen, seen_there = fixed[..., -1], moving[..., -1]
+    mask, mask_there = fixed[..., -1], moving[..., -1]
     f, m = fixed[..., :-1], moving[..., :-1]
 
     def spectrum(values):
@@ -101,22 +102,22 @@ def shift_scores(
 
     def add(total, channel):
         one, other = channel
-        return total + jnp.conj(spectrum(seen * one)) * spectrum(seen_there * other), None
+        return total + jnp.conj(spectrum(mask * one)) * spectrum(mask_there * other), None
 
-    first, second = spectrum(seen * (unrelated - jnp.mean(f**2, axis=-1))), spectrum(seen)
-    total = jnp.conj(first) * spectrum(seen_there)
-    total -= jnp.conj(second) * spectrum(seen_there * jnp.mean(m**2, axis=-1))
+    first, second = spectrum(mask * (unrelated - jnp.mean(f**2, axis=-1))), spectrum(mask)
+    total = jnp.conj(first) * spectrum(mask_there)
+    total -= jnp.conj(second) * spectrum(mask_there * jnp.mean(m**2, axis=-1))
     cross, _ = lax.scan(add, jnp.zeros_like(total), (jnp.moveaxis(f, -1, 0), jnp.moveaxis(m, -1, 0)))
     return jnp.fft.irfftn(total + 2 / f.shape[-1] * cross, shape)
 
 
 def unrelated(f: Float[np.ndarray, "n k"], m: Float[np.ndarray, "_m k"]) -> float:
-    """Mean of |f - m|^2 over all pairs of a place of one volume and one of the other, mean over the channels."""
+    """Mean of |f - m|^2 over all pairs of a place in one volume and a place in the other, averaged over channels."""
     return float(np.mean(f.var(axis=0) + m.var(axis=0) + (f.mean(axis=0) - m.mean(axis=0)) ** 2))
 
 
 def peaks(scores: Float[np.ndarray, "x y z"], *, count: int, apart: int) -> Integer[np.ndarray, "s 3"]:
-    """The voxels of the highest scores, more than `apart` voxels from each other along some axis, highest first."""
+    """The `count` voxels of the highest scores, highest first, more than `apart` voxels apart along some axis."""
     left = scores.copy()
     found = []
     while len(found) < count:
@@ -127,7 +128,7 @@ def peaks(scores: Float[np.ndarray, "x y z"], *, count: int, apart: int) -> Inte
 
 
 def _sample(volume, voxels):
-    """Trilinear values (n c) at fractional voxels (n 3); edge values outside."""
+    """Samples a volume at fractional voxels (n 3) trilinearly, as (n c); edge values outside."""
     size = np.array(volume.shape[:3])
     voxels = jnp.clip(voxels, 0, size - 1)
     base = jnp.minimum(jnp.floor(lax.stop_gradient(voxels)).astype(jnp.int32), size - 2)

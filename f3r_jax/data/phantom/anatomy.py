@@ -1,7 +1,7 @@
-"""The organs of the phantom: where they lie, how large they are, and how that differs from patient to patient.
+"""The organs of the phantom: positions, sizes and their random variation between patients.
 
-Lengths are mm in the frame of `phantom_shapes`: x to the patient's right, y forwards, z upwards. Parts come in the
-order of painting; a later solid part with a gap gives way to the earlier ones.
+Lengths are mm in the frame of `shapes`: x to the patient's right, y forwards, z upwards. Parts are listed in the order
+of painting. A later solid part with a gap keeps clear of the earlier ones.
 """
 
 import numpy as np
@@ -34,7 +34,7 @@ LEFT, RIGHT = -1, 1
 
 
 def draw_anatomy(rng: Generator) -> Anatomy:
-    """A random patient."""
+    """Draws a random patient."""
     body = Body(rng)
     portal = np.array([14.0, -4.0, 6.0]) + rng.normal(0, 4, 3)  # where the splenic vein ends
     liver = liver_distance(rng)
@@ -63,7 +63,7 @@ def draw_anatomy(rng: Generator) -> Anatomy:
 
 
 def draw_frame(rng: Generator) -> Frame:
-    """Not in the middle, above all along z: the field of view shows more of the chest or more of the pelvis."""
+    """Draws a random position, mainly along z: the field of view contains more of the chest or more of the pelvis."""
     shift, scale = (
         truncated_normal(rng, 1, 3) * (6, 4, 14),
         (1 + truncated_normal(rng, 0.05)) * (1 + truncated_normal(rng, 0.025, 3)),
@@ -107,7 +107,7 @@ def renal_vessels(body: Body) -> list[Part]:
 
 
 def kidney(rng: Generator, side: int) -> list[Part]:
-    """Cortex, medullary pyramids, and the fat and pelvis of the sinus, which the label leaves out."""
+    """Cortex, medullary pyramids, and the fat and pelvis of the sinus, which the label does not include."""
     height = -38 if side == RIGHT else -24
     centre = np.array([side * 61.0, -36.0, height]) + truncated_normal(rng, 1, 3) * (4, 3, 8)
     radii = np.array([28.5, 25.5, 53.0]) * (1 + truncated_normal(rng, 0.06, 3))
@@ -136,7 +136,10 @@ def kidney(rng: Generator, side: int) -> list[Part]:
 
 
 def liver_distance(rng: Generator):
-    """Below the diaphragm and inside the wall (its gap), above a visceral surface that rises to the left."""
+    """Distance of the liver: below the diaphragm, and above a visceral surface that rises to the left.
+
+    The gap of its part keeps it inside the wall.
+    """
     low = -72 + truncated_normal(rng, 9)
     tip = -62 + truncated_normal(rng, 14)
     rise = 0.66 + truncated_normal(rng, 0.05)
@@ -157,7 +160,7 @@ def liver_distance(rng: Generator):
 
 
 def gallbladder(rng: Generator) -> list[Part]:
-    """Present in three of four."""
+    """Gallbladder, present in three of four patients."""
     centre = np.array([48.0, 36.0, -26.0]) + truncated_normal(rng, 4, 3)
     radii = np.array([12.0, 13.0, 26.0]) * (1 + truncated_normal(rng, 0.1))
     if rng.random() > 0.75:
@@ -166,7 +169,7 @@ def gallbladder(rng: Generator) -> list[Part]:
 
 
 def grow(rng: Generator, root: np.ndarray, heading: np.ndarray, length: Number, radius: Number, depth: int):
-    """Segments (k, 2, 3) and radii (k,) of a branching vessel."""
+    """Draws segments (k, 2, 3) and radii (k,) of a branching vessel."""
     heading = heading / np.linalg.norm(heading)
     middle = root + heading * length / 2 + rng.normal(0, length / 12, 3)
     end = root + heading * length
@@ -183,7 +186,7 @@ def grow(rng: Generator, root: np.ndarray, heading: np.ndarray, length: Number, 
 
 
 def liver_vessels(rng: Generator, portal: np.ndarray) -> list[Part]:
-    """Portal vein with its right and left branch, and three hepatic veins that meet the vena cava."""
+    """Portal vein with its right and left branch, and three hepatic veins that join the vena cava."""
     gate = np.array([30.0, 6.0, 14.0])
     cava = np.array([26.0, -16.0, 66.0])
     trees = [
@@ -204,7 +207,7 @@ def liver_vessels(rng: Generator, portal: np.ndarray) -> list[Part]:
 
 
 def lesions(rng: Generator) -> list[Part]:
-    """None in half of the patients, up to three tumours or cysts in the others."""
+    """Lesions: none in half of the patients, one to three tumours or cysts in the others."""
     count = rng.integers(1, 4) if rng.random() < 0.5 else 0
     places = np.array([78.0, 0.0, 25.0]) + rng.uniform(-1, 1, (3, 3)) * (28, 45, 35)
     sizes = rng.uniform(5, 17, 3)
@@ -218,7 +221,7 @@ def lesions(rng: Generator) -> list[Part]:
 
 
 def spleen(rng: Generator) -> list[Part]:
-    """A crescent against the left wall, hollow towards stomach and kidney."""
+    """Spleen: a crescent at the left wall, concave towards stomach and kidney, with its vein."""
     centre = np.array([-84.0, -26.0, 32.0]) + truncated_normal(rng, 1, 3) * (3, 5, 7)
     radii = np.array([35.0, 47.0, 52.0]) * (1 + truncated_normal(rng, 0.1))
     frame = frame_of(-25 + truncated_normal(rng, 6), 8, -18 + truncated_normal(rng, 6))
@@ -237,7 +240,7 @@ def spleen(rng: Generator) -> list[Part]:
 
 
 def stomach(rng: Generator) -> list[Part]:
-    """Fundus, body and antrum with wall, fluid and gas above it (in front: the patient lies on the back)."""
+    """Fundus, body and antrum with wall, fluid, and gas in front of the fluid, as the patient is supine."""
     fill = rng.uniform(0.75, 1.1)
     path = curve([(-46, -22, 58), (-58, 8, 40), (-48, 38, 10), (-16, 46, -14), (22, 34, -12)], 12)
     path += truncated_normal(rng, 4, 3)
@@ -300,7 +303,7 @@ def small_bowel(rng: Generator) -> list[Part]:
 
 
 def mesentery(rng: Generator) -> list[Part]:
-    """Small vessels fanning out in the fat."""
+    """Small vessels that spread in the fat."""
     roots = np.array([0.0, 20.0, -30.0]) + rng.normal(size=(24, 3)) * (14, 8, 22)
     tips = roots + rng.normal(size=(24, 3)) * (45, 24, 40)
     return [tube_part("vein", np.stack([roots, tips], axis=1), 1.6, gap=0.5)]

@@ -1,8 +1,8 @@
-"""How the phantom looks: intensities of its tissues in CT and in five MR sequences, and what a scanner adds to them.
+"""Intensities of the phantom's tissues in CT and in five MR sequences, and the effects of a scanner.
 
-MR signals are those of typical abdominal protocols in arbitrary units. In fat-suppressed sequences the signal of fat is
-nearly gone. In opposed phase it is subtracted from that of water; the image is the absolute value, so that a voxel with
-half of each is black, as on a scanner.
+MR signals are those of typical abdominal protocols, in arbitrary units. In fat-suppressed sequences the signal of fat
+is almost 0. In opposed phase it is subtracted from the signal of water. The image is the absolute value, so that a
+voxel with half of each is black, as on a scanner.
 """
 
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ TISSUES = {
 GASES = ("air", "gas")
 
 CT_PHASES = {"venous": "portal venous contrast phase", "plain": "no contrast agent"}
-# sequence: the signal it shows, and the factor of the part of it that is fat
+# sequence: (its signal, the factor of the fat part of that signal)
 MR_SEQUENCES = {
     "t2": ("t2", 1.0),
     "t2_fat_suppressed": ("t2", 0.08),
@@ -69,7 +69,7 @@ MR_SEQUENCES = {
 
 
 def draw_ct_values(rng: Generator, phases: Sequence[str]) -> dict[str, float]:
-    """HU by tissue in one of the phases, each tissue off by some HU."""
+    """Draws HU by tissue for one of the phases, with a random offset for each tissue."""
     phase = phases[rng.integers(len(phases))]
     offsets = np.clip(rng.normal(size=len(TISSUES)), -2, 2) * 5.0
     return {
@@ -79,9 +79,9 @@ def draw_ct_values(rng: Generator, phases: Sequence[str]) -> dict[str, float]:
 
 
 def draw_mr_values(rng: Generator, sequences: Sequence[str]) -> dict[str, float]:
-    """Signal by tissue in one of the sequences, negative where fat outweighs water in opposed phase.
+    """Draws the signal by tissue for one of the sequences; negative if fat exceeds water in opposed phase.
 
-    Each tissue is off by some percent, and the liver holds up to a quarter of fat.
+    The signal of each tissue varies by some percent, and the fat fraction of the liver is up to a quarter.
     """
     signal, factor = MR_SEQUENCES[sequences[rng.integers(len(sequences))]]
     spread = np.exp(0.1 * np.clip(rng.normal(size=len(TISSUES)), -2, 2)).tolist()
@@ -94,14 +94,17 @@ def draw_mr_values(rng: Generator, sequences: Sequence[str]) -> dict[str, float]
 
 
 def add_ct_noise(rng: Generator, image: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """HU with noise that is correlated over 2 mm, as reconstruction kernels leave it, and floored at -1024."""
+    """Adds noise to HU, correlated over 2 mm like that of reconstruction kernels; the result is at least -1024."""
     noise = gaussian_filter(rng.normal(size=image.shape).astype(np.float32), 2.0 / spacing, truncate=3)
     level = rng.uniform(8, 20)
     return np.maximum(image + noise * (level / noise.std()), -1024).astype(np.float32)
 
 
 def acquire_mr(look: Generator, noise: Generator, image: np.ndarray, axes: list[np.ndarray]) -> np.ndarray:
-    """Thick slices of the absolute signal, a bias field, Rician noise, a stack that may end early, back on the grid."""
+    """Simulates an MR of an image: thick slices, a bias field and Rician noise, resampled to the grid.
+
+    The stack of slices may be shorter than the grid; the image is 0 beyond it.
+    """
     z = axes[2]
     step = z[1] - z[0]
     thickness = max(look.uniform(3.0, 7.0), step)
@@ -120,7 +123,7 @@ def acquire_mr(look: Generator, noise: Generator, image: np.ndarray, axes: list[
 
 
 def covered(rng: Generator, z: np.ndarray) -> np.ndarray:
-    """Which planes a stack shows: all of them, or in one case of three up to a tenth less at either end."""
+    """Draws which planes a stack contains: all, or in one of three cases up to a tenth fewer at either end."""
     lost = rng.uniform(0, 0.1, 2) * (z[-1] - z[0])
     if rng.random() > 1 / 3:
         return np.full(len(z), True)

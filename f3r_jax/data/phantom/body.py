@@ -1,6 +1,6 @@
 """The frame of the phantom: body wall, cavity, diaphragm, back muscles, chest and spine.
 
-Lengths are mm in the frame of `phantom_shapes`: x to the patient's right, y forwards, z upwards.
+Lengths are mm in the frame of `shapes`: x to the patient's right, y forwards, z upwards.
 """
 
 import numpy as np
@@ -23,13 +23,13 @@ FAT, MUSCLE, LUNG = layers_of("fat"), layers_of("muscle"), layers_of("lung")
 
 
 def truncated_normal(rng: Generator, size: Number, *shape: int) -> np.ndarray | float:
-    """Normal deviates of a standard deviation, cut at twice that: no patient is impossible."""
+    """Draws normal deviates with standard deviation `size`, clipped at twice that, so that no patient is impossible."""
     deviates = np.clip(rng.normal(0, size, shape), -2 * size, 2 * size)
     return deviates if shape else float(deviates)
 
 
 class Body:
-    """Wall, cavity, diaphragm and the line of the spine."""
+    """Wall, cavity, diaphragm and axis of the spine of a random patient."""
 
     def __init__(self, rng: Generator):
         self.cavity_radii = 116 + truncated_normal(rng, 4), 80 + truncated_normal(rng, 4)
@@ -56,7 +56,7 @@ class Body:
         return self.muscle(p) - self.fat * (0.7 + 0.45 * u * u + 0.45 * belly)
 
     def diaphragm(self, p: Points) -> np.ndarray:
-        """Distance of the room below the diaphragm: two domes that end in cylinders downwards."""
+        """Distance of the space below the diaphragm: two domes, continued downwards by cylinders."""
         x, y, z = p
         z = np.maximum(z - 0.22 * y, 0)
         right = ellipsoid((x, y, z), (56, 4, 0), (self.cavity_radii[0] - 40, 94, self.heights[0]))
@@ -64,16 +64,16 @@ class Body:
         return smooth_min(right, left, 30)
 
     def room(self, p: Points) -> np.ndarray:
-        """Distance of the room for organs: in the cavity, below the diaphragm."""
+        """Distance of the space for organs: in the cavity and below the diaphragm."""
         return np.maximum(self.cavity(p), self.diaphragm(p))
 
     def spine_frame(self, p: Points) -> Points:
-        """Coordinates along the spine: from its axis sideways and forwards, and up."""
+        """Coordinates relative to the spine: sideways and forwards from its axis, and upwards."""
         x, y, z = p
         return x - self.bend[0] * np.sin(z / 60 + self.bend[1]), y - self.spine_y - 6 * np.cos((z + 60) / 70), z
 
     def along(self, x: Number, y: Number, z: np.ndarray) -> np.ndarray:
-        """Path (k, 3) at the heights z that keeps its place beside the spine."""
+        """Path (k, 3) at the heights z with a constant position relative to the spine."""
         side, front, _ = self.spine_frame((np.zeros_like(z), np.zeros_like(z), z))
         return np.stack([x - side, y - front, z], axis=1)
 
@@ -87,7 +87,7 @@ class Body:
         ]
 
     def back_muscles(self) -> list[Part]:
-        """Psoas, quadratus lumborum, crura, and the fat that parts the extensors from the wall."""
+        """Psoas, quadratus lumborum, crura, and the fat between the extensors and the wall."""
 
         def psoas(p: Points) -> np.ndarray:
             x, y, z = self.spine_frame(p)
@@ -132,7 +132,7 @@ def chest(rng: Generator, body: Body) -> list[Part]:
 
     def ribs(p: Points) -> np.ndarray:
         x, y, z = p
-        angle = np.arctan2(np.abs(x) / 118, -y / 82)  # 0 behind, pi in front
+        angle = np.arctan2(np.abs(x) / 118, -y / 82)  # 0 at the back, pi at the front
         height = z + drop * np.sin(0.72 * angle)
         across = (np.mod(height + offset, 27) - 13.5) / 1.25
         ring = np.hypot(across, (body.cavity(p) - 5) * 1.4) - 5

@@ -1,9 +1,7 @@
-"""The phantom's cases, made once and kept on disk."""
+"""Phantom cases, generated on first use and stored on disk."""
 
 import dataclasses
 import hashlib
-import os
-import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,16 +10,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from f3r_jax.common.errors import UserError
+from f3r_jax.common.files import replacing
 from f3r_jax.data import nifti
 from f3r_jax.data.cases import Case, in_order, normalised
 from f3r_jax.data.phantom import generate
 from f3r_jax.data.synthesis.labels import tissue_map
 
-GENERATOR = ("anatomy", "appearance", "body", "generate", "motion", "shapes")  # modules that decide the voxels
+GENERATOR = ("anatomy", "appearance", "body", "generate", "motion", "shapes")  # modules that determine the voxels
 
 
 def kept_tissue_map(index: int, folder: Path, config: ConfigDict, seed: int) -> np.ndarray:
-    """The painted tissues of one anatomy, from the folder or made now."""
+    """The tissue map of one anatomy, read from the folder or generated."""
 
     def paint() -> dict[str, np.ndarray]:
         return {"tissues": tissue_map(seed, index, shape=tuple(config.shape), spacing=tuple(config.spacing))}
@@ -30,7 +29,7 @@ def kept_tissue_map(index: int, folder: Path, config: ConfigDict, seed: int) -> 
 
 
 def phantom_folder(config: ConfigDict, *, seed: int) -> Path:
-    """The cache's folder: shape, spacing and seed to read, and a hash of the generator's source and the protocols."""
+    """The folder of the cache, named after shape, spacing, seed and a hash of the generator's source and protocols."""
     source = b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in GENERATOR)
     source += repr((tuple(config.ct_phases), tuple(config.mr_sequences))).encode()
     shape = "x".join(str(size) for size in config.shape)
@@ -39,7 +38,7 @@ def phantom_folder(config: ConfigDict, *, seed: int) -> Path:
 
 
 def phantom_case(name: str, index: int, folder: Path, config: ConfigDict, *, seed: int) -> Case:
-    """One case, from the folder or made now."""
+    """One case, read from the folder or generated."""
     path = folder / f"case_{index:04d}.npz"
     volumes = _kept(path, lambda: _generated(index, config, seed=seed))
     affine = np.diag([*map(float, config.spacing), 1.0])
@@ -70,18 +69,14 @@ def _generated(index: int, config: ConfigDict, *, seed: int) -> dict[str, np.nda
 
 
 def _kept(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The arrays of a file that is made on first use: under another name first, so that a kill leaves no half file."""
+    """Reads the arrays of a file; generates it on first use, under a temporary name so that no partial file remains."""
     if not path.exists():
         arrays = make()
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
-            temporary = Path(folder) / path.name
+        with replacing(path) as temporary:
             np.savez_compressed(temporary, **arrays)
-            os.replace(temporary, path)
     try:
         with np.load(path) as stored:
             return dict(stored)
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path}: not a readable phantom case ({error}); delete it and it is generated again"
-        ) from error
+        raise UserError(f"{path}: not a readable phantom case ({error}); delete it to generate it again") from error

@@ -1,12 +1,12 @@
-"""A procedural abdomen imaged by CT and by MR: as many registration problems with a known answer as one likes.
+"""Generates phantom cases: a procedural abdomen imaged by CT and by MR, with known displacement.
 
-The anatomy is a list of analytic shapes in mm (`phantom_anatomy`), centred on the grid; the field of view crops it or
-surrounds it with air. Case (seed, index) is the same patient, the same breathing and the same contrast at any shape and
-spacing. The CT is the anatomy as it is; the MR is the same anatomy looked up at deformed coordinates, so that the
-ground truth is exact and no label map is interpolated.
+The anatomy is a list of analytic shapes in mm (`anatomy`), centred on the grid. The field of view crops it or surrounds
+it with air. Case (seed, index) has the same patient, breathing and contrast at any shape and spacing. The CT is the
+undeformed anatomy. The MR is the same anatomy evaluated at deformed coordinates, so that the ground truth is exact and
+no label map is interpolated.
 
-The CT may be taken in inspiration and the MR in expiration or the other way round: over many cases the mean
-displacement is zero, so that nothing can be gained without looking at the pair. Letters: x y z voxels.
+The CT may be in inspiration and the MR in expiration, or vice versa. The mean displacement over many cases is zero, so
+that a registration cannot gain anything without the images of the pair. Letters: x y z voxels.
 """
 
 from collections.abc import Sequence
@@ -27,12 +27,12 @@ from f3r_jax.data.phantom.appearance import (
 from f3r_jax.data.phantom.motion import displacement_mm, draw_motion
 from f3r_jax.data.phantom.shapes import Anatomy, paint
 
-SLAB_VOXELS = 400_000  # painted at a time, to bound the memory
+SLAB_VOXELS = 400_000  # painted at a time, to limit the memory
 
 
 @dataclass(frozen=True)
 class PhantomCase:
-    """One patient; displacements are in voxels and pull: `warp(ct, ct_to_mr)` lines up with `mr`."""
+    """CT and MR of one patient. Displacements are for a backward warp, in voxels: `warp(ct, ct_to_mr)` matches `mr`."""
 
     ct: np.ndarray  # (x y z) float32, HU
     mr: np.ndarray  # (x y z) float32, arbitrary units
@@ -51,9 +51,9 @@ def make_case(
     ct_phases: Sequence[str] = tuple(CT_PHASES),
     mr_sequences: Sequence[str] = tuple(MR_SEQUENCES),
 ) -> PhantomCase:
-    """Case `index` of the data set `seed` on a grid of `shape` voxels of `spacing` mm, RAS.
+    """Generates case `index` of the data set `seed` on a grid of `shape` voxels of `spacing` mm, RAS.
 
-    Its phase and its sequence are drawn from those given; patient and motion don't depend on them.
+    The CT phase and the MR sequence are drawn from the given ones; patient and motion do not depend on them.
     """
     anatomy_rng, motion_rng, look_rng, noise_rng = (default_rng([seed, index, stream]) for stream in range(4))
     spacing = np.asarray(spacing, float)
@@ -77,7 +77,7 @@ def make_case(
 def image_of(
     anatomy: Anatomy, axes: list[np.ndarray], displacement: np.ndarray | None, values: dict, blur: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Intensities and labels of the anatomy at p + displacement(p), slab by slab."""
+    """Paints intensities and labels of the anatomy at p + displacement(p), slab by slab."""
     images, labels = [], []
     slices = max(1, SLAB_VOXELS // (len(axes[0]) * len(axes[1])))
     for start in range(0, len(axes[2]), slices):
@@ -89,6 +89,3 @@ def image_of(
         images.append(image.reshape(points[0].shape))
         labels.append(label.reshape(points[0].shape))
     return np.concatenate(images, axis=2), np.concatenate(labels, axis=2)
-
-
-# Deformation

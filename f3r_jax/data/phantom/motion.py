@@ -1,4 +1,4 @@
-"""How the body moves between two scans: breathing, belly, waves and a rigid shift."""
+"""Motion of the body between two scans: breathing, belly, waves and a rigid motion."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from scipy.interpolate import make_interp_spline
 
 from f3r_jax.data.phantom.shapes import Frame, Points, draw_waves, frame_of, sum_of_waves
 
-KNOTS_MM = 8.0  # the deformation is integrated on a lattice of this spacing; its shortest wave is 10 times that
+KNOTS_MM = 8.0  # spacing of the coarse grid of the integration; the shortest wave is 10 times longer
 
 
 @dataclass(frozen=True)
 class Motion:
-    """A stationary velocity (mm per unit time) followed for unit time, then a rigid motion."""
+    """The flow of a stationary velocity (mm per unit time) for unit time, followed by a rigid motion."""
 
     velocity: Callable[[Points], list[np.ndarray]]
     rotation: np.ndarray  # (3, 3)
@@ -22,11 +22,11 @@ class Motion:
 
 
 def draw_motion(rng: Generator, frame: Frame) -> Motion:
-    """Breathing of either sign that moves the liver most, the belly wall, waves, and a small rigid motion.
+    """Draws a motion: breathing of either sign, strongest in the liver, belly wall, waves, and a small rigid motion.
 
-    A velocity and its negative are equally likely. So the mean of its flow is zero but for the second order, 1.5 mm
-    at most where the mean length is up to 18 mm. That rest can't be removed: it is half of what the mean displacement
-    and that of the inverse add up to.
+    A velocity and its negative are equally likely. So the mean of its flow is zero to first order. The second order is
+    1.5 mm at most, where the mean length is up to 18 mm. It cannot be removed: it is half the sum of the mean
+    displacement and the mean inverse displacement.
     """
     breath = float(np.clip(rng.normal(0, 22), -45, 45))
     belly = float(np.clip(rng.normal(0, 6), -12, 12))
@@ -44,12 +44,12 @@ def draw_motion(rng: Generator, frame: Frame) -> Motion:
 
 
 def breathing(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """How much of the diaphragm's motion there is at points in mm: most in the liver, none in spine and wall."""
+    """Fraction of the diaphragm's motion at points in mm: highest in the liver, 0 in spine and wall."""
     return np.exp(-(((x - 45) / 120) ** 2) - ((z - 45) / 105) ** 2) * mobility(x, y)[0]
 
 
 def mobility(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """From 0 to 1, how freely tissue moves: 0 in spine and wall; and the same without the spine."""
+    """Mobility of tissue, from 0 in spine and wall to 1; and the same without the effect of the spine."""
     spine = np.exp(-((x / 42) ** 2)) / (1 + np.exp((y + 20) / 12))
     wall = np.exp(-(((x / 140) ** 2 + (y / np.where(y < 0, 95, 110)) ** 2) ** 3))
     return (1 - spine) * wall, wall
@@ -58,8 +58,8 @@ def mobility(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def displacement_mm(motion: Motion, axes: list[np.ndarray], *, backward: bool) -> np.ndarray:
     """Displacement (x, y, z, 3) float64 in mm of the motion or of its inverse.
 
-    Integrated on a lattice and interpolated by cubic splines: the motion is so smooth that this is exact to 0.02 mm,
-    and it costs the same at any spacing of the voxels. The flow of the negative velocity is the inverse.
+    It is integrated on a coarse grid and interpolated by cubic splines. The motion is so smooth that the error is below
+    0.02 mm, and the cost does not depend on the voxel spacing. The flow of the negative velocity is the inverse.
     """
     knots = [np.linspace(a[0] - 1, a[-1] + 1, max(4, int(np.ceil((a[-1] - a[0] + 2) / KNOTS_MM)) + 1)) for a in axes]
     start = np.stack(np.meshgrid(*knots, indexing="ij"))
@@ -69,19 +69,19 @@ def displacement_mm(motion: Motion, axes: list[np.ndarray], *, backward: bool) -
     else:
         end = rigid(rotate, flow(motion.velocity, start, 1.0)) + motion.shift[:, None, None, None]
     field = end - start
-    for knot, points in zip(knots, axes, strict=True):  # interpolates the first axis and puts it last, three times
+    for knot, points in zip(knots, axes, strict=True):  # interpolates the first axis and moves it to the end
         weights = make_interp_spline(knot, np.eye(len(knot)))(points)
         field = np.einsum("cxyz,px->cyzp", field, weights)
     return np.moveaxis(field, 0, -1)
 
 
 def rigid(rotation: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Points (3, ...) turned about the origin."""
+    """Rotates points (3, ...) about the origin."""
     return np.einsum("ij,jxyz->ixyz", rotation, points)
 
 
 def flow(velocity: Callable[[Points], list[np.ndarray]], points: np.ndarray, time: float, steps: int = 3) -> np.ndarray:
-    """Where the velocity carries the points (3, ...) in `time`: Runge-Kutta of order 4."""
+    """Moves the points (3, ...) with the velocity for `time`, by a Runge-Kutta method of order 4."""
 
     def at(p: np.ndarray) -> np.ndarray:
         return np.stack(velocity(tuple(p)))

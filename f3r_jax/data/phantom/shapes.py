@@ -1,8 +1,8 @@
-"""An abdomen in millimetres: signed distances of organs, and how they are painted on a grid.
+"""Shapes of the phantom as signed distances in mm, and their painting on a grid.
 
-The frame is RAS: x grows to the patient's right, y forwards, z upwards; the origin lies in the middle of the torso, at
-the height of the first lumbar vertebra. An anatomy is a list of `Part`s, painted in order; sizes, positions and
-habitus differ from case to case. Letters: n points, k segments of a tube.
+The frame is RAS: x to the patient's right, y forwards, z upwards. The origin is in the middle of the torso, at the
+height of the first lumbar vertebra. An anatomy is a list of `Part`s, painted in order. Sizes, positions and habitus
+differ between cases. Letters: n points, k segments of a tube.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ Points = tuple[np.ndarray, np.ndarray, np.ndarray]  # x, y, z in mm, each (n,) f
 Distance = Callable[[Points], np.ndarray]  # signed distance in mm, negative inside
 Number = int | float | np.number
 Vector = Sequence | np.ndarray  # three lengths in mm
-Layers = tuple[tuple[str, Number], ...]  # tissues from outside inwards, each with the depth in mm at which it begins
+Layers = tuple[tuple[str, Number], ...]  # tissues from outside inwards, each with its depth in mm
 LIVER, SPLEEN, RIGHT_KIDNEY, LEFT_KIDNEY = 1, 2, 3, 4
 FAR = 1e3
 REACH = 12.0
@@ -24,11 +24,11 @@ REACH = 12.0
 
 @dataclass(frozen=True)
 class Part:
-    """Something of one tissue, or of several in layers, in the box from `low` to `high`.
+    """A shape of one tissue, or of several in layers, in the box from `low` to `high`.
 
-    `gap` keeps it that many mm away from the solid parts before it and from wall and diaphragm; without one it is
-    painted over what is there. `inside` clips it to the last solid part, less that many mm. A solid part is in the way
-    of later ones. `label` is written where the distance is negative; None leaves the labels as they are.
+    `gap` is the minimum distance in mm to earlier solid parts, wall and diaphragm; without it the part is painted over
+    them. `inside` clips the part to the last solid part, shrunk by that many mm. Later parts with a gap avoid solid
+    parts. `label` is written where the distance is negative; None does not change the labels.
     """
 
     layers: Layers
@@ -43,19 +43,19 @@ class Part:
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a patient lies in the field of view, and how large he is."""
+    """Position of a patient in the field of view, and body size."""
 
     shift: tuple[float, float, float] = (0.0, 0.0, 0.0)  # mm
     scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     def of_patient(self, points: Points) -> Points:
-        """Points of the field of view in the frame in which the organs are described."""
+        """Converts points of the field of view to the frame of the organs."""
         return tuple((c - d) / s for c, d, s in zip(points, self.shift, self.scale, strict=True))
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """One patient: parts in the order of painting, the room for organs, and what makes the shapes irregular."""
+    """One patient: parts in the order of painting, the space for organs, and waves that make shapes irregular."""
 
     parts: tuple[Part, ...]
     room: Distance
@@ -63,13 +63,13 @@ class Anatomy:
     frame: Frame
 
     def irregular(self, points: Points) -> Points:
-        """Coordinates of the patient moved by long waves of a few mm, so that no organ is a perfect ellipsoid."""
+        """Patient coordinates, moved by long waves of a few mm so that no organ is a perfect ellipsoid."""
         points = self.frame.of_patient(points)
         return tuple(c + d for c, d in zip(points, sum_of_waves(points, self.waves), strict=True))
 
 
 def sum_of_waves(points: Points, waves: np.ndarray) -> list[np.ndarray]:
-    """Three components of a sum of plane waves; a row of `waves` is wave vector, amplitudes, phase."""
+    """The three components of a sum of plane waves; a row of `waves` is wave vector, amplitudes, phase."""
     x, y, z = points
     total = [np.zeros_like(x) for _ in range(3)]
     for kx, ky, kz, *amplitudes, phase in waves.astype(x.dtype):
@@ -80,7 +80,7 @@ def sum_of_waves(points: Points, waves: np.ndarray) -> list[np.ndarray]:
 
 
 def draw_waves(rng: Generator, count: int, *, shortest: Number, longest: Number, amplitude: Number) -> np.ndarray:
-    """Random plane waves with wavelengths in mm; `amplitude` is the standard deviation of their sum in mm."""
+    """Draws plane waves with wavelengths in mm; `amplitude` is the standard deviation of their sum in mm."""
     direction = rng.normal(size=(count, 3))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     vectors = direction * 2 * np.pi / rng.uniform(shortest, longest, (count, 1))
@@ -89,11 +89,11 @@ def draw_waves(rng: Generator, count: int, *, shortest: Number, longest: Number,
 
 
 def paint(anatomy: Anatomy, points: Points, values: dict, *, blur: Number) -> tuple[np.ndarray, np.ndarray]:
-    """Intensities (n,) float32 and labels (n,) uint8 at `points`; edges are `blur` mm wide, as wide as a voxel."""
+    """Paints intensities (n,) float32 and labels (n,) uint8 at `points`; edges are `blur` mm wide, like a voxel."""
     points = anatomy.irregular(points)
     image = np.full(points[0].shape, values["air"], np.float32)
     labels = np.zeros(image.shape, np.uint8)
-    free = -anatomy.room(points)  # distance to the nearest thing that is in the way
+    free = -anatomy.room(points)  # distance to the nearest obstacle
     parent = np.full_like(image, FAR)
     extent = [(c.min(), c.max()) for c in points]
     for part in anatomy.parts:
@@ -122,7 +122,7 @@ def paint(anatomy: Anatomy, points: Points, values: dict, *, blur: Number) -> tu
 
 
 def indices_in_box(points: Points, extent: list, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Indices of the points in a box; `extent` holds the least and greatest of each coordinate, to skip tests."""
+    """Indices of the points in a box; `extent` is the minimum and maximum of each coordinate, to skip tests."""
     here = None
     for c, (least, greatest), lo, hi in zip(points, extent, low, high, strict=True):
         if greatest < lo or least > hi:
@@ -139,17 +139,17 @@ def indices_in_box(points: Points, extent: list, low: np.ndarray, high: np.ndarr
 
 
 def smooth_max(a: np.ndarray, b: np.ndarray, k: Number) -> np.ndarray:
-    """The larger of the two, its crease rounded over about `k` mm."""
+    """The larger of two distances, with the crease rounded over about `k` mm."""
     return np.maximum(a, b) + np.maximum(k - np.abs(a - b), 0) ** 2 / (4 * k)
 
 
 def smooth_min(a: np.ndarray, b: np.ndarray, k: Number) -> np.ndarray:
-    """The smaller of the two, its crease rounded over about `k` mm."""
+    """The smaller of two distances, with the crease rounded over about `k` mm."""
     return -smooth_max(-a, -b, k)
 
 
 def ellipsoid(points: Points, centre: Vector, radii: Vector, frame: np.ndarray | None = None) -> np.ndarray:
-    """Distance of an ellipsoid, to first order at its surface; the rows of `frame` are its axes."""
+    """Distance of an ellipsoid, exact to first order at its surface; the rows of `frame` are its axes."""
     q = [c - float(m) for c, m in zip(points, centre, strict=True)]  # float: a NumPy scalar would promote float32
     radii = [float(r) for r in radii]
     if frame is not None:
@@ -173,14 +173,14 @@ def section(x: np.ndarray, y: np.ndarray, radii: tuple) -> np.ndarray:
 
 
 def box(x: np.ndarray, y: np.ndarray, z: np.ndarray, radii: Vector) -> np.ndarray:
-    """Upper bound of the distance of a box about the origin."""
+    """Distance of a box around the origin: the greatest of the distances of its faces."""
     return np.maximum(np.maximum(np.abs(x) - radii[0], np.abs(y) - radii[1]), np.abs(z) - radii[2])
 
 
 def tube(points: Points, starts: np.ndarray, ends: np.ndarray, radii: np.ndarray) -> np.ndarray:
-    """Distance of the union of k round-ended cylinders; starts and ends (k, 3), radii (k,).
+    """Distance of the union of k cylinders with round ends; starts and ends (k, 3), radii (k,).
 
-    Beyond `REACH` mm it is only known to be large: most points are near few of the segments.
+    Distances above `REACH` mm may be replaced by a larger number, as most points are near few segments.
     """
     distance = np.full(points[0].shape, FAR, np.float32)
     extent = [(c.min(), c.max()) for c in points]
@@ -206,14 +206,14 @@ def tube_part(layers: str | Layers, path: np.ndarray, radii: np.ndarray | Number
 def ellipsoid_part(
     layers: str | Layers, centre: Vector, radii: Vector, frame: np.ndarray | None = None, **options
 ) -> Part:
-    """An ellipsoid, in the box that holds it whichever way it is turned."""
+    """An ellipsoid, in a box that contains it in any orientation."""
     reach = np.asarray(radii) if frame is None else np.full(3, max(radii))
     low, high = np.asarray(centre) - reach, np.asarray(centre) + reach
     return Part(layers_of(layers), lambda p: ellipsoid(p, centre, radii, frame), low, high, **options)
 
 
 def layers_of(layers: str | Layers) -> Layers:
-    """One tissue throughout, or the layers as they are."""
+    """Converts a single tissue to layers; layers are returned unmodified."""
     return ((layers, 0.0),) if isinstance(layers, str) else layers
 
 
@@ -225,7 +225,7 @@ def curve(knots: Sequence | np.ndarray, count: int) -> np.ndarray:
 
 
 def frame_of(*degrees: Number) -> np.ndarray:
-    """Axes of an organ turned about x, y and z in turn, by degrees; rows for `ellipsoid`."""
+    """Axes of an organ rotated about x, y and z in this order, by degrees; rows for `ellipsoid`."""
     frame = np.eye(3)
     for axis, angle in enumerate(np.radians(degrees)):
         i, j = [(1, 2), (2, 0), (0, 1)][axis]

@@ -1,1 +1,1 @@
-"""Synthetic pairs with known displacement, made on the device from tissue maps and random keys."""
+"""Synthetic pairs with known displacement, generated on the device from tissue maps and random keys."""

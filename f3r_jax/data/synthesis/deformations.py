@@ -1,10 +1,10 @@
-"""Random diffeomorphisms whose ground truth is known: two images of one anatomy, each moved on its own.
+"""Random diffeomorphisms with known ground truth: two images of one anatomy, each moved independently.
 
 An image moved by phi1 and one moved by phi2 correspond through u = phi1^-1 o phi2 - id: `warp(moving, u)` is `fixed`.
-phi1 = exp(v1) has the inverse exp(-v1), so that nothing is solved for. A velocity is the sum of smooth noise at three
-scales, a shift, a rotation, a scaling and breathing.
+The inverse of phi1 = exp(v1) is exp(-v1), so no equation has to be solved. A velocity is the sum of smooth noise at
+three scales, a shift, a rotation, a scaling and breathing.
 
-All is integrated on a grid of every other voxel, which reaches beyond the volume, and then interpolated.
+Velocities are integrated on a coarse grid of every other voxel, which extends beyond the volume, and then interpolated.
 Letters: x y z voxels.
 """
 
@@ -23,14 +23,14 @@ from f3r_jax.ops.fields import compose, exponential
 from f3r_jax.ops.random_fields import smooth_noise
 from f3r_jax.ops.shapes import Displacement, Scalar
 
-STEP = 2  # voxels between the points of the coarse grid; `_to_voxels` is made for 2
-MARGIN = 2  # points of the coarse grid beyond the volume, where the edge value stands for what flows in
-SCALES = ((77.0, 1.0), (45.0, 0.5), (26.0, 0.2))  # mm between knots, and the weight of the noise
+STEP = 2  # voxels between the points of the coarse grid; `_to_voxels` requires 2
+MARGIN = 2  # points of the coarse grid beyond the volume; further out the edge value is used
+SCALES = ((77.0, 1.0), (45.0, 0.5), (26.0, 0.2))  # mm between knots, and weight of the noise
 SQUARINGS = 6
 
 
 class Motion(NamedTuple):
-    """Displacements in voxels, of one example: of the moving image, of the fixed image, and between the two."""
+    """Displacements of one example, in voxels: of the moving image, of the fixed image, and between both."""
 
     moving: Displacement
     fixed: Displacement
@@ -45,14 +45,14 @@ def draw_motion(
     strength: Scalar | float,
     breathes: Bool[Array, ""] | bool,
 ) -> Motion:
-    """A random motion of both images.
+    """Draws random motions of both images.
 
     Args:
       key: a JAX random key.
-      shape: of the grid, three sizes.
-      settings: which sizes the motions have.
-      strength: a factor of all of them.
-      breathes: whether there is an abdomen, whose liver moves with the diaphragm.
+      shape: the three sizes of the grid.
+      settings: the sizes of the motions.
+      strength: a factor for all motions.
+      breathes: whether the image is an abdomen, whose liver moves with the diaphragm.
     """
     draw = jax.vmap(lambda k: _velocity(k, shape, settings=settings, breathes=breathes))
     first, second = strength / STEP * draw(jax.random.split(key))
@@ -64,7 +64,7 @@ def draw_motion(
 def _velocity(
     key: Array, shape: tuple[int, int, int], *, settings: Settings, breathes: Bool[Array, ""] | bool
 ) -> Float[Array, "_x _y _z 3"]:
-    """A random stationary velocity on the coarse grid, in voxels."""
+    """Draws a random stationary velocity on the coarse grid, in voxels."""
     keys = jax.random.split(key, 1 + len(SCALES))
     amplitude, shift, turn, size, breath = jnp.split(jax.random.uniform(keys[0], (11,)), [1, 4, 7, 10])
     shift, turn, size, breath = (2 * part - 1 for part in (shift, turn, size, breath))  # either sign
@@ -83,7 +83,7 @@ def _velocity(
 
 
 def _coarse_points(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> np.ndarray:
-    """Where the points of the coarse grid are, in mm from the centre of the volume (x y z 3)."""
+    """Points of the coarse grid, in mm from the centre of the volume (x y z 3)."""
     axes = [
         (STEP * (np.arange((n - 1) // STEP + 2 + 2 * MARGIN) - MARGIN) - (n - 1) / 2) * s
         for n, s in zip(shape, spacing, strict=True)
@@ -92,8 +92,8 @@ def _coarse_points(shape: tuple[int, int, int], spacing: tuple[float, float, flo
 
 
 def _to_voxels(coarse: Float[Array, "_x _y _z c"], shape: tuple[int, int, int]) -> Float[Array, "x y z c"]:
-    """Values at the voxels: those of the coarse grid, and between its points the cubic through the four around."""
-    for n in shape:  # interpolates the first axis and puts it before the channels
+    """Interpolates from the coarse grid to voxels, with the cubic polynomial through the four nearest points."""
+    for n in shape:  # interpolates the first axis and moves it before the channels
         points = coarse.shape[0]
         matrix = np.zeros((n, points), np.float32)
         voxel = np.arange(n)

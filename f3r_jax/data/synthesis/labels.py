@@ -1,4 +1,4 @@
-"""Maps of tissue indices: painted anatomies on the host, random shapes on the device.
+"""Maps of tissue indices: anatomies, generated on the host, and random shapes, generated on the device.
 
 Letters: x y z voxels, c candidate tissues.
 """
@@ -18,8 +18,8 @@ from f3r_jax.data.phantom.anatomy import draw_anatomy
 from f3r_jax.data.phantom.appearance import TISSUES
 from f3r_jax.ops.random_fields import knots_for, spline_matrix
 
-EDGE_MM = 1e-5  # of the painted edges: between two tissues a blend of their indices would be a third one
-SHAPE_SIZES_MM = (75.0, 32.0)  # between the knots of the fields that make the shapes
+EDGE_MM = 1e-5  # width of edges; almost 0, because a blend of two tissue indices would be a third tissue
+SHAPE_SIZES_MM = (75.0, 32.0)  # between the knots of the random fields of the shapes
 
 
 def tissue_map(
@@ -27,9 +27,9 @@ def tissue_map(
 ) -> UInt8[np.ndarray, "x y z"]:
     """The anatomy `index` of the set `seed` as indices of `TISSUES`; `spacing` in mm.
 
-    The patients of one seed are independent of those of any other, and of the phantom's cases of the same seed.
+    Anatomies of different seeds are independent, and independent of the phantom's cases of the same seed.
     """
-    # 4 streams of (seed, index) belong to the phantom's cases
+    # The phantom's cases use the streams 0 to 3 of (seed, index).
     anatomy = draw_anatomy(default_rng([seed, index, 4]))
     axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing, strict=True)]
     values = {name: float(number) for number, name in enumerate(TISSUES)}
@@ -39,9 +39,9 @@ def tissue_map(
 
 @partial(jax.jit, static_argnames=("shape", "spacing"))
 def shape_map(key: Array, *, shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> UInt8[Array, "x y z"]:
-    """Random shapes with the indices of all tissues: at each voxel the largest of as many smooth random fields.
+    """Random shapes with the indices of all tissues; a voxel has the index of the largest of as many random fields.
 
-    As in SynthMorph (Hoffmann et al., 2022). Large and small shapes are mixed at random.
+    The fields are smooth, as in SynthMorph (Hoffmann et al., 2022). Large and small shapes are mixed at random.
     """
     keys = jax.random.split(key, 1 + len(SHAPE_SIZES_MM))
     share = jax.random.uniform(keys[0])
@@ -53,13 +53,13 @@ def shape_map(key: Array, *, shape: tuple[int, int, int], spacing: tuple[float, 
         along_x, along_y, along_z = map(spline_matrix, shape, (nx, ny, nz))
         parts.append(jnp.einsum("acbd,yb,zd->acyz", knots, along_y, along_z))
         matrices.append(along_x)
-    # One product makes the sum of both scales: the many fields are written once.
+    # A single product sums both scales, so that the many fields are written only once.
     fields = jnp.einsum("xa,acyz->xcyz", np.concatenate(matrices, axis=1), jnp.concatenate(parts))
     return _largest(fields)
 
 
 def _largest(fields: Float[Array, "x c y z"]) -> UInt8[Array, "x y z"]:
-    """The index of the largest field: comparisons in one loop, where `argmax` takes several times as long on a CPU."""
+    """The index of the largest field, by comparisons in a loop; `argmax` is several times slower on a CPU."""
     best, index = fields[:, 0], jnp.zeros(fields[:, 0].shape, jnp.uint8)
     for number in range(1, fields.shape[1]):
         better = fields[:, number] > best

@@ -1,7 +1,7 @@
-"""Synthetic pairs for training, as a pure function of keys: moving and fixed, and what is known about them.
+"""Synthetic pairs with ground truth for training, as a pure function of random keys.
 
-From one tissue map two images are made, with contrasts and motions of their own. In addition, both sides have clean
-images of the same contrast, for a loss that compares them: warp(clean_moving, displacement) is clean_fixed.
+Two images with independent contrasts and motions are made from one tissue map. In addition there are clean images of
+both with the same contrast, for a loss that compares them: warp(clean_moving, displacement) is clean_fixed.
 Letters: b batch, x y z voxels, k channels of the clean images.
 """
 
@@ -22,11 +22,11 @@ from f3r_jax.ops.shapes import Displacement, Features, Scalar, Volume
 from f3r_jax.ops.warp import warp
 
 STANDARD = (CT, MR)  # kinds of the moving and the fixed image of a standard pair
-STANDARD_STRENGTH = 0.3  # of what the scanner adds to the standard contrasts
+STANDARD_STRENGTH = 0.3  # factor for the effects of the scanner in standard pairs
 
 
 class SyntheticPair(NamedTuple):
-    """A batch; the displacement pulls, in voxels. A crop of the field of view is not applied to the clean images."""
+    """A batch of pairs; the displacement is for a backward warp, in voxels. The clean images are not cropped."""
 
     moving: Volume
     fixed: Volume
@@ -39,22 +39,22 @@ class SyntheticPair(NamedTuple):
 def make_pairs(
     keys: Array, labels: UInt8[Array, "b x y z"], *, settings: Settings, progress: Scalar | float
 ) -> SyntheticPair:
-    """One pair for each tissue map.
+    """Generates one pair per tissue map.
 
     Args:
-      keys: a JAX random key for each of them, (b).
-      labels: indices of `TISSUES`, as `tissue_map` paints them.
-      settings: how the pairs are drawn.
-      progress: from 0 to 1. The motions grow with it from `start_amplitude` to `amplitude`, and it is the probability
-        that a pair has random contrasts, and random shapes. Otherwise it is an anatomy as venous CT (moving) and
-        T2-weighted MR (fixed).
+      keys: one JAX random key per pair, (b).
+      labels: indices of `TISSUES`, as returned by `tissue_map`.
+      settings: how pairs are drawn.
+      progress: from 0 to 1. With it the motions grow from `start_amplitude` to `amplitude`. It is also the
+        probability that a pair has random contrasts and possibly random shapes. Other pairs are an anatomy as venous
+        CT (moving) and T2-weighted MR (fixed).
     """
     make = partial(_make_pair, settings=settings, progress=jnp.asarray(progress, jnp.float32))
     return lax.map(lambda example: make(*example), (keys, labels))
 
 
 def _make_pair(key: Array, labels: UInt8[Array, "x y z"], *, settings: Settings, progress: Scalar) -> SyntheticPair:
-    """One pair, without the batch axis."""
+    """Generates one pair, without the batch axis."""
     keys = jax.random.split(key, 6)
     chances = jax.random.uniform(keys[0], (4,))
     any_pair = chances[0] < progress
@@ -84,5 +84,5 @@ def _moved(image: Float[Array, "x y z"], displacement: Displacement) -> Float[Ar
 
 
 def _kinds(chances: Float[Array, "2"], settings: Settings) -> Integer[Array, "2"]:
-    """Of the moving and the fixed image, independently."""
+    """Kinds of the contrasts of the moving and the fixed image, drawn independently."""
     return jnp.where(chances < settings.ct, CT, jnp.where(chances < settings.ct + settings.mr, MR, ANY))
