@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from f3r_jax.common.errors import UserError
 from f3r_jax.data import nifti, pairs, preprocess, resample
 from f3r_jax.data.affine.fit import fit
+from f3r_jax.data.affine.initial import initial_alignment
 
 DIRECTIONS = ("ct_to_mr", "mr_to_ct")
 
@@ -90,13 +91,12 @@ def _initial_matrix(
 ) -> np.ndarray:
     """The matrix from mm of the fixed frame to mm of the moving frame, as `data.initialisation` asks for."""
     how = config.initialisation
-    related = resample.has_overlap(fixed_image.grid, moving_image.grid)
-    if how == "header" or (related and how != "body_centre"):
-        initial = np.eye(4)
-    else:
-        shift = preprocess.body_translation(fixed_image, fixed.modality, moving_image, moving.modality)
-        initial = resample.translation(shift)
-    if how in ("header", "body_centre"):
+    if how == "header":
+        return np.eye(4)
+    initial, related = initial_alignment(
+        fixed_image, fixed.modality, moving_image, moving.modality, body_centre=how == "body_centre"
+    )
+    if how == "body_centre":
         return initial
     scans = normalised(fixed_image, fixed.modality, config), normalised(moving_image, moving.modality, config)
     return fit(*scans, initial=initial, degrees=how, related=related).matrix

@@ -14,7 +14,7 @@ from f3r_jax.models.f3rnet import COARSEST, VARIANTS, F3RNet
 from f3r_jax.models.faim import FAIM
 from f3r_jax.models.voxelmorph import DECODERS, VoxelMorph
 
-SMALLEST = 2**COARSEST  # voxels per axis: in a smaller volume the coarsest scale would mostly hold padding
+SMALLEST = 2**COARSEST  # voxels along each axis: one voxel of the coarsest scale
 
 NETWORKS = {
     "f3rnet": lambda model: partial(F3RNet, factorisation=VARIANTS[model.variant], remat=model.remat),

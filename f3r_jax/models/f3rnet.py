@@ -68,8 +68,8 @@ class FullResolutionStream:
     """The full-resolution features l, accumulated lazily.
 
     The MRBs only read average-pooled l. Upsampling and pooling are linear, so pooled l is the sum of the pooled initial
-    l and the pooled residuals, all of which are computed on coarse grids. At full resolution, l is read once and written
-    once instead of three times per MRB.
+    l and the pooled residuals, all computed on coarse grids. At full resolution, l is read once and written once
+    instead of three times per MRB.
     """
 
     def __init__(self, l: Features) -> None:

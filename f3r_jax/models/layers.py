@@ -19,16 +19,16 @@ from f3r_jax.ops.shapes import Features
 
 Initializer = Callable[..., Array]
 
-# Random numbers are drawn in blocks of this size, because XLA compiles a generator again for each shape. This takes half
-# a second, and three seconds for a shape of five axes.
+# Random numbers are drawn in multiples of this, because XLA compiles a generator again for each shape. This takes half a
+# second, and three seconds for a shape of five axes.
 _BLOCK = 2**16
 
 
 def glorot(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
     """Uniform in +-sqrt(6 / (fan in + fan out)) for kernels (x y z i o).
 
-    The distribution is that of `nn.initializers.glorot_uniform()`; the values differ. It is the default of Keras, and so
-    presumably the paper's choice. He initialisation is usual before LeakyReLU. Here it lets the features grow a
+    The distribution is that of `nn.initializers.glorot_uniform()`; the values differ. It is the default of Keras and so
+    presumably the paper's choice. He initialisation is usual before LeakyReLU, but here the features then grow a
     thousandfold along the chain of residual blocks, and training diverges at the first step.
     """
     *size, inputs, outputs = shape
@@ -164,7 +164,7 @@ def upsample(x: Features, factor: int) -> Features:
     not. Each axis is a product with a small banded matrix. On a CPU this is seven times faster than weighted sums of
     shifted copies, and its derivative is fifty times faster than theirs.
     """
-    # The weights are multiples of 1/32 or more, which bfloat16 represents exactly.
+    # The weights are multiples of 1 / (2 factor). Up to factor 16, bfloat16 represents them exactly.
     return _along_axes(x, [_interpolation(n, factor) for n in x.shape[1:4]])
 
 

@@ -19,8 +19,9 @@ from f3r_jax.common.arrays import Matrix
 from f3r_jax.common.errors import UserError
 from f3r_jax.common.malloc import give_back_freed_memory
 from f3r_jax.common.progress import Progress
-from f3r_jax.data import itk_affine, preprocess, resample, transforms
+from f3r_jax.data import itk_affine, resample, transforms
 from f3r_jax.data.affine.fit import fit
+from f3r_jax.data.affine.initial import initial_alignment
 from f3r_jax.data.nifti import Grid, PathLike
 from f3r_jax.data.transforms import Transform
 from f3r_jax.ops import shapes
@@ -155,18 +156,14 @@ def align(fixed: Scan, moving: Scan, how: str) -> tuple[Matrix, Matrix]:
     if how not in AFFINE_STEPS:
         matrix = itk_affine.read_matrix(Path(how))
         return matrix, matrix
-    related = resample.has_overlap(fixed.image.grid, moving.image.grid)
     if how == "none":
-        if not related:
+        if not resample.has_overlap(fixed.image.grid, moving.image.grid):
             raise UserError(
                 f"{moving.image.path}: does not overlap {fixed.image.path} in space by their headers; with "
                 "--affine=none expected scans in one frame: omit it, or give a matrix file"
             )
         return np.eye(4), np.eye(4)
-    initial = np.eye(4)
-    if not related:
-        shift = preprocess.body_translation(fixed.image, fixed.modality, moving.image, moving.modality)
-        initial = resample.translation(shift)
+    initial, related = initial_alignment(fixed.image, fixed.modality, moving.image, moving.modality)
     found = fit(
         fixed.normalised,
         moving.normalised,
