@@ -1,11 +1,11 @@
-"""FAIM (2018): an Inception head of kernels up to 11 voxels on a short U-Net, 233,683 parameters.
+"""FAIM (2018): an Inception head with kernels of up to 11 voxels, followed by a short U-Net; 233,683 parameters.
 
-Trained with the same loss and schedule as F3RNet, so that the networks alone differ.
+Trained with the same loss and schedule as F3RNet, so that only the networks differ.
 
 python -m f3r_jax.main --config=configs/faim.py
-    on the phantom, as `configs/mrb.py` describes it.
+    On the phantom, as described in `configs/mrb.py`.
 python -m f3r_jax.main --config=configs/faim.py:paper --config.data.root=/data/pairs
-    the paper's setting on own data. The paper names no lambda of its own for its rivals; 1.5 is F3RNet's.
+    The paper's settings on your own data. The paper gives no lambda for its baselines; 1.5 is that of F3RNet.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,9 @@
 """F3RNet-FR: only the full-resolution stream is factorised (Table 1).
 
 python -m f3r_jax.main --config=configs/fr.py
-    on the phantom, as `configs/mrb.py` describes it.
+    On the phantom, as described in `configs/mrb.py`.
 python -m f3r_jax.main --config=configs/fr.py:paper --config.data.root=/data/pairs
-    the paper's setting on own data; its best lambda for this network is 1.5 (Sec. 3.2).
+    The paper's settings on your own data. The paper's best lambda for this network is 1.5 (Sec. 3.2).
 """
 
 from ml_collections import ConfigDict

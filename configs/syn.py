@@ -1,9 +1,9 @@
 """SyN with mutual information (ANTsPy, extra `baselines`), evaluated without training.
 
 python -m f3r_jax.main --config=configs/syn.py
-    on the test cases of the phantom that `configs/mrb.py` describes.
+    On the test cases of the phantom, as described in `configs/mrb.py`.
 python -m f3r_jax.main --config=configs/syn.py:paper --config.data.root=/data/pairs
-    at the paper's size; the paper gives 97 s a pair on a CPU.
+    On your own data, at the paper's size. The paper reports 97 s per pair on a CPU.
 """
 
 from ml_collections import ConfigDict

@@ -1,12 +1,12 @@
-"""F3RNet-MRB trained on synthetic pairs of known displacement, so that it registers contrasts that it has never seen.
+"""F3RNet-MRB trained on synthetic pairs with known displacement, in order to register contrasts not used in training.
 
-Each step draws a pair on the device: an anatomy of the phantom or random shapes, two random motions, two random
-contrasts (CT-like, MR-like or any). In the first `synthesis.curriculum_steps` steps pairs grow from a CT, a T2-weighted
-MR and small motions to all of that. The loss compares contrasts without noise that both sides share. Validation and
-test cases are the phantom's, whose contrasts are not among those of the training.
+Each step creates a pair on the device: an anatomy of the phantom or random shapes, two random motions and two random
+contrasts (CT-like, MR-like or any). Over the first `synthesis.curriculum_steps` steps, pairs become more varied: they
+start with a CT, a T2-weighted MR and small motions. The loss compares noise-free contrasts that both sides share.
+Validation and test cases are those of the phantom, whose contrasts are not among those of the training.
 
 python -m f3r_jax.main --config=configs/synthetic.py
-    64 x 48 x 48 voxels of 4.8 mm, 40,000 steps: a night and more on two cores. It resumes after a kill.
+    64 x 48 x 48 voxels of 4.8 mm, 40,000 steps. It takes more than a night on two cores; an interrupted run resumes.
 """
 
 from ml_collections import ConfigDict

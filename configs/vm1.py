@@ -1,11 +1,11 @@
 """VoxelMorph-1 (CVPR 2018): a U-Net with a last layer of 8 channels, 259,675 parameters.
 
-Trained with the same loss and schedule as F3RNet, so that the networks alone differ.
+Trained with the same loss and schedule as F3RNet, so that only the networks differ.
 
 python -m f3r_jax.main --config=configs/vm1.py
-    on the phantom, as `configs/mrb.py` describes it.
+    On the phantom, as described in `configs/mrb.py`.
 python -m f3r_jax.main --config=configs/vm1.py:paper --config.data.root=/data/pairs
-    the paper's setting on own data. The paper names no lambda of its own for its rivals; 1.5 is F3RNet's.
+    The paper's settings on your own data. The paper gives no lambda for its baselines; 1.5 is that of F3RNet.
 """
 
 from ml_collections import ConfigDict

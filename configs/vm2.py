@@ -1,11 +1,11 @@
 """VoxelMorph-2 (CVPR 2018): VoxelMorph-1 with more channels at the end, 300,547 parameters.
 
-Trained with the same loss and schedule as F3RNet, so that the networks alone differ.
+Trained with the same loss and schedule as F3RNet, so that only the networks differ.
 
 python -m f3r_jax.main --config=configs/vm2.py
-    on the phantom, as `configs/mrb.py` describes it.
+    On the phantom, as described in `configs/mrb.py`.
 python -m f3r_jax.main --config=configs/vm2.py:paper --config.data.root=/data/pairs
-    the paper's setting on own data. The paper names no lambda of its own for its rivals; 1.5 is F3RNet's.
+    The paper's settings on your own data. The paper gives no lambda for its baselines; 1.5 is that of F3RNet.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,9 @@
-"""F3RNet-w/o F3D: no convolution is factorised: the largest of the seven (Table 1).
+"""F3RNet-w/o F3D: no convolution is factorised. It is the largest of the seven networks (Table 1).
 
 python -m f3r_jax.main --config=configs/wo_f3d.py
-    on the phantom, as `configs/mrb.py` describes it.
+    On the phantom, as described in `configs/mrb.py`.
 python -m f3r_jax.main --config=configs/wo_f3d.py:paper --config.data.root=/data/pairs
-    the paper's setting on own data; its best lambda for this network is 1.5 (Sec. 3.2).
+    The paper's settings on your own data. The paper's best lambda for this network is 1.5 (Sec. 3.2).
 """
 
 from ml_collections import ConfigDict

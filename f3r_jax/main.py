@@ -1,15 +1,15 @@
-"""Trains the network of a config, then evaluates it: the main job. SyN and instance optimisation are evaluated only.
+"""Trains the network of a config, then evaluates it. SyN and instance optimisation are only evaluated.
 
   python -m f3r_jax.main --config=configs/mrb.py
 
-The run goes to runs/mrb, that of configs/mrb.py:paper to runs/mrb_paper, unless --workdir=FOLDER names another folder.
-Started again with the same config and folder, it resumes from the newest checkpoint. Several lambdas as one program, in
-runs/mrb_lam0.25 and so on:
+The run is written to runs/mrb, that of configs/mrb.py:paper to runs/mrb_paper. --workdir=FOLDER sets another folder.
+The same command resumes an interrupted run from its newest checkpoint. Several values of lambda can be trained together,
+in runs/mrb_lam0.25 and so on:
 
   python -m f3r_jax.main --config=configs/mrb.py --lambdas=0.25,0.5,1
 
-All devices of the machine share a batch. On several machines, one process on each, with the folders on a file system
-that all of them see:
+All devices of the machine share a batch. On several machines, start one process per machine; the folders must be on a
+shared file system:
 
   srun python -m f3r_jax.main --config=configs/mrb.py --config.train.batch_size=8 --distributed
 """
@@ -36,16 +36,16 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run: checkpoints, metrics and evaluation; by default runs/<config>[_<option>]."
 )
 _LAMBDAS = flags.DEFINE_list(
-    "lambdas", None, "Trains a run for each of these values of loss.lam, all as one program; a --workdir holds {lam}."
+    "lambdas", None, "Trains one run per value of loss.lam, all together; --workdir, if given, must contain {lam}."
 )
 _DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "This is one of several processes of one training; the cluster's launcher tells which."
+    "distributed", False, "This is one of several processes of one training; a launcher such as srun numbers them."
 )
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "With --distributed, where nothing tells: process 0's host:port."
+    "coordinator", None, "With --distributed and without such a launcher: host:port of process 0."
 )
-_PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator: how many processes there are.", lower_bound=1)
-_PROCESS = flags.DEFINE_integer("process", None, "With --coordinator: which of them this is, from 0.", lower_bound=0)
+_PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator: the number of processes.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process", None, "With --coordinator: the number of this process, from 0.", lower_bound=0)
 USAGE = "expected --config=FILE [--workdir=FOLDER] [--lambdas=A,B,...] [--config.KEY=VALUE ...]"
 
 
@@ -78,26 +78,26 @@ def main(argv: Sequence[str]) -> int:
     devices.join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     with contextlib.ExitStack() as stack:
         stack.enter_context(devices.exit_on_failure())
-        if not devices.is_main():  # one of them tells how it goes
+        if not devices.is_main():  # only process 0 prints
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         status = run_all()
-        alone = devices.is_main()
+        is_main = devices.is_main()
         devices.leave_processes()
-    if alone and status == 0:
-        # The same command without the others finds the training done, and evaluates it.
+    if is_main and status == 0:
+        # The same command without --distributed finds the training done and evaluates it in this process alone.
         sys.stdout.flush()
         os.execv(sys.executable, [*sys.orig_argv, "--nodistributed"])
     return status
 
 
 def default_workdir(spec: str, *, several: bool) -> str:
-    """Where a config's run goes: configs/mrb.py:paper to runs/mrb_paper; with {lam} in it for several lambdas."""
+    """The default folder of a run: runs/mrb_paper for configs/mrb.py:paper, with {lam} for several lambdas."""
     file, _, option = spec.partition(":")
     return "runs/" + "_".join(filter(None, (Path(file).stem, option, "lam{lam}" if several else "")))
 
 
 def check_processes() -> None:
-    """Raises a UserError for flags about processes that don't go together."""
+    """Raises a UserError if the flags about processes are incomplete or contradict each other."""
     given = {"coordinator": _COORDINATOR.value, "processes": _PROCESSES.value, "process": _PROCESS.value}
     named = [name for name, value in given.items() if value is not None]
     if named and not _DISTRIBUTED.present:
@@ -110,9 +110,9 @@ def check_processes() -> None:
 
 
 def runs_by_lambda(config: ConfigDict, workdir: str) -> dict[Path, ConfigDict]:
-    """A run for each of the lambdas, by its folder."""
+    """The config of one run per lambda, by its folder."""
     if not is_trained(config):
-        raise UserError("--lambdas: this config has no lambda, it isn't trained")
+        raise UserError("--lambdas: this config is not trained and has no lambda")
     if "{lam}" not in workdir:
         raise UserError(f"--workdir is {workdir}, expected {{lam}} in it with --lambdas, such as runs/mrb_lam{{lam}}")
     try:

@@ -260,7 +260,7 @@ def test_a_setting_that_is_wrong(commands, arguments, tmp_path, changes, words):
         (["--config=configs/mrb.py", "--workdir=WORK", "--lambdas=1,2"], ["--workdir", "{lam}"]),
         (["--config=configs/mrb.py", "--workdir=WORK{lam}", "--lambdas=1,two"], ["--lambdas", "two"]),
         (["--config=configs/mrb.py", "--workdir=WORK{lam}", "--lambdas=-1,2"], ["loss.lam", "-1"]),
-        (["--config=configs/syn.py", "--workdir=WORK{lam}", "--lambdas=1,2"], ["--lambdas", "isn't trained"]),
+        (["--config=configs/syn.py", "--workdir=WORK{lam}", "--lambdas=1,2"], ["--lambdas", "not trained"]),
         (["--config=configs/none.py", "--workdir=WORK"], ["configs/none.py"]),
         (["--config=configs/mrb.py:foo", "--workdir=WORK"], ["foo", "paper"]),
         (["--config=configs/mrb.py:paper", "--workdir=WORK"], ["data.root"]),

@@ -18,6 +18,7 @@ from f3r_jax.benchmark.job import MIB, peak_mib, timed
 from f3r_jax.common.arrays import VoxelField
 from f3r_jax.common.malloc import keep_freed_memory
 from f3r_jax.evaluate.classical import BASELINES, VolumePair
+from f3r_jax.register import volumes
 
 # Events that JAX reports while it compiles: tracing, lowering, and compilation or a cache read.
 COMPILING = tuple(
@@ -102,7 +103,7 @@ def network(checkpoint: str, *, refined: bool) -> Register:
 
     def register(pair: VolumePair) -> VoxelField:
         fixed, moving = scan_of(pair, "fixed"), scan_of(pair, "moving")
-        volumes = pipeline.WorkingVolumes(fixed, moving, fixed.image.grid, np.eye(4))
+        volumes = volumes.WorkingVolumes(fixed, moving, fixed.image.grid, np.eye(4))
         field = pipeline.predict_displacement(loaded, fixed, moving, volumes)
         if not refined:
             return field

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-WRITING = ".writing-"  # how the names of temporary folders begin
+WRITING = ".writing-"  # prefix of the names of temporary folders
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path to write to, of the same name; at the end it replaces `path`.
+    """Yields a temporary path with the same file name to write to; at the end this file replaces `path`.
 
-    A killed process leaves either the old file or the new one, and a temporary folder next to it.
+    A killed process leaves either the old file or the new one. It may also leave a temporary folder next to it.
     """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=WRITING) as folder:
         temporary = Path(folder) / path.name

@@ -19,8 +19,8 @@ from f3r_jax.ops.shapes import Features
 
 Initializer = Callable[..., Array]
 
-# Random numbers are drawn in multiples of this, because XLA compiles a generator again for each shape. This takes half a
-# second, and three seconds for a shape of five axes.
+# Random numbers are drawn in multiples of this, because XLA compiles a generator again for each shape: half a second
+# each, or three seconds for a shape of five axes.
 _BLOCK = 2**16
 
 

@@ -8,7 +8,6 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -18,20 +17,17 @@ from jaxtyping import Float
 from f3r_jax.common.arrays import Matrix
 from f3r_jax.common.errors import UserError
 from f3r_jax.common.malloc import give_back_freed_memory
-from f3r_jax.common.progress import Progress
 from f3r_jax.data import itk_affine, resample, transforms
 from f3r_jax.data.affine.fit import fit
 from f3r_jax.data.affine.initial import initial_alignment
 from f3r_jax.data.nifti import Grid, PathLike
 from f3r_jax.data.transforms import Transform
-from f3r_jax.ops import shapes
 from f3r_jax.ops.fields import folding_percent
-from f3r_jax.ops.instance_optimisation import AFTER_NETWORK, Refinement, calls, refine
+from f3r_jax.ops.instance_optimisation import AFTER_NETWORK, Refinement
 from f3r_jax.ops.instance_optimisation import DEFAULT as REFINEMENT
-from f3r_jax.ops.losses import mind_l1
-from f3r_jax.ops.warp import warp
 from f3r_jax.register import scans
 from f3r_jax.register.scans import Scan
+from f3r_jax.register.volumes import WorkingVolumes
 from f3r_jax.workdir import trained_network
 from f3r_jax.workdir.trained_network import Network
 
@@ -96,20 +92,22 @@ def register_scans(
     clock.stop("affine", f"affine step: {settings.affine}")
     spacing = settings.spacing or working_spacing(fixed, moving)
     grid = scans.common_grid(fixed.image.grid, moving.image.grid, matrix, spacing=spacing)
-    clock.large = math.prod(grid.shape) > LARGE
     volumes = WorkingVolumes(fixed, moving, grid, matrix)
     similarity = dict.fromkeys(("initial", "affine"), volumes.similarity(None, settings.mind))
     if not np.array_equal(initial, matrix):
         similarity["initial"] = WorkingVolumes(fixed, moving, grid, initial).similarity(None, settings.mind)
+    release_memory(grid)
     clock.stop("resampling", f"working grid: {' x '.join(map(str, grid.shape))} voxels of {spacing:g} mm")
     u = None
     if network is not None:
         u = predict_displacement(network, fixed, moving, volumes)
         similarity["network"] = volumes.similarity(u, settings.mind)
+        release_memory(grid)
         clock.stop("network", f"network: similarity {similarity['affine']:.4f} -> {similarity['network']:.4f}")
     if settings.refine:
         u = volumes.refined(u, chosen, shown=note is not None)
         similarity["refined"] = volumes.similarity(u, settings.mind)
+        release_memory(grid)
         change = f"{similarity['affine']:.4f} -> {similarity['refined']:.4f}"
         clock.stop("refinement", f"instance optimisation: similarity {change}")
     if u is None:
@@ -186,55 +184,20 @@ def predict_displacement(network: Network, fixed: Scan, moving: Scan, volumes: "
     return displacement if same else transforms.resampled(Transform(own, volumes.matrix, displacement), grid)
 
 
-class WorkingVolumes:
-    """Both scans on a working grid, the moving one after the affine `matrix`, with masks of the voxels to compare."""
-
-    def __init__(self, fixed: Scan, moving: Scan, grid: Grid, matrix: Matrix) -> None:
-        self.grid, self.matrix = grid, matrix
-        there = dataclasses.replace(grid, affine=matrix @ grid.affine)
-        (fixed_data, fixed_mask), (moving_data, moving_mask) = scans.on_grid(fixed, grid), scans.on_grid(moving, there)
-        self.fixed, self.moving = shapes.as_volume(fixed_data), shapes.as_volume(moving_data)
-        self._fixed_mask, self._moving_mask = (
-            shapes.as_volume(mask.astype(np.float32)) for mask in (fixed_mask, moving_mask)
-        )
-
-    def images(self) -> tuple[np.ndarray, np.ndarray]:
-        """The fixed and the moving image as arrays (x y z)."""
-        return np.asarray(self.fixed)[0, ..., 0], np.asarray(self.moving)[0, ..., 0]
-
-    def similarity(self, u: np.ndarray | None, mind: str) -> float | None:
-        """Mean absolute MIND difference inside both masks; None if they do not overlap."""
-        warped, mask = self.moving, self._moving_mask
-        if u is not None:
-            field = jnp.asarray(u)[None]
-            warped, mask = warp(warped, field), warp(mask, field, padding="zero")
-        mask = (mask > 0.5) & (self._fixed_mask > 0.5)
-        return float(mind_l1(self.fixed, warped, preset=mind, mask=mask.astype(jnp.float32))) if mask.any() else None
-
-    def refined(self, start: np.ndarray | None, settings: Refinement, *, shown: bool) -> np.ndarray:
-        """Runs instance optimisation from `start`, or from zero; returns the displacement (x y z 3).
-
-        `shown` adds a progress bar.
-        """
-        masks = {"fixed_mask": self._fixed_mask, "moving_mask": self._moving_mask}
-        start = None if start is None else jnp.asarray(start)[None]
-        with Progress("refining", calls(settings)) if shown else nullcontext() as bar:
-            advance = bar and bar.advance
-            found = refine(self.fixed, self.moving, start=start, **masks, settings=settings, progress=advance)
-        return np.asarray(found)[0]
+def release_memory(grid: Grid) -> None:
+    """Returns freed memory to the system where the grid is large: the next stage can't reuse fragmented memory."""
+    if math.prod(grid.shape) > LARGE:
+        give_back_freed_memory()
 
 
 class StageTimer:
-    """Times each stage and reports it. For large grids, freed memory is then returned to the system."""
+    """Times each stage and reports it."""
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self.seconds: dict[str, float] = {}
         self._note, self._last = note, time.perf_counter()
-        self.large = False
 
     def stop(self, name: str, line: str) -> None:
-        if self.large:
-            give_back_freed_memory()
         now = time.perf_counter()
         self.seconds[name], self._last = now - self._last, now
         self._note(f"{line} ({self.seconds[name]:.1f} s)")

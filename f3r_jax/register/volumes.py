@@ -1,0 +1,55 @@
+"""Two scans on one working grid, as network and instance optimisation compare them."""
+
+import dataclasses
+from contextlib import nullcontext
+
+import jax.numpy as jnp
+import numpy as np
+
+from f3r_jax.common.arrays import Matrix
+from f3r_jax.common.progress import Progress
+from f3r_jax.data.nifti import Grid
+from f3r_jax.ops import shapes
+from f3r_jax.ops.instance_optimisation import Refinement, calls, refine
+from f3r_jax.ops.losses import mind_l1
+from f3r_jax.ops.warp import warp
+from f3r_jax.register import scans
+from f3r_jax.register.scans import Scan
+
+
+class WorkingVolumes:
+    """Both scans on a working grid, the moving one after the affine `matrix`, with masks of the voxels to compare."""
+
+    def __init__(self, fixed: Scan, moving: Scan, grid: Grid, matrix: Matrix) -> None:
+        self.grid, self.matrix = grid, matrix
+        there = dataclasses.replace(grid, affine=matrix @ grid.affine)
+        (fixed_data, fixed_mask), (moving_data, moving_mask) = scans.on_grid(fixed, grid), scans.on_grid(moving, there)
+        self.fixed, self.moving = shapes.as_volume(fixed_data), shapes.as_volume(moving_data)
+        self._fixed_mask, self._moving_mask = (
+            shapes.as_volume(mask.astype(np.float32)) for mask in (fixed_mask, moving_mask)
+        )
+
+    def images(self) -> tuple[np.ndarray, np.ndarray]:
+        """The fixed and the moving image as arrays (x y z)."""
+        return np.asarray(self.fixed)[0, ..., 0], np.asarray(self.moving)[0, ..., 0]
+
+    def similarity(self, u: np.ndarray | None, mind: str) -> float | None:
+        """Mean absolute MIND difference inside both masks; None if they do not overlap."""
+        warped, mask = self.moving, self._moving_mask
+        if u is not None:
+            field = jnp.asarray(u)[None]
+            warped, mask = warp(warped, field), warp(mask, field, padding="zero")
+        mask = (mask > 0.5) & (self._fixed_mask > 0.5)
+        return float(mind_l1(self.fixed, warped, preset=mind, mask=mask.astype(jnp.float32))) if mask.any() else None
+
+    def refined(self, start: np.ndarray | None, settings: Refinement, *, shown: bool) -> np.ndarray:
+        """Runs instance optimisation from `start`, or from zero; returns the displacement (x y z 3).
+
+        `shown` adds a progress bar.
+        """
+        masks = {"fixed_mask": self._fixed_mask, "moving_mask": self._moving_mask}
+        start = None if start is None else jnp.asarray(start)[None]
+        with Progress("refining", calls(settings)) if shown else nullcontext() as bar:
+            advance = bar and bar.advance
+            found = refine(self.fixed, self.moving, start=start, **masks, settings=settings, progress=advance)
+        return np.asarray(found)[0]
