@@ -33,6 +33,11 @@ _REFERENCE = flags.DEFINE_string("reference", None, "NIfTI that defines the outp
 _INVERSE = flags.DEFINE_bool("inverse", False, "Map from the fixed scan to the moving scan.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing output file.")
 USAGE = "expected --transform=FOLDER, one of --image, --labels and --points, and --output=FILE"
+GROUPS = {
+    "What to apply": ("transform", "inverse"),
+    "What to warp (one of them)": ("image", "labels", "points"),
+    "Output": ("output", "reference", "overwrite"),
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -107,4 +112,4 @@ def carry_volume(
 
 
 if __name__ == "__main__":
-    cli.run_main(main)
+    cli.run_main(main, GROUPS)

@@ -3,8 +3,8 @@
   python -m f3r_jax.main --config=configs/mrb.py
 
 The run is written to runs/mrb, that of configs/mrb.py:paper to runs/mrb_paper. --workdir=FOLDER sets another folder.
-The same command resumes an interrupted run from its newest checkpoint. Several values of lambda can be trained together,
-in runs/mrb_lam0.25 and so on:
+The same command resumes an interrupted run from its newest checkpoint. Several values of lambda can be trained
+together, in runs/mrb_lam0.25 and so on:
 
   python -m f3r_jax.main --config=configs/mrb.py --lambdas=0.25,0.5,1
 
@@ -45,8 +45,12 @@ _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "With --distributed and without such a launcher: host:port of process 0."
 )
 _PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator: the number of processes.", lower_bound=1)
-_PROCESS = flags.DEFINE_integer("process", None, "With --coordinator: the number of this process, from 0.", lower_bound=0)
+_PROCESS = flags.DEFINE_integer("process", None, "With --coordinator: number of this process, from 0.", lower_bound=0)
 USAGE = "expected --config=FILE [--workdir=FOLDER] [--lambdas=A,B,...] [--config.KEY=VALUE ...]"
+GROUPS = {
+    "Run": ("config", "workdir", "lambdas"),
+    "Several processes": ("distributed", "coordinator", "processes", "process"),
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -130,4 +134,4 @@ def runs_by_lambda(config: ConfigDict, workdir: str) -> dict[Path, ConfigDict]:
 
 
 if __name__ == "__main__":
-    cli.run_main(main)
+    cli.run_main(main, GROUPS)

@@ -75,6 +75,12 @@ flags.DEFINE_float(
     "minutes", None, f"Start nothing new after this many minutes; the exit status is then {suite.UNFINISHED}."
 )
 flags.DEFINE_bool("parameters", False, "Only print one line per network: NAME COUNT.")
+GROUPS = {
+    "The suite": ("suite", "sections", "record", "fresh", "minutes", "markdown"),
+    "A single measurement": ("what", "variant", "shape", "repeats", "json"),
+    "Registration of pairs": ("cases", "spacing", "checkpoint"),
+    "Other": ("parameters",),
+}
 
 
 def main(argv: list[str]) -> int:
@@ -187,4 +193,4 @@ def check_meaning() -> None:
 
 
 if __name__ == "__main__":
-    cli.run_main(main)
+    cli.run_main(main, GROUPS)

@@ -18,7 +18,6 @@ from f3r_jax.benchmark.job import MIB, peak_mib, timed
 from f3r_jax.common.arrays import VoxelField
 from f3r_jax.common.malloc import keep_freed_memory
 from f3r_jax.evaluate.classical import BASELINES, VolumePair
-from f3r_jax.register import volumes
 
 # Events that JAX reports while it compiles: tracing, lowering, and compilation or a cache read.
 COMPILING = tuple(
@@ -97,13 +96,14 @@ def network(checkpoint: str, *, refined: bool) -> Register:
     from f3r_jax.ops import instance_optimisation
     from f3r_jax.ops.shapes import as_volume
     from f3r_jax.register import pipeline
+    from f3r_jax.register.volumes import WorkingVolumes
     from f3r_jax.workdir import trained_network
 
     loaded = trained_network.load(Path(checkpoint))
 
     def register(pair: VolumePair) -> VoxelField:
         fixed, moving = scan_of(pair, "fixed"), scan_of(pair, "moving")
-        volumes = volumes.WorkingVolumes(fixed, moving, fixed.image.grid, np.eye(4))
+        volumes = WorkingVolumes(fixed, moving, fixed.image.grid, np.eye(4))
         field = pipeline.predict_displacement(loaded, fixed, moving, volumes)
         if not refined:
             return field

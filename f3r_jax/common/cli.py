@@ -1,7 +1,9 @@
 """Command line of all entry points: flag parsing, one-line error messages and exit statuses."""
 
+import re
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 
 from absl import app, flags, logging
 
@@ -11,14 +13,20 @@ from f3r_jax.common.malloc import keep_freed_memory
 # ml_collections raises any of these for an unknown key or a wrong type. It quotes the error that a config file raised.
 CONFIG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError)
 QUOTED = "Traceback (most recent call last)"
+Groups = Mapping[str, Sequence[str]]  # heading: names of flags
+HELP_FLAGS = ("--help", "-help", "-h", "--helpshort")
+WIDTH = 100
 
 
-def run_main(main: Callable[[Sequence[str]], int | None]) -> None:
+def run_main(main: Callable[[Sequence[str]], int | None], groups: Groups) -> None:
     """Parses the flags and runs `main`.
 
     A user's mistake is printed as one line on standard error and gives exit status 2. Ctrl-C gives status 130 and one
     line with the message of the KeyboardInterrupt.
     """
+    if set(HELP_FLAGS) & set(sys.argv[1:]):
+        print(help_text(sys.modules["__main__"].__doc__, groups))
+        return
     keep_freed_memory()
     try:
         app.run(exit_on_user_error(main), flags_parser=_parse)
@@ -46,3 +54,33 @@ def one_line(error: Exception) -> str:
     if QUOTED in text:
         text = text.splitlines()[-1].partition(": ")[2]
     return " ".join(text.split())
+
+
+def help_text(description: str, groups: Groups, values: flags.FlagValues = flags.FLAGS) -> str:
+    """What `--help` prints: the command's description, then its flags by group, with values and defaults."""
+    lines = [description.strip()]
+    for heading, names in groups.items():
+        lines += ["", f"{heading}:"]
+        for name in names:
+            flag = values[name]
+            lines.append(f"  {_usage(flag)}")
+            text = re.sub(r"^<[^>]*>: ", "", " ".join((flag.help or "").split())) + _default(
+                flag
+            )  # absl's list of choices
+            lines += textwrap.wrap(text, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
+
+
+def _usage(flag: flags.Flag) -> str:
+    if flag.boolean:
+        return f"--[no]{flag.name}"
+    if choices := getattr(flag.parser, "enum_values", None):
+        return f"--{flag.name}={{{','.join(choices)}}}"
+    value = {"int": "N", "float": "X", "comma separated list of strings": "A,B,..."}.get(flag.flag_type(), "VALUE")
+    return f"--{flag.name}={value}"
+
+
+def _default(flag: flags.Flag) -> str:
+    if flag.default is None or (flag.boolean and not flag.default):
+        return ""
+    return f" (default: {flag.default_as_str.strip(chr(39))})"

@@ -31,6 +31,7 @@ _STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest b
 _PICTURES = flags.DEFINE_integer("pictures", 3, "Number of cases to draw figures of.", lower_bound=0)
 _REFINE = flags.DEFINE_bool("refine", False, "Optimise each pair further, starting from the network's prediction.")
 _LEARN2REG = flags.DEFINE_bool("learn2reg", False, "Also write Learn2Reg's submission files and scores.")
+GROUPS = {"Run": ("workdir", "step"), "Evaluation": ("refine", "learn2reg", "pictures")}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -49,4 +50,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run_main(main)
+    cli.run_main(main, GROUPS)

@@ -41,7 +41,7 @@ class Deviations(NamedTuple):
     xy: float | None
 
     def to_json(self) -> dict:
-        """As a mapping."""
+        """The fields as a dict."""
         return self._asdict()
 
 
@@ -56,7 +56,7 @@ class PairSpecific(NamedTuple):
     learned: bool | None  # whether the gain is significant; None if that can't be decided
 
     def to_json(self) -> dict:
-        """As a mapping."""
+        """The fields as a dict."""
         return self._asdict()
 
 

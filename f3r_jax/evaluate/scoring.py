@@ -19,7 +19,7 @@ SCORES = ("dice", "asd_mm", "hd95_mm")
 
 
 def score(case: Case, result: Registration, organs: dict[str, tuple[int, ...]]) -> dict:
-    """Scores of one case after registration and, under "before", before it; None without ground truth."""
+    """Scores of one case after registration and, under "before", before it. One without ground truth is None."""
     zero = np.zeros_like(result.displacement)
     after = _scores(case, result.displacement, result.warped_labels, organs)
     return {

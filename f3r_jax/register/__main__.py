@@ -75,6 +75,16 @@ _ORGANS = flags.DEFINE_list("organs", None, "Labels to score, such as liver=1,sp
 _CT_WINDOW = flags.DEFINE_list(
     "ct_window", [str(bound) for bound in CT_WINDOW], "CT window: the HU that are scaled to 0 and 1."
 )
+GROUPS = {
+    "Scans": ("fixed", "moving", "pairs"),
+    "What is known of the scans": tuple(
+        f"{side}_{what}" for what in ("modality", "mask", "labels", "landmarks") for side in ("fixed", "moving")
+    ),
+    "Affine step and working grid": ("affine", "spacing", "ct_window"),
+    "Network": ("checkpoint", "step"),
+    "Instance optimisation": ("refine", "iterations", "lam", "mind", "diffeomorphic"),
+    "Output": ("output", "overwrite", "organs", "learn2reg"),
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -171,4 +181,4 @@ def _organs() -> dict[str, tuple[int, ...]] | None:
 
 
 if __name__ == "__main__":
-    cli.run_main(main)
+    cli.run_main(main, GROUPS)

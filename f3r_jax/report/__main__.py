@@ -19,6 +19,7 @@ from f3r_jax.report.wording import count
 from f3r_jax.report.write import write_report
 
 _OUTPUT = flags.DEFINE_string("output", "report", "Folder of the report; an earlier report there is replaced.")
+GROUPS = {"Output": ("output",)}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,4 +35,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    cli.run_main(main)
+    cli.run_main(main, GROUPS)

@@ -47,7 +47,7 @@ def write_report(paths: Sequence[Path], output: Path) -> Contents:
 
 
 def check_output(output: Path) -> None:
-    """Raises a UserError if the folder holds anything but an earlier report."""
+    """Raises a UserError if the folder contains anything but an earlier report."""
     if not output.exists():
         return
     if not output.is_dir():
@@ -60,7 +60,7 @@ def check_output(output: Path) -> None:
     if foreign:
         names = ", ".join([*foreign[:3], *(["..."] if len(foreign) > 3 else [])])
         raise UserError(
-            f"{output}: holds files that no report wrote ({names}); "
+            f"{output}: contains files that no report wrote ({names}); "
             "expected a new or empty folder for --output, or an earlier report"
         )
 

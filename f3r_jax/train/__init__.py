@@ -1,1 +1,1 @@
-"""Unsupervised training: batches, augmentation, the jitted step, the loop and its record."""
+"""Training: batches, augmentation, the jitted step, the loop, its record and validation."""

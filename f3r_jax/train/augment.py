@@ -1,9 +1,9 @@
-"""Random changes of a batch on the device: the moving volume is deformed, and the network sees changed intensities.
+"""Random changes of a batch on the device: the moving volume is deformed, and the network gets changed intensities.
 
-The loss compares the intensities as they were. Otherwise a network lowers it by fractions of a voxel everywhere: the
-interpolation of the warp then removes the added noise.
-Every change is a pure function of a key, so that a resumed run sees the same ones. Strengths are those of
-`config.augment`; 0 turns a change off. Letters: b batch, x y z voxels.
+The loss compares the unchanged intensities. With the changed ones, a network could lower the loss by a displacement of
+a fraction of a voxel everywhere, because the interpolation of the warp then removes the added noise.
+Every change is a pure function of a key, so a resumed run repeats the same changes. `config.augment` sets the
+strengths; 0 turns a change off. Letters: b batch, x y z voxels.
 """
 
 import math
@@ -21,22 +21,22 @@ from f3r_jax.ops.losses import Batch
 from f3r_jax.ops.random_fields import smooth_noise
 from f3r_jax.ops.warp import warp
 
-DEFORMATION_INTERVALS = ((4, 1.0), (8, 0.5))  # between the knots along the longest axis, and the weight of the field
+DEFORMATION_INTERVALS = ((4, 1.0), (8, 0.5))  # intervals of knots along the longest axis, and weight of each field
 BIAS_INTERVALS = 2
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How strong each change is at most, or in the standard deviation of a normal distribution (SD)."""
+    """Strength of each change: its maximum, or its standard deviation (SD) if it is normally distributed."""
 
-    deformation: float  # mm: SD of the smooth displacement, drawn from 0 to this
+    deformation: float  # mm, SD of the smooth displacement, uniform between 0 and this
     rotation: float  # degrees, SD about each axis
     scaling: float  # SD of the logarithm of the size along each axis
     shift: float  # mm, SD along each axis
     gamma: float  # SD of the logarithm of the exponent
-    bias: float  # SD of the logarithm of a smooth factor, drawn from 0 to this
-    noise: float  # SD of the noise, drawn from 0 to this; intensities are in [0, 1]
-    blur: float  # share of a mean over 3 x 3 x 3 voxels, drawn from 0 to this
+    bias: float  # SD of the logarithm of a smooth factor, uniform between 0 and this
+    noise: float  # SD of the noise, uniform between 0 and this; intensities are in [0, 1]
+    blur: float  # weight of a mean over 3 x 3 x 3 voxels, uniform between 0 and this
 
     @property
     def moves(self) -> bool:
@@ -62,7 +62,7 @@ def of_config(section: ConfigDict) -> Augmentation:
 def augment(
     keys: Array, batch: Batch, settings: Augmentation, *, spacing: tuple[float, float, float]
 ) -> tuple[Batch, Batch]:
-    """What the network is given and what the loss compares; a key for each example, `spacing` in mm."""
+    """The batch for the network and the batch for the loss. `keys` has one key per example; `spacing` is in mm."""
     keys = jax.vmap(partial(jax.random.split, num=3))(keys)  # b 3
     if settings.moves:
         draw = partial(random_displacement, shape=batch.moving.shape[1:4], settings=settings, spacing=spacing)
@@ -76,7 +76,7 @@ def augment(
 def random_displacement(
     key: Array, *, shape: tuple[int, ...], settings: Augmentation, spacing: tuple[float, float, float]
 ) -> Float[Array, "x y z 3"]:
-    """A smooth random displacement and an affine one about the centre of the grid, in voxels."""
+    """A random displacement in voxels: a smooth one plus an affine one about the centre of the grid."""
     keys = jax.random.split(key, 5)
     spacing = jnp.asarray(spacing)
     strength = settings.deformation * jax.random.uniform(keys[0]) / math.hypot(*(w for _, w in DEFORMATION_INTERVALS))
@@ -95,7 +95,7 @@ def random_displacement(
 
 
 def repainted(key: Array, volume: Float[Array, "x y z 1"], *, settings: Augmentation) -> Float[Array, "x y z 1"]:
-    """Blur, a smooth factor, gamma and noise, then back into [0, 1]."""
+    """Applies blur, a smooth factor, gamma and noise, then clips to [0, 1]."""
     keys = jax.random.split(key, 6)
     share = settings.blur * jax.random.uniform(keys[0])
     volume = volume + share * (_mean_of_neighbours(volume) - volume)

@@ -1,7 +1,7 @@
-"""The devices and hosts that share a training: the batch is divided among them, everything else is on each.
+"""Training on several devices and hosts: the batch is divided among the devices, everything else is on each of them.
 
-Every device computes the gradient of its share of the batch; as the shares are equal, the mean over the devices is the
-gradient of the batch. Across hosts, process 0 alone reads checkpoints and writes files.
+Every device computes the gradient of its share of the batch. The shares are equal, so the mean over the devices is the
+gradient of the batch. Across hosts, only process 0 reads checkpoints and writes files.
 """
 
 import contextlib
@@ -24,15 +24,15 @@ T = TypeVar("T")
 
 
 def join_processes(coordinator: str | None, processes: int | None, process: int | None) -> None:
-    """Joins the processes of one training, before anything else is done with JAX.
+    """Joins the processes of one training. It must be called before any other use of JAX.
 
     Args:
-      coordinator: host:port of process 0; None where the cluster's launcher tells, as SLURM and Open MPI do.
-      processes: how many there are.
-      process: which one this is, from 0.
+      coordinator: host:port of process 0. None if JAX can get it from the launcher, such as SLURM or Open MPI.
+      processes: the number of processes; None as above.
+      process: the number of this process, from 0; None as above.
 
     Raises:
-      UserError: they can't be joined.
+      UserError: the processes cannot be joined.
     """
     try:
         jax.distributed.initialize(coordinator, processes, process)
@@ -45,13 +45,16 @@ def join_processes(coordinator: str | None, processes: int | None, process: int 
 
 
 def leave_processes() -> None:
-    """Takes leave of the other processes, which have to do the same; nothing is done with JAX after it."""
+    """Shuts down the distributed run. Every process must call it; JAX must not be used afterwards."""
     jax.distributed.shutdown()
 
 
 @contextlib.contextmanager
 def exit_on_failure() -> Iterator[None]:
-    """Ends a process that fails without taking leave of the others: they wait for it elsewhere, and end with it."""
+    """On an error, exits at once instead of waiting in the distributed shutdown.
+
+    The other processes then fail too instead of waiting forever.
+    """
     try:
         yield
     except UserError as error:
@@ -64,12 +67,12 @@ def exit_on_failure() -> Iterator[None]:
 
 
 def is_main() -> bool:
-    """Whether this process writes files: the only one, or number 0."""
+    """Whether this process writes files: it is the only one, or number 0."""
     return jax.process_index() == 0
 
 
 def main_first(function: Callable[[], T]) -> T:
-    """Calls `function` in process 0, and in the others once it is done there."""
+    """Calls `function` in process 0, and after that in the other processes. Returns each process's own result."""
     if is_main():
         result = function()
     if jax.process_count() > 1:
@@ -78,10 +81,10 @@ def main_first(function: Callable[[], T]) -> T:
 
 
 def mesh_for(batch_size: int) -> Mesh:
-    """The devices that share a batch: as many on each host as divide its part of the batch evenly.
+    """The devices that share a batch: on each host, the largest number that divides its part of the batch evenly.
 
     Raises:
-      UserError: the batch can't be divided among the hosts.
+      UserError: the batch cannot be divided evenly among the hosts.
     """
     hosts = jax.process_count()
     if batch_size % hosts:
@@ -93,16 +96,16 @@ def mesh_for(batch_size: int) -> Mesh:
 
 
 def describe(mesh: Mesh, batch_size: int) -> str | None:
-    """A line that says who shares the batch; None for one device of one."""
+    """A line that reports the devices in use; None if there is only one device."""
     total = jax.device_count()
     if total == 1:
         return None
-    idle = "" if mesh.size == total else "; the others stay idle, as a batch is divided evenly"
+    idle = "" if mesh.size == total else "; the others stay idle, because the batch must be divided evenly"
     return f"training on {mesh.size} of {total} devices, train.batch_size is {batch_size}{idle}"
 
 
 def data_parallel(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:
-    """`function(everywhere, batch, everywhere)` of each device's share of the batch, its results' mean."""
+    """Wraps `function(everywhere, batch, everywhere)`: the mean of its results for the devices' shares of the batch."""
     if mesh.size == 1:
         return function
 
@@ -115,22 +118,22 @@ def data_parallel(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:
         mesh=mesh,
         in_specs=(everywhere, PartitionSpec(AXIS), everywhere),
         out_specs=everywhere,
-        check_vma=False,  # pmean says what varies; a checked gradient would be summed once more
+        check_vma=False,  # `pmean` combines the results; with the check, gradients would be summed once more
     )
 
 
 def first_example(mesh: Mesh | None, count: int) -> jax.Array | int:
-    """The place in the batch of the first of a device's `count` examples, within a function of `data_parallel`."""
+    """The place in the batch of a device's first example, for use within `data_parallel` with `count` per device."""
     return 0 if mesh is None or mesh.size == 1 else lax.axis_index(AXIS) * count
 
 
 def on_each_sharding(mesh: Mesh) -> NamedSharding | None:
-    """How arrays lie that every device has whole; None where there is one device."""
+    """The sharding of arrays that every device has whole; None if there is one device."""
     return None if mesh.size == 1 else NamedSharding(mesh, PartitionSpec())
 
 
 def divided_sharding(mesh: Mesh) -> NamedSharding | None:
-    """How a batch lies, each device with its share of the first axis; None where there is one device."""
+    """The sharding of a batch, whose first axis is divided among the devices; None if there is one device."""
     return None if mesh.size == 1 else NamedSharding(mesh, PartitionSpec(AXIS))
 
 
@@ -140,25 +143,25 @@ def replicate(mesh: Mesh, tree: T) -> T:
 
 
 def local_copy(tree: T) -> T:
-    """The tree as it lies on this process's first device, for what is done on one device alone."""
+    """The copy of the tree on this process's first device, for work on a single device."""
     one = jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
-    # Orbax takes an array of one device for a part of a larger one when there are several processes.
+    # With several processes, Orbax treats an array on one device as a part of a larger array.
     return one if jax.process_count() == 1 else jax.device_get(one)
 
 
 def local_names(names: Sequence[str]) -> Sequence[str]:
-    """Of the names of a batch those that this process loads."""
+    """The names in a batch that this process loads."""
     each = len(names) // jax.process_count()
     return names[jax.process_index() * each :][:each]
 
 
 def shard_batch(mesh: Mesh, array: np.ndarray) -> jax.Array:
-    """The batch of which this process holds `array`, each device with its share."""
+    """The batch, divided among the devices. `array` is this process's part of it."""
     if mesh.size == 1:
         return jax.device_put(array)
     return jax.make_array_from_process_local_data(divided_sharding(mesh), array)
 
 
 def broadcast_from_main(tree: T) -> T:
-    """The tree as process 0 has it; the others' own gives structure, shapes and types."""
+    """The tree of process 0. In other processes, `tree` only gives structure, shapes and types."""
     return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)

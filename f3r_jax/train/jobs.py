@@ -1,4 +1,4 @@
-"""The main job: trains the runs of a config and evaluates them. A method without training is evaluated only."""
+"""Trains and evaluates the runs of a config. A method without training is only evaluated."""
 
 import sys
 from collections.abc import Sequence
@@ -25,16 +25,16 @@ from f3r_jax.workdir.metadata import check_same_run, write_config, write_origin
 
 
 def train_and_evaluate(runs: dict[Path, ConfigDict], *, argv: Sequence[str], note: str | None, evaluates: bool) -> int:
-    """Trains and evaluates runs that differ at most in lambda; returns the exit status.
+    """Trains and evaluates runs that may differ in lambda only; returns the exit status.
 
     Args:
       runs: the config of each run, by its folder.
       argv: the command, for `origin.json`.
       note: printed once all checks have passed.
-      evaluates: without it the runs are only trained.
+      evaluates: whether to evaluate the runs after training.
 
     Raises:
-      UserError: a setting is wrong, the data can't be used, or a folder holds another run; nothing is written then.
+      UserError: a setting or the data is invalid, or a folder holds another run. Nothing has been written then.
     """
     workdirs, configs = list(runs), list(runs.values())
     config = configs[0]
@@ -49,7 +49,7 @@ def train_and_evaluate(runs: dict[Path, ConfigDict], *, argv: Sequence[str], not
     if note is not None:
         print(note, flush=True)
     step_future = compile_in_background(network, configs, workdirs) if trained else None
-    devices.main_first(partial(load_all_cases, dataset))  # the phantom is made by one process
+    devices.main_first(partial(load_all_cases, dataset))  # so that only one process creates the phantom
     if devices.is_main():
         for workdir, each in runs.items():
             workdir.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def train_and_evaluate(runs: dict[Path, ConfigDict], *, argv: Sequence[str], not
 
 
 def _checked_network(configs: Sequence[ConfigDict]) -> nn.Module:
-    """The network of the runs; UserError for a setting that can't be trained with."""
+    """The network of the runs. Raises a UserError for an invalid setting."""
     config = configs[0]
     devices.mesh_for(config.train.batch_size)
     network = models.build(config.model, dtype=config.train.dtype)
@@ -78,7 +78,7 @@ def _checked_network(configs: Sequence[ConfigDict]) -> nn.Module:
 def compile_in_background(
     network: nn.Module, configs: Sequence[ConfigDict], workdirs: Sequence[Path]
 ) -> Future[TrainStep] | None:
-    """The training step, which another thread compiles from now on; None if every run is done."""
+    """Starts to compile the training step in another thread; None if all runs are done."""
     if all(max(steps(workdir), default=0) == configs[0].train.steps for workdir in workdirs):
         return None
     return ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile").submit(compile_train_step, network, configs)

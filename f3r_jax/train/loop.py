@@ -1,4 +1,7 @@
-"""The training loop: batches through the jitted step, a record per run. A resumed training is bit-identical."""
+"""The training loop: applies the jitted step to batches and keeps one record per run.
+
+A resumed training is bit-identical to an uninterrupted one.
+"""
 
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -22,10 +25,10 @@ from f3r_jax.workdir.trained_network import make_predictor
 
 
 class Trained(NamedTuple):
-    """How a training ended, for each run."""
+    """The final state of each run and its error, if any."""
 
     states: list[State]
-    errors: list[TrainingError | None]  # None: the run is done
+    errors: list[TrainingError | None]  # None: the run was completed
 
 
 def train(
@@ -36,13 +39,13 @@ def train(
     *,
     step_future: Future[TrainStep] | None = None,
 ) -> Trained:
-    """Trains one run, or several that differ in lambda alone as one compiled function, vmapped over lambda.
+    """Trains one run, or several runs that differ in lambda only, as one function that is vmapped over lambda.
 
-    Runs are trained to `config.train.steps` steps, from the newest step of which all have a checkpoint. Each leaves in
-    its folder what it would leave alone. A run ends when its loss is not finite; its last good checkpoint stays, and
-    the other runs are trained on.
+    Training starts at the newest step for which all runs have a checkpoint, and ends after `config.train.steps` steps.
+    Each run writes the same files as if it were trained alone. A run ends early when its loss is not finite; its last
+    good checkpoint is kept and the other runs continue.
 
-    `step_future` is what `compile_train_step` makes in another thread; without it the step is compiled here.
+    `step_future` is the result of `compile_train_step` in another thread. Without it the step is compiled here.
     """
     config, count = configs[0], len(configs)
     mesh, optimiser = devices.mesh_for(config.train.batch_size), make_optimiser(config.optim, config.train.steps)
@@ -79,19 +82,19 @@ def train(
 
 
 def _together(trees: Sequence) -> object:
-    """Several runs' arrays with a leading axis, one entry per run; a single run's as they are."""
+    """Stacks the arrays of several runs along a new first axis; those of a single run are unchanged."""
     return trees[0] if len(trees) == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def _of_run(tree: object, n: int, count: int) -> object:
-    """What `_together` made of the n-th of `count` runs."""
+    """The arrays of the n-th of `count` runs, from the result of `_together`."""
     return tree if count == 1 else jax.tree.map(lambda leaf: leaf[n], tree)
 
 
 def _step_function(
     network: nn.Module, configs: Sequence[ConfigDict], first: int, step_future: Future[TrainStep] | None
 ) -> TrainStep | None:
-    """The compiled step; None for runs that are done."""
+    """The compiled step; None if all runs are done."""
     if first == configs[0].train.steps:
         return None
     return compile_train_step(network, configs) if step_future is None else step_future.result()
@@ -102,21 +105,21 @@ def _add(
 ) -> TrainingError | None:
     """Adds a step to the record of the n-th run; returns the error that ends the run."""
     try:
-        record.add(int(state.step), names, metrics, lambda: _of_run(_kept(state), n, count))
+        record.add(int(state.step), names, metrics, lambda: _of_run(_saved_part(state), n, count))
     except TrainingError as error:
         return error
     return None
 
 
 def _state_of(record: Record | NullRecord, start: State, step: int) -> State:
-    """The state after `step` steps: `start`, or what the run's checkpoint holds."""
+    """The state after `step` steps: `start`, or the state in the run's checkpoint."""
     if step == 0:
         return start
     return State(jnp.asarray(step, jnp.int32), *record.restore(step, start.params, start.optimiser))
 
 
-def _kept(state: State) -> tuple[dict, optax.OptState]:
-    """What a checkpoint holds."""
+def _saved_part(state: State) -> tuple[dict, optax.OptState]:
+    """The part of the state that a checkpoint contains: parameters and optimiser state."""
     return devices.local_copy((state.params, state.optimiser))
 
 

@@ -1,6 +1,6 @@
-"""What a training leaves in its run's folder as it goes: a log, checkpoints and validations.
+"""Files that a training writes while it runs: the log, checkpoints and validation scores.
 
-Rows of the log hold nothing that differs between two runs of the same config, so they can be compared to the bit.
+Two runs of the same config have bit-identical logs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ from f3r_jax.workdir.trained_network import Predictor
 
 
 class TrainingError(Exception):
-    """The run can't go on; the message names the step and the cases."""
+    """The run cannot continue. The message names the step and the cases."""
 
 
 class Record:
@@ -34,52 +34,54 @@ class Record:
         self._log: Log | None = None
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint."""
+        """The steps for which a checkpoint exists."""
         return self._checkpoints.steps()
 
     def restore(self, step: int, params: dict, optimiser: object) -> tuple[dict, object]:
-        """Parameters and optimiser state of a checkpoint, in the structure and types of the given ones."""
+        """Parameters and optimiser state of a checkpoint, with the structure and types of the arguments."""
         return self._checkpoints.restore(step, params, optimiser)
 
     def begin(self, step: int, params: dict, progress: Progress, *, label: str = "") -> None:
-        """Begins the log after `step`: what a later step left is dropped, as it is done again.
+        """Begins the log after `step`. Rows and checkpoints of later steps are deleted, because they are repeated.
 
-        `label` stands before the run's lines where several are trained together.
+        `label` is printed before the lines of the run if several runs are trained together.
         """
         self._label = label
         self._checkpoints.drop_after(step)
         self._log, self._progress = Log(self._workdir, step), progress
         if step == 0:
-            self._look(0, params)
+            self._validate(0, params)
 
     def add(self, step: int, names: Sequence[str], metrics: Mapping[str, float], state: Callable[[], tuple]) -> None:
-        """Logs a step; validates and saves when it is time, for which `state` gives parameters and optimiser state.
+        """Logs a step, and at the configured intervals validates or saves a checkpoint.
+
+        `state` returns parameters and optimiser state; it is only called when they are needed.
 
         Raises:
-          TrainingError: the loss is not finite; the last good checkpoint stays.
+          TrainingError: the loss is not finite. The last good checkpoint is kept.
         """
-        if trouble := _trouble(step, names, metrics):
+        if problem := _problem(step, names, metrics):
             good = self._checkpoints.latest() or 0
-            raise TrainingError(f"{self._label}{trouble}; the checkpoint of step {good} is the last good one")
+            raise TrainingError(f"{self._label}{problem}; the checkpoint of step {good} is the last good one")
         self._log.write({"step": step, "kind": "train", **metrics})
         settings = self._config.train
         last = step == settings.steps
-        look, save = (last or step % every == 0 for every in (settings.validate_every, settings.checkpoint_every))
-        if not (look or save):
+        validates, saves = (last or step % every == 0 for every in (settings.validate_every, settings.checkpoint_every))
+        if not (validates or saves):
             return
         params, optimiser = state()
-        if look:
-            self._look(step, params)
-        if save:
+        if validates:
+            self._validate(step, params)
+        if saves:
             self._checkpoints.save(step, params, optimiser, self._config)
 
     def close(self) -> None:
-        """Writes out what is held."""
+        """Closes the log and the checkpoints."""
         if self._log is not None:
             self._log.close()
         self._checkpoints.close()
 
-    def _look(self, step: int, params: dict) -> None:
+    def _validate(self, step: int, params: dict) -> None:
         scratch = self._workdir / ".validation"
         values = validate(self._predict, params, self._dataset, self._organs, scratch=scratch)
         if values:
@@ -88,35 +90,35 @@ class Record:
 
 
 class NullRecord:
-    """What the other processes of a training do in place of process 0's record: nothing, and end when it ends."""
+    """Stand-in for `Record` in all processes but 0: writes nothing and raises the same errors."""
 
     def steps(self) -> list[int]:
-        """None: process 0 tells."""
+        """No steps; only those of process 0 are used."""
         return []
 
     def restore(self, step: int, params: dict, optimiser: object) -> tuple[dict, object]:
-        """The given ones, to be replaced by process 0's."""
+        """Returns the arguments, which are replaced by the values of process 0 later."""
         return params, optimiser
 
     def begin(self, step: int, params: dict, progress: Progress, *, label: str = "") -> None:
         """Does nothing."""
 
     def add(self, step: int, names: Sequence[str], metrics: Mapping[str, float], state: Callable[[], tuple]) -> None:
-        """Raises a TrainingError where process 0 does."""
-        if trouble := _trouble(step, names, metrics):
-            raise TrainingError(trouble)
+        """Raises a TrainingError when process 0 does."""
+        if problem := _problem(step, names, metrics):
+            raise TrainingError(problem)
 
     def close(self) -> None:
         """Does nothing."""
 
 
 def open_record(config: ConfigDict, workdir: Path, dataset: Dataset, predict: Predictor) -> Record | NullRecord:
-    """The record of a run in process 0; in the others of a training across hosts what goes along with it."""
+    """The record of a run in process 0, and its stand-in in the other processes."""
     return Record(config, workdir, dataset, predict) if is_main() else NullRecord()
 
 
-def _trouble(step: int, names: Sequence[str], metrics: Mapping[str, float]) -> str | None:
-    """Why the run can't go on after this step."""
+def _problem(step: int, names: Sequence[str], metrics: Mapping[str, float]) -> str | None:
+    """The reason why the run cannot continue after this step, if any."""
     loss, norm = metrics["loss"], metrics["gradient_norm"]
     if np.isfinite(loss) and np.isfinite(norm):
         return None

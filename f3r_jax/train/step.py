@@ -23,7 +23,7 @@ DECAYS = ("cosine", "constant")
 
 
 class State(NamedTuple):
-    """What a step changes. `step` counts the steps done."""
+    """The state of a training. `step` is the number of completed steps."""
 
     step: jax.Array
     params: dict
@@ -34,7 +34,7 @@ TrainStep = Callable[[State, Batch, Scalar], tuple[State, dict[str, Scalar]]]
 
 
 def check_settings(config: ConfigDict) -> None:
-    """Raises a UserError for a value of `loss`, `optim` or `train` that can't be trained with."""
+    """Raises a UserError for an invalid value of `loss`, `optim`, `train` or `augment`."""
     positive = {
         "optim.learning_rate": config.optim.learning_rate,
         "optim.clip_norm": config.optim.clip_norm,
@@ -64,7 +64,7 @@ def check_settings(config: ConfigDict) -> None:
         if value not in known:
             raise UserError(f"{name} is {value!r}, expected one of {', '.join(known)}")
     if not config.loss.second_after <= 1:
-        raise UserError(f"loss.second_after is {config.loss.second_after}, expected a part of the steps, 0 to 1")
+        raise UserError(f"loss.second_after is {config.loss.second_after}, expected a fraction of the steps, 0 to 1")
     augment.of_config(config.augment)
     if objective_of(config.loss, config.train.steps).needs_truth and config.data.source != "synthetic":
         raise UserError('loss.similarity "clean" and loss.epe need the ground truth, expected data.source "synthetic"')
@@ -97,11 +97,12 @@ def make_train_step(
 ) -> TrainStep:
     """A jitted function (state, batch, lam) -> (state, metrics). The given state is donated; lam is traced.
 
-    Metrics are scalars: those of `losses.terms`, gradient_norm and folding (percent of voxels). `prepare` makes from a
-    loaded batch and the number of the step what it works on (`batches`); without it that is the loaded batch.
-    With `together`, parameters, optimiser states, lambdas and metrics have a leading axis, one entry per run; all runs
-    have done the same number of steps and see the same batch. With a mesh of several devices the batch is divided among
-    them (`devices.divided`) and the state is on each (`devices.on_each`).
+    Metrics are scalars: those of `losses.terms`, gradient_norm and folding (percent of voxels). `prepare` converts a
+    loaded batch to the input of the step (`batches`); without it, the loaded batch is the input.
+
+    With `together`, parameters, optimiser states, lambdas and metrics have a first axis with one entry per run. All
+    runs are at the same step and use the same batch. With a mesh of several devices, the batch is divided among them
+    (`devices.divided_sharding`) and each of them has the whole state (`devices.on_each_sharding`).
     """
 
     def loss_function(
@@ -117,7 +118,7 @@ def make_train_step(
         prepared = Prepared(batch, batch, None) if prepare is None else prepare(batch, step, first)
         return jax.grad(loss_function, has_aux=True)(params, prepared, lam, step)
 
-    # Each device prepares its own share: the partitioner would gather the batch on all of them.
+    # Each device prepares its own share. Otherwise JAX's partitioner would gather the whole batch on every device.
     differentiate_all = differentiate if mesh is None else devices.data_parallel(mesh, differentiate)
 
     def step(state: State, batch: Batch | jax.Array, lam: Scalar) -> tuple[State, dict[str, Scalar]]:
@@ -128,14 +129,14 @@ def make_train_step(
         return State(state.step + 1, params, optimiser_state), metrics
 
     if together:
-        # The number of the step has no axis: the choice between two similarities stays a choice.
+        # `step` has no axis for the runs, so that only the selected similarity is computed.
         states = State(None, 0, 0)
         step = jax.vmap(step, in_axes=(states, None, 0), out_axes=(states, 0))
     return jax.jit(step, donate_argnums=0)
 
 
 def objective_of(loss: ConfigDict, steps: int) -> Objective:
-    """The objective of a training of `steps` steps that `config.loss` describes."""
+    """The objective that `config.loss` describes, for a training of `steps` steps."""
     return Objective(
         mind=loss.mind,
         similarity=loss.similarity,
@@ -146,9 +147,9 @@ def objective_of(loss: ConfigDict, steps: int) -> Objective:
 
 
 def compile_train_step(network: nn.Module, configs: Sequence[ConfigDict]) -> TrainStep:
-    """`make_train_step` of one run, or of several that differ in lambda alone, compiled for their volumes.
+    """Compiles the training step of one run, or of several runs that differ in lambda only.
 
-    Needs no data, so that it can be made while the cases are read.
+    It needs no data, so it can run while the cases are loaded.
     """
     config, together = configs[0], len(configs) > 1
     mesh, optimiser = devices.mesh_for(config.train.batch_size), make_optimiser(config.optim, config.train.steps)

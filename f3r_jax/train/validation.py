@@ -1,4 +1,4 @@
-"""The scores of a network on the validation cases of its training, with controls that show when learning begins."""
+"""Scores of a network on the validation cases during training, with controls that show when learning begins."""
 
 import shutil
 from pathlib import Path
@@ -19,18 +19,18 @@ Organs = dict[str, tuple[int, ...]]
 
 
 def validate(predict: Predictor, params: dict, dataset: Dataset, organs: Organs, *, scratch: Path) -> dict[str, float]:
-    """Means over the validation cases, each over those that know it; what no case knows is left out.
+    """Mean scores over the validation cases. A case without a score is left out of its mean.
 
-    In percent: "folding", "dice" (mean over organs) and each organ's "dice_<organ>"; "epe_mm" inside the organs. From
-    two cases on also the controls: "dice_mean_field", "dice_other_pair", "dice_gain" over the mean field in points, and
-    "correlation".
+    "folding", "dice" (mean over organs) and "dice_<organ>" are in percent; "epe_mm" is inside the organs, in mm. With
+    two or more cases there are also controls: "dice_mean_field" and "dice_other_pair" in percent, "dice_gain" over the
+    mean field in points, and "correlation". Scores that no case has are left out.
 
     Args:
       predict: the network.
-      params: its parameters.
-      dataset: that holds the cases.
+      params: the parameters of the network.
+      dataset: the data set with the validation cases.
       organs: label values by organ.
-      scratch: a folder for the predictions; what it holds is deleted, before and after.
+      scratch: a folder for the predictions. Its content is deleted before and after.
     """
     names = dataset.split["validation"]
     shutil.rmtree(scratch, ignore_errors=True)
@@ -60,7 +60,7 @@ def validate(predict: Predictor, params: dict, dataset: Dataset, organs: Organs,
 def _control_scores(
     fields: ControlFields, predictions: Predictions, dataset: Dataset, organs: Organs, own: dict[str, dict[str, float]]
 ) -> dict[str, float]:
-    """Dice alone of the controls, as surface distances would take longer than the predictions."""
+    """Dice and correlation of the controls. Surface distances would take longer than the predictions."""
     dices, gains, deviations = {kind: [] for kind in controls.KINDS}, [], []
     for name, of_case in own.items():
         case, mean_field = dataset.load(name), fields.mean_field(name)
@@ -77,13 +77,13 @@ def _control_scores(
 
 
 def _dices(case: Case, labels: np.ndarray | None, organs: Organs) -> dict[str, float]:
-    """Dice by organ; without labels none, and NaN for an organ that neither volume holds."""
+    """Dice in percent by organ: empty without labels, NaN for an organ that is in neither volume."""
     if case.fixed_labels is None or labels is None:
         return {}
     return controls.organ_dices(case.fixed_labels, labels, organs)
 
 
 def _mean(values) -> float:
-    """The mean of the finite ones; NaN if there are none."""
+    """The mean of the finite values; NaN if there are none."""
     known = [value for value in values if np.isfinite(value)]
     return float(np.mean(known)) if known else float("nan")

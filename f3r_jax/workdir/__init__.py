@@ -1,1 +1,1 @@
-"""What a run leaves in its folder: its config and origin, checkpoints, the log, the trained network."""
+"""Files in the folder of a run: config, origin, checkpoints, log, trained network."""

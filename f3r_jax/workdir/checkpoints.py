@@ -1,7 +1,8 @@
-"""Checkpoints of a run: parameters, optimiser state and the config they belong to. The only user of Orbax.
+"""Checkpoints of a run: parameters, optimiser state and config. Only this module uses Orbax.
 
-A checkpoint is a folder `<workdir>/checkpoints/<step>` with the items `params`, `optimiser` and `config`; params and
-config are all that an evaluation needs. Orbax writes it beside and renames, so a killed run leaves only whole ones.
+A checkpoint is a folder `<workdir>/checkpoints/<step>` with the items `params`, `optimiser` and `config`. An evaluation
+only needs params and config. Orbax writes a temporary folder and renames it, so a killed run leaves only complete
+checkpoints.
 """
 
 import contextlib
@@ -20,10 +21,10 @@ FOLDER = "checkpoints"
 
 
 class Checkpoints:
-    """The checkpoints in one run's folder, newest last."""
+    """The checkpoints of one run, newest last."""
 
     def __init__(self, workdir: Path, *, keep: int = 3) -> None:
-        # Of a training across hosts process 0 alone keeps checkpoints: the state is the same on all.
+        # In a training across hosts only process 0 saves checkpoints, because all processes have the same state.
         alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
         (workdir / FOLDER).mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
@@ -41,7 +42,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def steps(self) -> list[int]:
-        """All steps, oldest first."""
+        """The steps of all checkpoints, oldest first."""
         return sorted(self._manager.all_steps())
 
     def drop_after(self, step: int) -> None:
@@ -51,7 +52,7 @@ class Checkpoints:
                 self._manager.delete(later)
 
     def save(self, step: int, params: dict, optimiser: object, config: ConfigDict) -> None:
-        """Saves the state after `step` steps; does nothing if it is there already."""
+        """Saves the state after `step` steps, unless this checkpoint exists."""
         if step in self._manager.all_steps():
             return
         self._manager.save(
@@ -64,7 +65,7 @@ class Checkpoints:
         )
 
     def restore(self, step: int, params: dict, optimiser: object) -> tuple[dict, object]:
-        """Parameters and optimiser state after `step` steps, in the structure and types of the given ones."""
+        """Parameters and optimiser state after `step` steps, with the structure and types of the arguments."""
         items = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -74,12 +75,12 @@ class Checkpoints:
         return items["params"], items["optimiser"]
 
     def close(self) -> None:
-        """Waits for what is being written and lets go of the folder."""
+        """Waits until everything is written and closes the folder."""
         self._manager.close()
 
 
 def steps(workdir: Path) -> list[int]:
-    """The steps that have a whole checkpoint, in order. Reads only."""
+    """The steps that have a complete checkpoint, in order. Writes nothing."""
     folder = workdir / FOLDER
     if not folder.is_dir():
         return []
@@ -87,10 +88,10 @@ def steps(workdir: Path) -> list[int]:
 
 
 def find(workdir: Path, step: int | None = None) -> Path:
-    """The folder of one checkpoint of a run: that of `step`, or the newest.
+    """The folder of a run's checkpoint of `step`, or of the newest checkpoint.
 
     Raises:
-      UserError: no such folder, no checkpoint, or none of that step.
+      UserError: the folder does not exist, or has no checkpoint, or none of that step.
     """
     if not workdir.is_dir():
         raise UserError(f"{workdir}: no such folder, expected the --workdir of a training run")
@@ -103,7 +104,7 @@ def find(workdir: Path, step: int | None = None) -> Path:
 
 
 def load_config(checkpoint: Path) -> ConfigDict:
-    """The config that the checkpoint's run was started with, completed by the keys that came later."""
+    """The config of the checkpoint's run, completed by the keys that were added later."""
     restored = _restore(checkpoint, "config", ocp.args.JsonRestore())
     return upgraded(ConfigDict(restored))
 
@@ -112,11 +113,11 @@ def load_params(checkpoint: Path, abstract: dict) -> dict:
     """The parameters of a checkpoint, float32.
 
     Args:
-      checkpoint: its folder.
-      abstract: the parameters expected, arrays or `jax.ShapeDtypeStruct`.
+      checkpoint: the folder of the checkpoint.
+      abstract: the expected parameters, arrays or `jax.ShapeDtypeStruct`.
 
     Raises:
-      UserError: the checkpoint holds a network of another shape, or can't be read.
+      UserError: the checkpoint is of another network, or cannot be read.
     """
     stored = _shapes(_metadata(checkpoint))
     expected = _shapes(abstract)
@@ -142,7 +143,7 @@ def _restore(checkpoint: Path, item: str, args: ocp.args.CheckpointArgs) -> dict
 
 @contextlib.contextmanager
 def _reader(checkpoint: Path) -> Iterator[ocp.Checkpointer]:
-    # All items have a handler, also those not asked for: Orbax warns of an item that it knows none for.
+    # Every item has a handler, even if it is not read, because Orbax warns of items without one.
     handler = ocp.CompositeCheckpointHandler(
         params=ocp.StandardCheckpointHandler(),
         optimiser=ocp.StandardCheckpointHandler(),

@@ -9,10 +9,10 @@ from f3r_jax.common.files import write_text
 
 
 class Log:
-    """`metrics.jsonl`, one row a step or validation, and the same curves for TensorBoard.
+    """`metrics.jsonl`, one row per step or validation, and the same curves for TensorBoard.
 
-    Rows hold nothing that differs between two runs of the same config, so they can be compared to the bit. On resuming,
-    rows after the checkpoint are dropped, without one all of them: their steps are done again.
+    Two runs of the same config have bit-identical rows. A resumed run drops the rows after the checkpoint, or all rows
+    if there is no checkpoint, because it repeats these steps.
     """
 
     def __init__(self, workdir: Path, step: int) -> None:
@@ -23,7 +23,7 @@ class Log:
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def write(self, row: dict) -> None:
-        """Appends a row and plots its numbers."""
+        """Appends a row, and its numbers to the TensorBoard curves."""
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         for name, value in row.items():
@@ -31,13 +31,13 @@ class Log:
                 self._board.add_scalar(f"{row['kind']}/{name}", value, row["step"])
 
     def close(self) -> None:
-        """Writes out what TensorBoard still holds."""
+        """Closes both files; TensorBoard writes its remaining values."""
         self._file.close()
         self._board.close()
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The whole rows of a `metrics.jsonl`; a last line cut off by a kill is left out."""
+    """The rows of a `metrics.jsonl`. An incomplete last line of a killed run is left out."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]

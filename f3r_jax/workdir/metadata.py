@@ -1,4 +1,4 @@
-"""The folder of a run: the config it was started with, and where it came from."""
+"""Config and origin of a run, in its folder. The origin is the command, the package versions and the commit."""
 
 import json
 import shlex
@@ -17,12 +17,12 @@ ORIGIN_FILE = "origin.json"
 
 
 def check_same_run(config: ConfigDict, workdir: Path) -> None:
-    """Raises a UserError if the folder holds a run of another config, or something that is no run."""
+    """Raises a UserError if the folder holds a run of another config, or other files."""
     path = workdir / CONFIG_FILE
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir}: is a file, expected a folder for the run")
     if not path.exists():
-        # A run killed while it wrote its config leaves that half-written file alone.
+        # A run that was killed while it wrote its config leaves only this incomplete file.
         if workdir.is_dir() and not all(_unfinished(file) for file in workdir.iterdir()):
             raise UserError(
                 f"{workdir}: holds files but no {CONFIG_FILE}, expected an empty folder or that of a run to resume; "
@@ -44,15 +44,15 @@ def _unfinished(file: Path) -> bool:
 
 
 def write_config(config: ConfigDict, workdir: Path) -> None:
-    """Writes the config beside the run, for people and for `check_same_run`."""
+    """Writes the config to the folder of the run, for readers and for `check_same_run`."""
     _write(workdir / CONFIG_FILE, json.loads(config.to_json()))
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """The config that a run was started with, completed by the keys that came later.
+    """The config of a run, completed by the keys that were added later.
 
     Raises:
-      UserError: the folder is not there, or is that of no run.
+      UserError: the folder does not exist or has no valid config.
     """
     path = workdir / CONFIG_FILE
     if not path.is_file():
@@ -64,13 +64,13 @@ def read_config(workdir: Path) -> ConfigDict:
 
 
 def write_origin(workdir: Path, argv: Sequence[str]) -> None:
-    """Writes what it takes to make the run again: command, versions, and the commit where the sources are in git."""
+    """Writes command, versions and, if the sources are in git, the commit, so that the run can be repeated."""
     command = shlex.join(["python", "-m", "f3r_jax.main", *argv[1:]])
     _write(workdir / ORIGIN_FILE, {"command": command, "versions": versions(), "commit": commit()})
 
 
 def read_origin(workdir: Path) -> dict:
-    """What `write_origin` wrote; empty for a run without it."""
+    """The origin that `write_origin` wrote; empty if the file does not exist."""
     path = workdir / ORIGIN_FILE
     return _read(path) if path.is_file() else {}
 

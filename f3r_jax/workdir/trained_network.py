@@ -1,4 +1,4 @@
-"""A trained network as a registration takes it: loaded once, for all pairs and devices of a process."""
+"""A trained network for registration, loaded once for all pairs and devices of a process."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ Loaded = tuple[nn.Module, dict, ConfigDict, int]  # network, parameters, config,
 
 
 class Network(NamedTuple):
-    """What is compiled for one pair serves the next of that size."""
+    """A trained network. `predict` is compiled once per size of the volumes."""
 
     predict: Predictor
     params: dict
@@ -27,25 +27,25 @@ class Network(NamedTuple):
     source: Path
 
     def on(self, device: jax.Device) -> "Network":
-        """The same with its parameters on that device."""
+        """The same network with its parameters on `device`."""
         return self._replace(params=jax.device_put(self.params, device))
 
 
 def load(source: Path, step: int | None = None) -> Network:
-    """The network of a run's checkpoint of `step`, or of the newest.
+    """The network of a run's checkpoint of `step`, or of the newest checkpoint.
 
     Raises:
-      UserError: no such checkpoint, or it doesn't fit its config.
+      UserError: the checkpoint does not exist or does not match its config.
     """
     network, *loaded = load_network(source, step)
     return Network(make_predictor(network), *loaded, source)
 
 
 def load_network(workdir: Path, step: int | None = None) -> Loaded:
-    """(network, parameters, config, step) of a run's checkpoint of `step`, or of the newest.
+    """(network, parameters, config, step) of a run's checkpoint of `step`, or of the newest checkpoint.
 
     Raises:
-      UserError: no such checkpoint, or it doesn't fit its config.
+      UserError: the checkpoint does not exist or does not match its config.
     """
     checkpoint = checkpoints.find(workdir, step)
     config = checkpoints.load_config(checkpoint)

@@ -1,8 +1,10 @@
+import re
 import shutil
 
 import pytest
 from absl import flags
 
+from conftest import REPOSITORY
 from f3r_jax.common import cli
 from f3r_jax.common.errors import UserError
 
@@ -16,7 +18,7 @@ def run(monkeypatch):
         monkeypatch.setattr("sys.argv", ["program", *arguments])
         flags.FLAGS.unparse_flags()
         with pytest.raises(SystemExit) as end:
-            cli.run_main(main)
+            cli.run_main(main, {})
         return end.value.code
 
     yield ended
@@ -68,3 +70,25 @@ def test_library_chatter_is_off_unless_asked_for(commands, finished, tmp_path):
 def test_help_shows_the_flags(commands):
     shown = commands.run("evaluate", "--help")
     assert shown.status in (0, 1) and "--workdir" in shown.out and "Traceback" not in shown.err
+
+
+COMMANDS = ("main", "evaluate", "register", "apply", "report", "benchmark")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_every_flag_in_a_group_with_its_default(commands, command):
+    result = commands.run(command, "--help")
+    assert result.status == 0 and result.err == ""
+    source = REPOSITORY / "f3r_jax" / command
+    source = source / "__main__.py" if source.is_dir() else source.with_suffix(".py")
+    defined = set(re.findall(r'DEFINE_\w+\(\s*f?"(\w+)"', source.read_text()))
+    shown = set(re.findall(r"^  --(?:\[no\])?(\w+)", result.out, re.MULTILINE))
+    assert defined - {"config"} <= shown and len(shown) > 0
+    assert f"python -m f3r_jax.{command}" in result.out
+    assert all(len(line) <= 120 for line in result.out.splitlines())
+
+
+def test_help_names_choices_and_defaults(commands):
+    text = commands.run("register", "--help").out
+    assert "--[no]refine\n" in text and "(default: true)" in text
+    assert "--fixed_modality={ct,mr}" in text and "--lam=X" in text and "(default: 0.2)" in text

@@ -43,9 +43,7 @@ def test_a_constant_network_is_found_out(constant, capsys):
     assert found == numbers | {"cases": 6, "learned": False}
     for kind in ("mean_field", "other_pair"):
         assert summary["controls"][kind] == {key: summary[key] for key in ("organs", "epe_mm", "tre_mm")}
-    words = (
-        "The network has not learned the pair: it predicts the average motion, the same field for every pair"
-    )
+    words = "The network has not learned the pair: it predicts the average motion, the same field for every pair"
     assert words in capsys.readouterr().out and words in (folder / "table.md").read_text()
     with (folder / "cases.csv").open() as file:
         for row in csv.DictReader(file):

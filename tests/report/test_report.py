@@ -121,7 +121,9 @@ def test_colours_of_the_figures_are_the_pages(made):
     for svg in svgs:
         assert not re.search(r"(fill|stroke): #(?!ffffff)", svg)
         variables = set(re.findall(r"var\((--\w+)\)", svg))
-        assert variables <= {"--ink", "--muted", "--line", "--faint", "--accent", "--baseline"} and "--accent" in variables
+        assert (
+            variables <= {"--ink", "--muted", "--line", "--faint", "--accent", "--baseline"} and "--accent" in variables
+        )
 
 
 def test_the_tables_show_what_was_measured(made):

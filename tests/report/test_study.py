@@ -252,7 +252,9 @@ def test_our_order_beside_the_papers(tmp_path):
     places = {label: [cell.shown for cell in cells] for label, _, cells in findings.order_grid(table).rows}
     assert places["VoxelMorph-1"] == ["1", "3", "1", "3"] and places["F3RNet-MRB"] == ["2", "1", "2", "1"]
     (finding,) = findings.findings([table])
-    assert "are not in the paper's order: 2 of 3 pairs in liver ASD and 2 of 3 pairs in mean Dice" in finding.sentences[-1]
+    assert (
+        "are not in the paper's order: 2 of 3 pairs in liver ASD and 2 of 3 pairs in mean Dice" in finding.sentences[-1]
+    )
     assert "F3RNet-MRB, is 0.15 mm behind the best baseline, VoxelMorph-1 (p = 0.031)" in finding.sentences[1]
 
 
