@@ -49,7 +49,7 @@ def do(workdir: Path, config: ConfigDict, folder: Path) -> int:
         return 1
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text(json.dumps(json.loads(config.to_json())))
-    if runs.trains(config):
+    if runs.is_trained(config):
         for step in range(runs.last_row(workdir).get("step", 0) + 1, config.train.steps + 1):
             while step == 3 and behaviour.exists() and behaviour.read_text() == "hold":
                 time.sleep(0.01)
@@ -59,7 +59,7 @@ def do(workdir: Path, config: ConfigDict, folder: Path) -> int:
     if behaviour.exists() and behaviour.read_text() == "silent":
         return 0
     (workdir / "evaluation").mkdir(exist_ok=True)
-    summary = {"step": config.train.steps if runs.trains(config) else 0}
+    summary = {"step": config.train.steps if runs.is_trained(config) else 0}
     (workdir / "evaluation" / "summary.json").write_text(json.dumps(summary))
     return 0
 

@@ -39,7 +39,10 @@ INSTEAD = {  # pattern: what to write
     r"takes? leave|left be|left alone": "exits, is skipped",
 }
 # Names that users type stay as they are.
-NAMES = re.compile(r"`[^`]*`|```.*?```|--\w+|EXTRAS=\S+|\"\w+\"|extras? \S+", re.DOTALL)
+NAMES = re.compile(
+    r"`[^`]*`|```.*?```|--\w+|EXTRAS=\S+|\"\w+\"|extras? \S+|^known := .*|\[dev,[\w,]+\]|^peers = ",
+    re.DOTALL | re.MULTILINE,
+)
 MOST_WORDS = 35  # of a docstring's sentence
 
 

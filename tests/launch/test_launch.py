@@ -153,7 +153,7 @@ def test_the_whole_study_has_each_run_once(tmp_path):
 def test_the_whole_study_is_small_on_the_phantom_alone(tmp_path):
     small = paper.plan(options(tmp_path, "--config.train.steps=7"))
     assert {(tuple(run.config.data.shape), run.config.data.source) for run in small} == {((48, 32, 32), "phantom")}
-    assert {run.config.train.steps for run in small if runs.trains(run.config)} == {7}
+    assert {run.config.train.steps for run in small if runs.is_trained(run.config)} == {7}
     whole = paper.plan(options(tmp_path, "--data=pairs"))
     assert {(tuple(r.config.data.shape), r.config.data.root) for r in whole} == {((144, 144, 128), "pairs")}
     # Each variant's own lambda is among those of the sweep.
