@@ -185,9 +185,12 @@ def section(kind: Section, name: str, suite: Suite) -> int:
         report = facts | {"repeats": repeats, "measurements": rows}
         lines = [heading(report, device=suite.machine.device), *kind.tables(report), *remarks(report)]
         lines += workloads.left_out(kind.against, suite.machine)
-        lines += [f"Unfinished: {missing} of {len(groups)} groups are not measured yet."] * bool(missing)
+        if missing:
+            lines.append(f"Unfinished: {missing} of {len(groups)} groups are not measured yet.")
         suite.publish(kind.title, "\n\n".join(lines) + "\n")
-    return 1 if any("error" in row for row in rows) else UNFINISHED * bool(missing)
+    if any("error" in row for row in rows):
+        return 1
+    return UNFINISHED if missing else 0
 
 
 def identity(group: Group) -> str:

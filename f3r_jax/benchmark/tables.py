@@ -118,7 +118,8 @@ def network(row: dict) -> str:
     """Name of the f3r_jax network, with the options that differ from the defaults."""
     variant = row["variant"]
     name = VARIANTS[variant].label if variant in VARIANTS else NETWORKS[variant]
-    return name + ", bf16" * (row.get("dtype") == "bfloat16") + ", remat" * row.get("remat", False)
+    options = [("bf16", row.get("dtype") == "bfloat16"), ("remat", row.get("remat", False))]
+    return ", ".join([name, *(option for option, on in options if on)])
 
 
 def label(who: str, row: dict) -> str:
@@ -173,7 +174,7 @@ def title(task: dict) -> str:
     if "variant" in task:
         return f"{network(task)}, {task['what']} at {size}"
     kernel = "x".join(str(size) for size in task["kernel"])
-    gradient = ", gradient" * (task["what"] == "conv_gradient")
+    gradient = ", gradient" if task["what"] == "conv_gradient" else ""
     return f"conv {kernel}, {task['channels']} channels{gradient} at {size}"
 
 

@@ -73,7 +73,9 @@ def single(machine: Machine, *, what: list[str], variants: list[str], shape: Sha
     groups = [group(task, *machine.others("torch")) for task in tasks]
     if "sweep" in what:
         groups += sweeps(machine, variants=variants, shape=shape)
-    return groups + convolutions(machine, shape=shape) * ("conv" in what)
+    if "conv" in what:
+        groups = groups + convolutions(machine, shape=shape)
+    return groups
 
 
 def networks(machine: Machine, *, shape: Shape) -> list[Group]:

@@ -160,7 +160,7 @@ def read_field(path: PathLike) -> tuple[Float32[np.ndarray, "x y z 3"], Grid]:
     Raises:
       UserError: another layout or intent, which ITK would interpret differently, or values that are not finite.
     """
-    stored = _load(path)
+    stored = read_stored(path)
     if stored.shape[3:] != (1, 3):
         found = f"{path}: {len(stored.shape)}-D of {_sizes(stored.shape)} numbers"
         raise UserError(f"{found}; not ITK's format of a field, expected 5-D: X x Y x Z x 1 x 3")
@@ -175,14 +175,14 @@ def read_field(path: PathLike) -> tuple[Float32[np.ndarray, "x y z 3"], Grid]:
 
 def _open(path: PathLike) -> nibabel.Nifti1Pair:
     """Reads and checks the header of a 3-D volume; voxels are not read."""
-    stored = _load(path)
+    stored = read_stored(path)
     if any(size != 1 for size in stored.shape[3:]):
         found = f"{path}: {len(stored.shape)}-D of {_sizes(stored.shape)} voxels"
         raise UserError(f"{found}; expected 3-D: extract one volume")
     return stored
 
 
-def _load(path: PathLike) -> nibabel.Nifti1Pair:
+def read_stored(path: PathLike) -> nibabel.Nifti1Pair:
     """Reads and checks the header of a volume or field."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; expected a NIfTI volume")

@@ -174,7 +174,7 @@ def _check_pairs(tasks: Mapping[str, PairSpec], network: Network | None) -> None
 def _plan(count: int, waiting: int, devices: Sequence[jax.Device]) -> str:
     kind = "CPU" if devices[0].platform == "cpu" else devices[0].device_kind
     on = kind if len(devices) == 1 else f"{len(devices)} x {kind}"
-    return f"{count} pair{'s' * (count > 1)}, {count - waiting} finished before; on {on}"
+    return f"{count} pair{'s' if count > 1 else ''}, {count - waiting} finished before; on {on}"
 
 
 def _on_devices(

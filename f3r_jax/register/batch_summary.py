@@ -75,7 +75,7 @@ def write(output: Path, rows: Iterable[Row], facts: Mapping[str, object]) -> Non
 def format_totals(rows: Sequence[Row]) -> str:
     """Formats the number of registered pairs and their mean scores for the terminal."""
     failed, done = (sum(row["status"] == status for row in rows) for status in ("failed", "done"))
-    lines = [f"{len(rows)} pair{'s' * (len(rows) > 1)}: {done} registered, {failed} failed"]
+    lines = [f"{len(rows)} pair{'s' if len(rows) > 1 else ''}: {done} registered, {failed} failed"]
     return "\n".join([*lines, format_row({"name": "mean", "status": "done"} | _means(rows))] if done else lines)
 
 

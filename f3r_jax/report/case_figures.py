@@ -176,7 +176,7 @@ def _legend(figure: Figure, case: Case, organs: Mapping, lefts: np.ndarray, heig
         }
         legend = figure.legend(handles=handles, loc="upper left", bbox_to_anchor=place, frameon=False, **words)
         legend.get_title().set_color(INK)
-        legend._legend_box.align = "left"
+        legend.set_alignment("left")
     low = 1 - (HEAD + height + GAP + 0.62) / total
     bar = figure.add_axes(((lefts[2] + 0.2) / WIDTH, low, 2.4 / WIDTH, 0.09 / total))
     bar.imshow(
