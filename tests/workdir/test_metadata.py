@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from f3r_jax.common import provenance
 from f3r_jax.common.errors import UserError
-from f3r_jax.config import network_config
+from f3r_jax.config import flatten, network_config
 from f3r_jax.workdir import metadata
 
 
@@ -21,7 +21,7 @@ def test_config_comes_back(tmp_path):
     metadata.check_same_run(config, tmp_path)
     found = metadata.read_config(tmp_path)
     assert found.seed == config.seed and list(found.data.shape) == list(config.data.shape)
-    assert set(config.flat(found.to_dict())) == set(config.flat(config.to_dict()))
+    assert set(flatten(found.to_dict())) == set(flatten(config.to_dict()))
 
 
 def test_a_folder_of_another_run_is_left_alone(tmp_path):
