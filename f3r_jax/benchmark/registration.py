@@ -183,11 +183,11 @@ def as_markdown(report: dict) -> str:
     lines = [
         heading(report, device=found["device"]),
         f"{count} phantom {'pairs' if count > 1 else 'pair'} (seed {found['seed']}, {edge} mm), CT to MR; mean "
-        "(minimum-maximum) over pairs. Dice and HD95 are means over liver, spleen and kidneys; the end-point error is "
-        "a mean over their voxels. Seconds are those of the registration, without imports. f3r_jax read its "
-        "compiled functions from JAX's compilation cache. Tracing and cache reads are listed separately, as is the first registration of a "
-        "size, which compiles. Each registration ran in its own process; peak memory is that of the process, and in "
-        "parentheses that after the imports.",
+        "(minimum-maximum) over pairs. Dice and HD95 are means over liver, spleen and kidneys; the end-point error "
+        "is a mean over their voxels. Seconds are those of the registration, without imports. f3r_jax read its "
+        "compiled functions from JAX's compilation cache. Tracing and cache reads are listed separately, as is the "
+        "first registration of a size, which compiles. Each registration ran in its own process; peak memory is "
+        "that of the process, and in parentheses that after the imports.",
         table([row_of("before", found["before"], None)] + [
             row_of(name, cases, found["first_seconds"].get(name))
             for name, cases in found["methods"].items() if any("error" not in case for case in cases)
