@@ -27,7 +27,7 @@ extras := $(sort $(filter-out core,$(installed) $(wanted)))
 venv = $(MAKE) --silent --no-print-directory $(STAMP) WITH="$(strip $(1) $(EXTRAS))"
 
 .DEFAULT_GOAL := help
-.PHONY: help run paper test lint bench constraints FORCE
+.PHONY: help run paper test lint types bench constraints FORCE
 
 help: ## list the targets
 	@echo "make TARGET [EXTRAS=...] [ARGS=...] [PYTHON=...] [DATA=...]"
@@ -52,10 +52,15 @@ test: ## run the tests; EXTRAS=bench adds the comparisons with PyTorch
 	@$(call venv,dev)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-lint: ## check format and style
+lint: ## check format, style and types
 	@$(call venv,dev)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+types: ## check types only, with mypy
+	@$(call venv,dev)
+	$(BIN)/mypy
 
 bench: ## measure time and memory, compare with PyTorch and VoxelMorph, write BENCHMARKS.md; resumes if interrupted
 	@$(call venv,bench)

@@ -218,7 +218,7 @@ def _shared(option: str) -> ConfigDict:
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, object]:
     """The values of a config by their dotted keys."""
-    values = {}
+    values: dict[str, object] = {}
     for key, value in tree.items():
         values |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return values

@@ -25,7 +25,7 @@ def run_main(main: Callable[[Sequence[str]], int | None], groups: Groups) -> Non
     line with the message of the KeyboardInterrupt.
     """
     if set(HELP_FLAGS) & set(sys.argv[1:]):
-        print(help_text(sys.modules["__main__"].__doc__, groups))
+        print(help_text(sys.modules["__main__"].__doc__ or "", groups))
         return
     keep_freed_memory()
     try:
@@ -83,4 +83,4 @@ def _usage(flag: flags.Flag) -> str:
 def _default(flag: flags.Flag) -> str:
     if flag.default is None or (flag.boolean and not flag.default):
         return ""
-    return f" (default: {flag.default_as_str.strip(chr(39))})"
+    return f" (default: {(flag.default_as_str or '').strip(chr(39))})"

@@ -17,7 +17,8 @@ def keep_compiled_programs() -> Path | None:
     JAX_COMPILATION_CACHE_DIR sets another folder, JAX_ENABLE_COMPILATION_CACHE=false turns the cache off. Functions
     compiled for a CPU use the instructions of that CPU, so each CPU model has its own folder.
     """
-    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+    config = jax.config
+    if config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
         return None
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "f3r_jax" / f"{platform.machine()}-{hashlib.sha256(_cpu().encode()).hexdigest()[:12]}"

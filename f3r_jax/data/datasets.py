@@ -19,7 +19,7 @@ import os
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
 
@@ -93,7 +93,7 @@ class Dataset:
         use. `done` is called after each case.
         """
         with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="cases") as pool:
-            loading = [pool.submit(self.load, name) for name in self.makers]
+            loading: list[Future] = [pool.submit(self.load, name) for name in self.makers]
             loading += [pool.submit(paint) for paint in self.painters.values()]
             try:
                 for each in loading:
@@ -123,9 +123,7 @@ def open_dataset(data_config: ConfigDict, *, seed: int) -> Dataset:
         split = {key: tuple(pair.name for pair in found if pair.split == key) for key in pairs.SPLITS}
         _check_named_split(split, data_config)
     fitted = Matrices()
-    return Dataset(
-        split, {pair.name: (lambda pair=pair: load_pair(pair, data_config, fitted=fitted)) for pair in found}
-    )
+    return Dataset(split, {pair.name: partial(load_pair, pair, data_config, fitted=fitted) for pair in found})
 
 
 def organs_of(data_config: ConfigDict) -> dict[str, tuple[int, ...]]:
@@ -142,9 +140,8 @@ def _open_phantom(config: ConfigDict, *, seed: int) -> Dataset:
     names = [f"phantom_{index:04d}" for index in range(config.cases)]
     split = _random_split(names, config, seed=seed, where="phantom (data.cases)")
     folder = phantom_folder(config, seed=seed)
-    makers = {
-        name: (lambda name=name, index=index: phantom_case(name, index, folder, config, seed=seed))
-        for index, name in enumerate(names)
+    makers: dict[str, Callable[[], Case]] = {
+        name: partial(phantom_case, name, index, folder, config, seed=seed) for index, name in enumerate(names)
     }
     return Dataset(split, makers)
 

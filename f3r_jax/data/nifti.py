@@ -103,13 +103,15 @@ def read_grid(path: PathLike) -> Grid:
     shape = [0, 0, 0]
     for axis, (canonical, _) in enumerate(orientation.astype(int)):
         shape[canonical] = stored.shape[axis]
-    return Grid(tuple(shape), _canonical_affine(stored), str(path))
+    x, y, z = shape
+    return Grid((x, y, z), _canonical_affine(stored), str(path))
 
 
 def read_stored_grid(path: PathLike) -> Grid:
     """Like `read_grid`, but with the axes as stored: for results that must match the file voxel by voxel."""
     stored = _open(path)
-    return Grid(tuple(stored.shape[:3]), np.asarray(stored.affine, np.float64), str(path))
+    x, y, z = stored.shape[:3]
+    return Grid((x, y, z), np.asarray(stored.affine, np.float64), str(path))
 
 
 def check_same_grid(image: Grid | Image, labels: Grid | Image) -> None:

@@ -95,8 +95,8 @@ def check_pair(pair: PairFiles) -> None:
     if bool(pair.ct.landmarks) != bool(pair.mr.landmarks):
         alone = pair.ct.landmarks or pair.mr.landmarks
         raise UserError(f"{alone}: landmarks of only one image of pair {pair.name}; expected them for both or neither")
-    if pair.ct.landmarks:
-        counts = [len(read_landmarks(scan.landmarks)) for scan in (pair.ct, pair.mr)]
+    if pair.ct.landmarks and pair.mr.landmarks:
+        counts = [len(read_landmarks(file)) for file in (pair.ct.landmarks, pair.mr.landmarks)]
         if counts[0] != counts[1]:
             raise UserError(
                 f"{pair.ct.landmarks}: {counts[0]} landmarks, but {counts[1]} in {pair.mr.landmarks}; "
@@ -152,9 +152,11 @@ def _pair_of_row(path: Path, number: int, row: dict[str, str]) -> PairFiles:
         raise UserError(f"{where} has the name '{name}'; expected one that can be a file name")
     scans = {}
     for side in REQUIRED:
-        files = [row.get(column) for column in (side, f"{side}_labels", f"{side}_landmarks")]
-        files = (path.parent / file if file else None for file in files)
-        scans[modality[side]] = ScanFiles(modality[side], *files, stated=bool(row.get(f"{side}_modality")))
+        labels, landmarks = (
+            path.parent / file if (file := row.get(f"{side}_{what}")) else None for what in ("labels", "landmarks")
+        )
+        stated = bool(row.get(f"{side}_modality"))
+        scans[modality[side]] = ScanFiles(modality[side], path.parent / row[side], labels, landmarks, stated)
     return PairFiles(name, scans["ct"], scans["mr"], split, fixed=modality["fixed"])
 
 
@@ -192,8 +194,8 @@ def _pair_of_files(path: Path, files: tuple[str, str], split: str | None) -> Pai
     for file in files:
         image = path.parent / file
         labels = image.parent.with_name(image.parent.name.replace("images", "labels")) / image.name
-        modality = {"0000": "mr", "0001": "ct"}.get(_stem(file).rpartition("_")[2])
-        scans[modality] = ScanFiles(str(modality), image, labels if labels.is_file() and labels != image else None)
+        modality = {"0000": "mr", "0001": "ct"}.get(_stem(file).rpartition("_")[2], "")
+        scans[modality] = ScanFiles(modality, image, labels if labels.is_file() and labels != image else None)
     if set(scans) != set(MODALITIES):
         raise UserError(f"{path}: pair {files[0]} and {files[1]}; expected one file *_0000 (MR) and one *_0001 (CT)")
     numbers = sorted({_case_number(path, file) for file in files})

@@ -26,7 +26,8 @@ def working_grid(fixed: Grid, *, shape: Sequence[int], spacing: Numbers) -> Grid
     affine = np.eye(4)
     affine[:3, :3] = linear
     affine[:3, 3] = _centre(fixed) - linear @ ((np.asarray(shape) - 1) / 2)
-    return Grid(tuple(int(size) for size in shape), affine, fixed.path)
+    x, y, z = (int(size) for size in shape)
+    return Grid((x, y, z), affine, fixed.path)
 
 
 def moving_affine(working: Grid, matrix: np.ndarray) -> np.ndarray:

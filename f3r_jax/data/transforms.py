@@ -95,8 +95,8 @@ def inverse(transform: Transform) -> tuple[Transform, dict[str, float]]:
       The inverse, and statistics of the residual |v(q) + u(q + v(q))| in voxels over the working grid: `mean`, `p99`,
       `max`, and `unsolved_percent`, the percentage of voxels where it exceeds 0.1, for instance where the field folds.
     """
-    solution, residual = invert(jnp.asarray(transform.displacement)[None])
-    displacement, residual = np.asarray(solution[0]), np.asarray(residual[0])
+    solution, left = invert(jnp.asarray(transform.displacement)[None])
+    displacement, residual = np.asarray(solution[0]), np.asarray(left[0])
     statistics = {
         "mean": float(residual.mean()),
         "p99": float(np.percentile(residual, 99)),

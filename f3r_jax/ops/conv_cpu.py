@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from f3r_jax.ops.shapes import Shape, total
+
 Pads = tuple[tuple[int, int], ...]  # planes of zeros before and after x, y and z
 _NHWC = ("NHWC", "HWIO", "NHWC")
 # Up to this many output channels Eigen's product runs at half its speed. One convolution then makes two planes along x.
@@ -42,7 +44,7 @@ def conv_as_2d(x: Array, kernel: Array, *, stride: int, mirrored: bool = False) 
     if stride == 2:
         return _strided(x, kernel)
     kx, ky, kz, i, o = kernel.shape
-    pads = tuple(_same(k)[:: -1 if mirrored else 1] for k in (kx, ky, kz))
+    pads = tuple((after, before) if mirrored else (before, after) for before, after in map(_same, (kx, ky, kz)))
     if (kx, ky, kz) == (1, 1, 1):
         return x @ kernel[0, 0, 0]
     if (kx, ky) == (1, 1):
@@ -94,11 +96,12 @@ def _in_plane_by_rows(x: Array, kernel: Array, pads: Pads, count: int) -> Array:
 def _in_plane(x: Array, kernel: Array, pads: Pads) -> Array:
     """kxkx1: a 2-D convolution over (x, yz), dilated along the second axis by the size of z."""
     b, nx, ny, nz, i = x.shape
+    before, after = pads[1]
     y = lax.conv_general_dilated(
         x.reshape(b, nx, ny * nz, i),
         kernel[:, :, 0],
         (1, 1),
-        (pads[0], tuple(n * nz for n in pads[1])),
+        (pads[0], (before * nz, after * nz)),
         rhs_dilation=(1, nz),
         dimension_numbers=_NHWC,
     )
@@ -109,11 +112,12 @@ def _in_plane_by_pairs(x: Array, kernel: Array, pads: Pads) -> Array:
     """kxkx1 with few output channels: each window of k + 1 planes gives two output planes."""
     b, nx, ny, nz, i = x.shape
     kx, ky, _, _, o = kernel.shape
+    before, after = pads[1]
     y = lax.conv_general_dilated(
         x.reshape(b, nx, ny * nz, i),
         _window(kernel[:, :, 0], 2).reshape(kx + 1, ky, i, 2 * o),
         (2, 1),
-        (pads[0], tuple(n * nz for n in pads[1])),
+        (pads[0], (before * nz, after * nz)),
         rhs_dilation=(1, nz),
         dimension_numbers=_NHWC,
     )
@@ -155,7 +159,7 @@ def _sum_of_shifted(y: Array, count: int, low: int, *, axis: int) -> Array:
         ends[axis] = (max(low - t, 0), max(t - low, 0))
         return jnp.pad(lax.slice_in_dim(part, first, last, axis=axis), ends)
 
-    return sum(shifted(t) for t in range(count))
+    return total(shifted(t) for t in range(count))
 
 
 def _strided(x: Array, kernel: Array) -> Array:
@@ -180,10 +184,11 @@ def gradients_as_2d(x: Array, kernel: Array, g: Array, *, stride: int) -> tuple[
     if stride == 2:
         g = zeros_between(g, x.shape[1:4], kernel.shape[:3])
     flipped = kernel[::-1, ::-1, ::-1].swapaxes(3, 4)
-    return conv_as_2d(g, flipped, stride=1, mirrored=True), _kernel_gradient(x, g, kernel.shape[:3])
+    kx, ky, kz = kernel.shape[:3]
+    return conv_as_2d(g, flipped, stride=1, mirrored=True), _kernel_gradient(x, g, (kx, ky, kz))
 
 
-def _kernel_gradient(x: Array, g: Array, size: tuple[int, int, int]) -> Array:
+def _kernel_gradient(x: Array, g: Array, size: Shape) -> Array:
     """Gradient of the kernel: for every tap the sum over voxels of g times x shifted by the tap."""
     if size == (1, 1, 1):
         return _product(x, g)[None, None, None]
@@ -228,7 +233,7 @@ def _taps_along_z(x: Array, g: Array, *, kz: int) -> Array:
     return jnp.stack([_product(padded[:, :, :, t : t + x.shape[3]], g) for t in range(kz)])
 
 
-def _taps_by_lines(x: Array, g: Array, *, size: tuple[int, int, int]) -> Array:
+def _taps_by_lines(x: Array, g: Array, *, size: Shape) -> Array:
     """(kx ky kz i o): a 1-D convolution along x of x with g, which has a border along y, as one large kernel.
 
     The batch holds the channels of x for each tap along z. The output channels hold those of g for each tap along y.

@@ -38,7 +38,8 @@ def gradient(field: Volume, spacing: Spacing = (1, 1, 1)) -> Float[Array, "b x y
 def forward_differences(field: Volume, spacing: Spacing = (1, 1, 1)) -> tuple[Array, Array, Array]:
     """Forward differences along x, y and z, per mm: three arrays, each one voxel shorter along its own axis."""
     spacing = jnp.asarray(spacing, field.dtype)
-    return tuple(jnp.diff(field, axis=axis + 1) / spacing[axis] for axis in range(3))
+    along_x, along_y, along_z = (jnp.diff(field, axis=axis + 1) / spacing[axis] for axis in range(3))
+    return along_x, along_y, along_z
 
 
 @jax.jit

@@ -32,7 +32,7 @@ from f3r_jax.ops.losses import gradient_l2
 from f3r_jax.ops.mind import PRESETS, mind
 from f3r_jax.ops.pyramid import Weight, extend, pool, pool_known, resize, smooth
 from f3r_jax.ops.quadratic import chain, evaluate, linearise
-from f3r_jax.ops.shapes import Displacement, Features, Scalar, Volume
+from f3r_jax.ops.shapes import Displacement, Features, Scalar, Shape, Volume
 from f3r_jax.ops.warp import warp
 
 
@@ -120,12 +120,12 @@ def refine(
       progress: called after each of `calls(settings)` equal parts of the work, with `loss=`.
     """
     finest = settings.levels[-1].spacing
-    sides = (
+    fixed_side, moving_side = (
         _describe(image, jnp.ones_like(image) if mask is None else mask, preset=settings.mind, spacing=finest)
         for image, mask in ((fixed, fixed_mask), (moving, moving_mask))
     )
     base = _base(start, fixed.shape[1:4], spacing=finest, diffeomorphic=settings.diffeomorphic)
-    pair, values, spacing = LevelPair(*sides, base), jnp.zeros_like(base), finest
+    pair, values, spacing = LevelPair(fixed_side, moving_side, base), jnp.zeros_like(base), finest
     for level in settings.levels:
         state, here = _begin(values, pair, spacing=spacing, new_spacing=level.spacing, finest=finest)
         values, spacing = _descend(state, here, level, settings, progress), level.spacing
@@ -151,7 +151,7 @@ def reach_of(preset: str) -> int:
 
 
 @partial(jax.jit, static_argnames=("shape", "spacing", "diffeomorphic"))
-def _base(start: Displacement | None, shape: tuple[int, int, int], *, spacing: int, diffeomorphic: bool) -> Features:
+def _base(start: Displacement | None, shape: Shape, *, spacing: int, diffeomorphic: bool) -> Features:
     """The initial field on a grid of `spacing`, as a velocity if `diffeomorphic`; zero without a start."""
     if start is None:
         return jnp.zeros((1, *(-(-n // spacing) for n in shape), 3))
@@ -171,20 +171,15 @@ def _begin(
     if new_spacing % spacing == 0:
         field = pool(field, new_spacing // spacing) * (spacing / new_spacing)
     else:
-        field = resize(field, tuple(-(-n // ratio) for n in pair.base.shape[1:4]), spacing / new_spacing)
+        x, y, z = (-(-n // ratio) for n in pair.base.shape[1:4])
+        field = resize(field, (x, y, z), spacing / new_spacing)
     fixed, moving = (Side(*pool_known(*side, ratio)) for side in pair[:2])
     return (field, _ADAM.init(field)), LevelPair(fixed, moving, pool(pair.base, ratio) / ratio)
 
 
 @partial(jax.jit, static_argnames=("shape", "spacing", "diffeomorphic"))
 def _end(
-    values: Features,
-    base: Features,
-    start: Displacement | None,
-    shape: tuple[int, int, int],
-    *,
-    spacing: int,
-    diffeomorphic: bool,
+    values: Features, base: Features, start: Displacement | None, shape: Shape, *, spacing: int, diffeomorphic: bool
 ) -> Displacement:
     """The displacement on the full grid. Without `diffeomorphic`, it keeps the fine detail of `start`."""
     found = resize(_control(values), shape, spacing)

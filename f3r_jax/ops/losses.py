@@ -15,7 +15,7 @@ from jaxtyping import Float
 from f3r_jax.ops.fields import forward_differences
 from f3r_jax.ops.mind import TINY, mind
 from f3r_jax.ops.pyramid import pool
-from f3r_jax.ops.shapes import Displacement, Scalar, Volume
+from f3r_jax.ops.shapes import Displacement, Scalar, Volume, total
 from f3r_jax.ops.warp import warp
 
 POOLED = (2, 4)  # edges in voxels of the cubes of `pooled_mind`
@@ -83,7 +83,7 @@ def gradient_l2(displacement: Displacement) -> Scalar:
 
     An axis of one voxel has no differences and counts as zero.
     """
-    return sum(jnp.sum(d**2) / max(d.size, 1) for d in forward_differences(displacement)) / 3
+    return total(jnp.sum(d**2) / max(d.size, 1) for d in forward_differences(displacement)) / 3
 
 
 def _mind(objective: Objective, batch: Batch, truth: GroundTruth | None, places: Displacement) -> Scalar:
@@ -98,16 +98,18 @@ def _pooled_mind(objective: Objective, batch: Batch, truth: GroundTruth | None, 
     """
     fixed, moving = (mind(volume, preset=objective.mind) for volume in (batch.fixed, batch.moving))
     differences = [pool(fixed, size) - warp(pool(moving, size), pool(places, size) / size) for size in POOLED]
-    return POOLED_WEIGHT * sum(jnp.mean(difference**2) for difference in differences) / len(POOLED)
+    return POOLED_WEIGHT * total(jnp.mean(difference**2) for difference in differences) / len(POOLED)
 
 
 def _mind_and_pooled(objective: Objective, batch: Batch, truth: GroundTruth | None, places: Displacement) -> Scalar:
     """The sum of both: `mind` alone finds too short motions, `pooled_mind` alone loses detail."""
-    return sum(similarity(objective, batch, truth, places) for similarity in (_mind, _pooled_mind))
+    return total(similarity(objective, batch, truth, places) for similarity in (_mind, _pooled_mind))
 
 
 def _clean(objective: Objective, batch: Batch, truth: GroundTruth | None, places: Displacement) -> Scalar:
     """Mean squared difference of the shared contrasts, scaled to about the size of mind_l1."""
+    if truth is None:
+        raise ValueError("the similarity is 'clean'; expected pairs with ground truth")
     return 10 * jnp.mean((truth.clean_fixed - warp(truth.clean_moving, places)) ** 2)
 
 

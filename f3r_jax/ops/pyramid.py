@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from f3r_jax.ops.shapes import Displacement, Features, Volume
+from f3r_jax.ops.shapes import Displacement, Features, Shape, Volume
 
 Weight = Float[Array, "b x y z 1"]  # known fraction of each voxel, 0 to 1
 
@@ -32,7 +32,7 @@ def pool_known(volume: Volume, weight: Weight, factor: int) -> tuple[Features, F
     return jnp.where(known > 0, pool(volume * weight, factor) / jnp.maximum(known, 1e-6), 0), known
 
 
-def resize(displacement: Displacement, shape: tuple[int, int, int], ratio: float | int) -> Features:
+def resize(displacement: Displacement, shape: Shape, ratio: float | int) -> Features:
     """The same displacement on a grid of `shape`, in its voxels, whose edges are 1 / `ratio` of the old ones."""
     for axis, size in enumerate(shape, start=1):
         displacement = _stretch(displacement, size, ratio, axis)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from f3r_jax.ops.shapes import Displacement, Volume
+from f3r_jax.ops.shapes import Displacement, Volume, total
 
 # Row and column of the entries of A that are stored. A is symmetric.
 _ENTRIES = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
@@ -40,8 +40,8 @@ def linearise(fixed: Volume, moving: Volume, displacement: Displacement) -> Quad
         new = [r * r, *(r * s for s in slopes), *(slopes[i] * slopes[j] for i, j in _ENTRIES)]
         return [t + n for t, n in zip(terms, new, strict=True)], None
 
-    channels = tuple(volume.reshape(-1, volume.shape[-1]).T for volume in (fixed, moving))
-    terms, _ = lax.scan(add, [jnp.zeros_like(fractions[0])] * 10, channels)
+    fixed_channels, moving_channels = (volume.reshape(-1, volume.shape[-1]).T for volume in (fixed, moving))
+    terms, _ = lax.scan(add, [jnp.zeros_like(fractions[0])] * 10, (fixed_channels, moving_channels))
     constant, *rest = (term.reshape(shape) for term in terms)
     return Quadratic(constant, jnp.stack(rest[:3]), jnp.stack(rest[3:]))
 
@@ -69,16 +69,16 @@ def chain(quadratic: Quadratic, jacobian: Float[Array, "x y z 3 3"]) -> Quadrati
 
 def _cells(displacement: Array, shape: tuple[int, ...]) -> tuple[Array, list[Array], list[int]]:
     """For each position: index of its cell's lowest corner in the flat volume, fractions, steps to the next corners."""
-    index, fractions, steps = 0, [], []
+    offsets, fractions, steps = [], [], []
     for axis, size in enumerate(shape):
         grid = jnp.arange(size, dtype=displacement.dtype).reshape([-1 if a == axis else 1 for a in range(3)])
         position = jnp.clip(grid + displacement[..., axis], 0, size - 1)
         lower = jnp.clip(jnp.floor(position).astype(jnp.int32), 0, max(size - 2, 0))
         step = math.prod(shape[axis + 1 :])
-        index += lower * step
+        offsets.append(lower * step)
         fractions.append((position - lower).reshape(-1))
         steps.append(step if size > 1 else 0)
-    return index.reshape(-1), fractions, steps
+    return total(offsets).reshape(-1), fractions, steps
 
 
 def _sample(
@@ -95,10 +95,10 @@ def _sample(
     # Without this barrier, XLA on a CPU reads the corners again for the value and for each slope.
     corners = lax.optimization_barrier(corners)
     pairs = [corners[i : i + 2] for i in (0, 2, 4, 6)]
-    along_z, slope_z = [a + (b - a) * fz for a, b in pairs], [b - a for a, b in pairs]
+    along_z, slopes_z = [a + (b - a) * fz for a, b in pairs], [b - a for a, b in pairs]
     low, high = (along_z[i] + (along_z[i + 1] - along_z[i]) * fy for i in (0, 2))
     slope_y = _mix(along_z[1] - along_z[0], along_z[3] - along_z[2], fx)
-    slope_z = _mix(_mix(slope_z[0], slope_z[1], fy), _mix(slope_z[2], slope_z[3], fy), fx)
+    slope_z = _mix(_mix(slopes_z[0], slopes_z[1], fy), _mix(slopes_z[2], slopes_z[3], fy), fx)
     return _mix(low, high, fx), [high - low, slope_y, slope_z]
 
 

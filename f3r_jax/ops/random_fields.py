@@ -12,10 +12,13 @@ from jax import Array
 from jaxtyping import Float
 from scipy.interpolate import make_interp_spline
 
+from f3r_jax.ops.shapes import Shape
 
-def knots_for(shape: tuple[int, ...], intervals: int) -> tuple[int, int, int]:
+
+def knots_for(shape: tuple[int, ...], intervals: int) -> Shape:
     """Number of knots along each axis: `intervals` + 1 along the longest axis, equally dense along the others."""
-    return tuple(max(1, round(intervals * n / max(shape))) + 1 for n in shape)
+    x, y, z = (max(1, round(intervals * n / max(shape))) + 1 for n in shape)
+    return x, y, z
 
 
 def smooth_noise(

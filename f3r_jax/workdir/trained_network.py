@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -37,8 +37,8 @@ def load(source: Path, step: int | None = None) -> Network:
     Raises:
       UserError: the checkpoint does not exist or does not match its config.
     """
-    network, *loaded = load_network(source, step)
-    return Network(make_predictor(network), *loaded, source)
+    network, params, config, found = load_network(source, step)
+    return Network(make_predictor(network), params, config, found, source)
 
 
 def load_network(workdir: Path, step: int | None = None) -> Loaded:
@@ -59,7 +59,7 @@ def make_predictor(network: nn.Module) -> Predictor:
 
     @jax.jit
     def predict(params: dict, moving: Volume, fixed: Volume) -> tuple[Displacement, Volume]:
-        displacement = network.apply({"params": params}, moving, fixed)
+        displacement = cast(Displacement, network.apply({"params": params}, moving, fixed))
         return displacement, warp(moving, displacement)
 
     return predict

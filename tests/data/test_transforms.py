@@ -236,7 +236,7 @@ def test_labels_stay_labels():
 def test_a_field_must_lie_on_the_grid(transform):
     grid = STORED["straight"]
     image = Image(textured(grid.shape), grid.affine)
-    with pytest.raises(ValueError, match="must be the same"):
+    with pytest.raises(ValueError, match="both must be equal"):
         transforms.warp_image(image, np.zeros((2, 2, 2, 3), np.float32), grid)
 
 

@@ -20,7 +20,6 @@ Letters: x y z voxels of a grid, s starts.
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -144,16 +143,16 @@ def _views(
     unrelated = np.float32(similarity.unrelated(f[v > 0], m[v_there > 0]))
     stack, to_stack = grids.stack(moving, spacing)
     views = Views(
-        fixed=f,
-        weights=np.float32(v / (unrelated * min(v.sum(), v_there.sum()))),
-        moving=stack,
-        to_local=np.float32(to_local),
-        to_moving=np.float32(to_stack @ start),
-        unrelated=unrelated,
-        radius=np.float32(frame.radius),
+        fixed=jnp.asarray(f),
+        weights=jnp.asarray(np.float32(v / (unrelated * min(v.sum(), v_there.sum())))),
+        moving=jnp.asarray(stack),
+        to_local=jnp.asarray(np.float32(to_local)),
+        to_moving=jnp.asarray(np.float32(to_stack @ start)),
+        unrelated=jnp.asarray(unrelated),
+        radius=jnp.asarray(np.float32(frame.radius)),
     )
-    both = tuple(np.concatenate([d, mask[..., None]], axis=-1) for d, mask in ((f, v), (m, v_there)))
-    return jax.tree.map(jnp.asarray, views), both
+    described, there = (np.concatenate([d, mask[..., None]], axis=-1) for d, mask in ((f, v), (m, v_there)))
+    return views, (described, there)
 
 
 def _starts(both: tuple[np.ndarray, np.ndarray], unrelated: Array, spacing: float) -> Float64[np.ndarray, "s 12"]:

@@ -82,11 +82,11 @@ def sample(
 
     `matrix` maps the grid's voxels to mm of the scan's frame.
     """
-    shape = tuple(map(int, size))
+    x, y, z = map(int, size)
     inward = np.linalg.inv(scan.image.affine) @ matrix
     smoothed = _smoothed(scan.image, float(np.linalg.norm(matrix[:3, 0])))
-    data = ndimage.affine_transform(smoothed, inward[:3, :3], inward[:3, 3], shape, order=1, mode="nearest")
-    return data, np.float32(resample.resample(scan.seen, Grid(shape, matrix)) > 0.5)
+    data = ndimage.affine_transform(smoothed, inward[:3, :3], inward[:3, 3], (x, y, z), order=1, mode="nearest")
+    return data, (resample.resample(scan.seen, Grid((x, y, z), matrix)) > 0.5).astype(np.float32)
 
 
 def interior(data: Float32[np.ndarray, "x y z"], spacing: float) -> Float32[np.ndarray, "x y z"]:
@@ -94,7 +94,7 @@ def interior(data: Float32[np.ndarray, "x y z"], spacing: float) -> Float32[np.n
     body = preprocess.body_mask(Image(data, np.diag([spacing, spacing, spacing, 1.0])), "mr")
     if body.all():
         return np.ones_like(data)
-    return np.float32(np.minimum(ndimage.distance_transform_edt(body, spacing) / DEPTH, 1))
+    return np.minimum(ndimage.distance_transform_edt(body, spacing) / DEPTH, 1).astype(np.float32)
 
 
 def stack(scan: ReducedScan, spacing: float) -> tuple[Float32[np.ndarray, "x y z 2"], Matrix]:

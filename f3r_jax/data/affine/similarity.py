@@ -119,7 +119,7 @@ def unrelated(f: Float[np.ndarray, "n k"], m: Float[np.ndarray, "_m k"]) -> floa
 def peaks(scores: Float[np.ndarray, "x y z"], *, count: int, apart: int) -> Integer[np.ndarray, "s 3"]:
     """The `count` voxels of the highest scores, highest first, more than `apart` voxels apart along some axis."""
     left = scores.copy()
-    found = []
+    found: list[tuple[np.intp, ...]] = []
     while len(found) < count:
         at = np.unravel_index(np.argmax(left), left.shape)
         found.append(at)

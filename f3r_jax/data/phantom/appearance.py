@@ -70,7 +70,7 @@ MR_SEQUENCES = {
 
 def draw_ct_values(rng: Generator, phases: Sequence[str]) -> dict[str, float]:
     """Draws HU by tissue for one of the phases, with a random offset for each tissue."""
-    phase = phases[rng.integers(len(phases))]
+    phase = phases[int(rng.integers(len(phases)))]
     offsets = np.clip(rng.normal(size=len(TISSUES)), -2, 2) * 5.0
     return {
         name: getattr(tissue, phase) + (0.0 if name in GASES else offset)
@@ -83,7 +83,7 @@ def draw_mr_values(rng: Generator, sequences: Sequence[str]) -> dict[str, float]
 
     The signal of each tissue varies by some percent, and the fat fraction of the liver is up to a quarter.
     """
-    signal, factor = MR_SEQUENCES[sequences[rng.integers(len(sequences))]]
+    signal, factor = MR_SEQUENCES[sequences[int(rng.integers(len(sequences)))]]
     spread = np.exp(0.1 * np.clip(rng.normal(size=len(TISSUES)), -2, 2)).tolist()
     steatosis = float(np.clip(rng.exponential(0.05), 0, 0.25))
     values = {}
@@ -114,7 +114,7 @@ def acquire_mr(look: Generator, noise: Generator, image: np.ndarray, axes: list[
     profile = np.exp(-0.5 * ((centres[:, None] - z) / (0.35 * thickness)) ** 2)
     slices = np.einsum("xyz,sz->xys", np.abs(image), (profile / profile.sum(1, keepdims=True)).astype(np.float32))
     points = np.meshgrid(axes[0], axes[1], centres, indexing="ij")
-    slices *= np.exp(sum_of_waves(tuple(points), bias_waves)[0]).astype(np.float32)
+    slices *= np.exp(sum_of_waves(points, bias_waves)[0]).astype(np.float32)
     real, imaginary = (noise.normal(0, level, slices.shape).astype(np.float32) for _ in range(2))
     slices = np.hypot(slices + real, imaginary)
     back = np.stack([np.interp(z, centres, unit) for unit in np.eye(len(centres))], axis=1).astype(np.float32)

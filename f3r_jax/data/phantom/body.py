@@ -3,6 +3,8 @@
 Lengths are mm in the frame of `shapes`: x to the patient's right, y forwards, z upwards.
 """
 
+from typing import overload
+
 import numpy as np
 from numpy.random import Generator
 
@@ -22,6 +24,10 @@ from f3r_jax.data.phantom.shapes import (
 FAT, MUSCLE, LUNG = layers_of("fat"), layers_of("muscle"), layers_of("lung")
 
 
+@overload
+def truncated_normal(rng: Generator, size: Number) -> float: ...
+@overload
+def truncated_normal(rng: Generator, size: Number, length: int, /, *more: int) -> np.ndarray: ...
 def truncated_normal(rng: Generator, size: Number, *shape: int) -> np.ndarray | float:
     """Draws normal deviates with standard deviation `size`, clipped at twice that, so that no patient is impossible."""
     deviates = np.clip(rng.normal(0, size, shape), -2 * size, 2 * size)

@@ -43,11 +43,11 @@ def phantom_case(name: str, index: int, folder: Path, config: ConfigDict, *, see
     volumes = _kept(path, lambda: _generated(index, config, seed=seed))
     affine = np.diag([*map(float, config.spacing), 1.0])
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(config.shape) - 1) / 2)
-    scans = [
+    ct, mr = (
         normalised(nifti.Image(volumes[modality], affine, f"{path} ({modality})"), modality, config).data
         for modality in ("ct", "mr")
-    ]
-    moving, fixed = in_order(*scans, config.direction)
+    )
+    moving, fixed = in_order(ct, mr, config.direction)
     moving_labels, fixed_labels = in_order(volumes["ct_labels"], volumes["mr_labels"], config.direction)
     return Case(
         name=name,
@@ -74,7 +74,7 @@ def _kept(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np
         arrays = make()
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            np.savez_compressed(temporary, **arrays)
+            np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]  # no array is named allow_pickle
     try:
         with np.load(path) as stored:
             return dict(stored)

@@ -82,10 +82,11 @@ def image_of(
     slices = max(1, SLAB_VOXELS // (len(axes[0]) * len(axes[1])))
     for start in range(0, len(axes[2]), slices):
         slab = slice(start, start + slices)
-        points = np.meshgrid(axes[0], axes[1], axes[2][slab], indexing="ij")
+        points = list(np.meshgrid(axes[0], axes[1], axes[2][slab], indexing="ij"))
         if displacement is not None:
             points = [c + displacement[:, :, slab, i] for i, c in enumerate(points)]
-        image, label = paint(anatomy, tuple(c.ravel().astype(np.float32) for c in points), values, blur=blur)
+        x, y, z = (c.ravel().astype(np.float32) for c in points)
+        image, label = paint(anatomy, (x, y, z), values, blur=blur)
         images.append(image.reshape(points[0].shape))
         labels.append(label.reshape(points[0].shape))
     return np.concatenate(images, axis=2), np.concatenate(labels, axis=2)

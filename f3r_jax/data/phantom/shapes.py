@@ -14,7 +14,7 @@ from scipy.interpolate import make_interp_spline
 
 Points = tuple[np.ndarray, np.ndarray, np.ndarray]  # x, y, z in mm, each (n,) float32
 Distance = Callable[[Points], np.ndarray]  # signed distance in mm, negative inside
-Number = int | float | np.number
+Number = int | float | np.integer | np.floating
 Vector = Sequence | np.ndarray  # three lengths in mm
 Layers = tuple[tuple[str, Number], ...]  # tissues from outside inwards, each with its depth in mm
 LIVER, SPLEEN, RIGHT_KIDNEY, LEFT_KIDNEY = 1, 2, 3, 4
@@ -50,7 +50,8 @@ class Frame:
 
     def of_patient(self, points: Points) -> Points:
         """Converts points of the field of view to the frame of the organs."""
-        return tuple((c - d) / s for c, d, s in zip(points, self.shift, self.scale, strict=True))
+        x, y, z = ((c - d) / s for c, d, s in zip(points, self.shift, self.scale, strict=True))
+        return x, y, z
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,7 @@ def curve(knots: Sequence | np.ndarray, count: int) -> np.ndarray:
     )
 
 
-def frame_of(*degrees: Number) -> np.ndarray:
+def frame_of(*degrees: int | float) -> np.ndarray:
     """Axes of an organ rotated about x, y and z in this order, by degrees; rows for `ellipsoid`."""
     frame = np.eye(3)
     for axis, angle in enumerate(np.radians(degrees)):

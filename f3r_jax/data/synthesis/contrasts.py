@@ -31,7 +31,7 @@ def contrast(key: Array, kind: Integer[Array, ""] | int) -> Contrast:
     keys = jax.random.split(key)
     protocol, intensities = jnp.split(jax.random.uniform(keys[0], (3 + len(TISSUES),)), [3])
     spread = jax.random.normal(keys[1], (len(TISSUES),))
-    return NOT_AIR * jnp.stack([_ct(protocol, spread), _mr(protocol, spread), intensities])[kind]
+    return jnp.asarray(NOT_AIR) * jnp.stack([_ct(protocol, spread), _mr(protocol, spread), intensities])[kind]
 
 
 def standard_contrast(kind: int) -> Contrast:
@@ -41,7 +41,7 @@ def standard_contrast(kind: int) -> Contrast:
 
 def clean_contrast(key: Array, channels: int) -> Float[Array, "t {channels}"]:
     """Arbitrary random intensities, in several channels."""
-    return NOT_AIR[:, None] * jax.random.uniform(key, (len(TISSUES), channels))
+    return jnp.asarray(NOT_AIR[:, None]) * jax.random.uniform(key, (len(TISSUES), channels))
 
 
 def _ct(protocol: Float[Array, "3"], spread: Contrast) -> Contrast:

@@ -55,15 +55,17 @@ def make_pairs(
 
 def _make_pair(key: Array, labels: UInt8[Array, "x y z"], *, settings: Settings, progress: Scalar) -> SyntheticPair:
     """Generates one pair, without the batch axis."""
+    x, y, z = labels.shape
+    shape = x, y, z
     keys = jax.random.split(key, 6)
     chances = jax.random.uniform(keys[0], (4,))
     any_pair = chances[0] < progress
     has_shapes = any_pair & (chances[1] < settings.shapes)
-    draw_shapes = partial(shape_map, keys[1], shape=labels.shape, spacing=settings.spacing)
+    draw_shapes = partial(shape_map, keys[1], shape=shape, spacing=settings.spacing)
     labels = lax.cond(has_shapes, draw_shapes, lambda: labels)
     start = settings.start_amplitude / settings.amplitude
     strength = start + (1 - start) * progress
-    motion = draw_motion(keys[2], labels.shape, settings=settings, strength=strength, breathes=~has_shapes)
+    motion = draw_motion(keys[2], shape, settings=settings, strength=strength, breathes=~has_shapes)
     clean = clean_contrast(keys[3], settings.clean_channels)[labels]
     clean = computed_once(blurred(clean, jnp.full(3, settings.clean_blur)))
     kinds = jnp.where(any_pair, _kinds(chances[2:], settings), jnp.array(STANDARD))
@@ -73,7 +75,7 @@ def _make_pair(key: Array, labels: UInt8[Array, "x y z"], *, settings: Settings,
     keys = jax.random.split(keys[5], 3)
     strength = jnp.where(any_pair, 1.0, STANDARD_STRENGTH)
     images = jax.vmap(partial(acquire, settings=settings, strength=strength))(keys[:2], images, is_ct=kinds == CT)
-    shown = draw_crops(keys[2], labels.shape, probability=settings.crop * any_pair)
+    shown = draw_crops(keys[2], shape, probability=settings.crop * any_pair)
     moving, fixed = ((image * mask)[..., None] for image, mask in zip(images, shown, strict=True))
     clean_moving, clean_fixed = (warp(clean[None], u)[0] for u in motion[:2])
     return SyntheticPair(moving, fixed, motion.between[0], clean_moving, clean_fixed)

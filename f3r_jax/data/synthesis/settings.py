@@ -1,7 +1,7 @@
 """Settings of synthetic pairs: sizes of motions, probabilities, and strengths of the effects of a scanner."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
@@ -50,6 +50,7 @@ class Settings:
 
 def of_config(section: ConfigDict, *, spacing: Sequence[float]) -> Settings:
     """Reads the settings from a section of a config with every field except `spacing`; `spacing` is in mm."""
-    scalars = [field for field in fields(Settings) if field.name != "spacing"]
-    values = {field.name: type(field.default)(section[field.name]) for field in scalars}
-    return Settings(spacing=tuple(float(s) for s in spacing), **values)
+    scalars = {name: default for name, default in vars(Settings()).items() if name != "spacing"}
+    values = {name: type(default)(section[name]) for name, default in scalars.items()}
+    x, y, z = map(float, spacing)
+    return Settings(spacing=(x, y, z), **values)
