@@ -52,7 +52,7 @@ EARLIER = {
     "train.crop": (0, 0, 0),
     "loss.similarity": "mind",
     "loss.second_similarity": "",
-    "loss.second_from": 0,
+    "loss.second_after": 0.0,
     "loss.epe": 0.0,
     "data.ct_phases": CT_PHASES,
     "data.mr_sequences": MR_SEQUENCES,
@@ -84,7 +84,7 @@ def network_config(*, option: str, lam: float, paper_lam: float, **model: str) -
     config.loss.similarity = "mind"
     # "mind" finds large motions from random parameters, "pooled_mind" is more exact once they are found; "": none
     config.loss.second_similarity = "" if paper else "pooled_mind"
-    config.loss.second_from = 0 if paper else 2000  # the first step, counted from 0, of the second similarity
+    config.loss.second_after = 0.0 if paper else 0.5  # part of the steps, 0 to 1, after which it takes over
     config.loss.mind = "mind_ssc" if paper else "mind_ssc_robust"  # a preset of `ops/mind.py`
     config.loss.epe = 0.0  # weight of the squared end-point error in voxels, for synthetic pairs
 
@@ -129,7 +129,7 @@ def synthetic_config(*, option: str, lam: float, **model: str) -> ConfigDict:
     config.synthesis = ConfigDict(SYNTHESIS)
     config.synthesis.curriculum_steps = 5000  # in which pairs grow from standard ones to all that is drawn
     config.loss.similarity = "clean"
-    config.loss.second_similarity, config.loss.second_from = "", 0
+    config.loss.second_similarity, config.loss.second_after = "", 0.0
     config.loss.epe = 0.002
     config.augment.update(dict.fromkeys(AUGMENTATIONS, 0.0))  # the pairs are random themselves
     config.train.steps = 40_000

@@ -59,7 +59,7 @@ def check_settings(config: ConfigDict) -> None:
     for name, value in {
         "loss.lam": config.loss.lam,
         "loss.epe": config.loss.epe,
-        "loss.second_from": config.loss.second_from,
+        "loss.second_after": config.loss.second_after,
         "optim.warmup_steps": config.optim.warmup_steps,
     }.items():
         if not value >= 0:
@@ -72,8 +72,10 @@ def check_settings(config: ConfigDict) -> None:
     ):
         if value not in known:
             raise UserError(f"{name} is {value!r}, expected one of {', '.join(known)}")
+    if not config.loss.second_after <= 1:
+        raise UserError(f"loss.second_after is {config.loss.second_after}, expected a part of the steps, 0 to 1")
     augment.of_config(config.augment)
-    if objective_of(config.loss).needs_truth and config.data.source != "synthetic":
+    if objective_of(config.loss, config.train.steps).needs_truth and config.data.source != "synthetic":
         raise UserError('loss.similarity "clean" and loss.epe need the ground truth, expected data.source "synthetic"')
 
 
@@ -141,14 +143,14 @@ def make_train_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def objective_of(loss: ConfigDict) -> Objective:
-    """The objective that `config.loss` describes."""
+def objective_of(loss: ConfigDict, steps: int) -> Objective:
+    """The objective of a training of `steps` steps that `config.loss` describes."""
     return Objective(
         mind=loss.mind,
         similarity=loss.similarity,
         epe=loss.epe,
         second_similarity=loss.second_similarity,
-        second_from=loss.second_from,
+        second_from=round(loss.second_after * steps),
     )
 
 
@@ -161,7 +163,7 @@ def compiled_step(network: nn.Module, configs: Sequence[ConfigDict]) -> TrainSte
     mesh, optimiser = devices.mesh_for(config.train.batch_size), make_optimiser(config.optim, config.train.steps)
     source = source_of(config)
     step = make_train_step(
-        network, optimiser, objective_of(config.loss), prepare=source.prepare, together=together, mesh=mesh
+        network, optimiser, objective_of(config.loss, config.train.steps), prepare=source.prepare, together=together, mesh=mesh
     )
     runs = (len(configs),) if together else ()
     everywhere, shared = devices.on_each_sharding(mesh), devices.divided_sharding(mesh)

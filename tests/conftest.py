@@ -45,7 +45,7 @@ TINY_CONFIG = TINY_DATA | {
     "model.name": "tiny",
     "loss.lam": 1.0,
     "loss.mind": "mind_ssc",
-    "loss.second_from": 4,
+    "loss.second_after": 0.66,
 }
 
 

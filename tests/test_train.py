@@ -341,7 +341,7 @@ def test_a_run_changes_its_similarity_at_the_step_that_the_config_says(balls, co
         train(network, balls, config, tmp_path / name)
         rows[name] = [row for row in read_rows(tmp_path / name / "metrics.jsonl") if row["kind"] == "train"]
     changing, steady = ([row["similarity"] for row in rows[name]] for name in ("changing", "not"))
-    first = config.loss.second_from
+    first = round(config.loss.second_after * config.train.steps)
     np.testing.assert_allclose(changing[:first], steady[:first], rtol=1e-5)
     assert all(abs(one - other) > 0.1 * other for one, other in zip(changing[first:], steady[first:], strict=True))
     assert len(changing) > first > 0
