@@ -82,8 +82,8 @@ def network_config(*, option: str, lam: float, paper_lam: float, **model: str) -
     config.loss.lam = paper_lam if paper else lam  # weight of the gradient penalty
     # "mind" (the paper's Eq. 4), "pooled_mind", or "clean" for synthetic pairs: contrasts that both sides share
     config.loss.similarity = "mind"
-    # "mind" finds large motions from random parameters, "pooled_mind" is more exact once they are found; "": none
-    config.loss.second_similarity = "" if paper else "pooled_mind"
+    # "mind" finds large motions from random parameters; "mind_and_pooled" is more exact once they are found. "": none
+    config.loss.second_similarity = "" if paper else "mind_and_pooled"
     config.loss.second_after = 0.0 if paper else 0.5  # part of the steps, 0 to 1, after which it takes over
     config.loss.mind = "mind_ssc" if paper else "mind_ssc_robust"  # a preset of `ops/mind.py`
     config.loss.epe = 0.0  # weight of the squared end-point error in voxels, for synthetic pairs

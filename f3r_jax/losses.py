@@ -101,6 +101,11 @@ def _pooled_mind(objective: Objective, batch: Batch, truth: GroundTruth | None, 
     return POOLED_WEIGHT * sum(jnp.mean(difference**2) for difference in differences) / len(POOLED)
 
 
+def _mind_and_pooled(objective: Objective, batch: Batch, truth: GroundTruth | None, places: Displacement) -> Scalar:
+    """The sum of both: `mind` alone finds too short motions, `pooled_mind` alone loses detail."""
+    return sum(similarity(objective, batch, truth, places) for similarity in (_mind, _pooled_mind))
+
+
 def _clean(objective: Objective, batch: Batch, truth: GroundTruth | None, places: Displacement) -> Scalar:
     """Mean squared difference of the shared contrasts, of about the size of mind_l1."""
     return 10 * jnp.mean((truth.clean_fixed - warp(truth.clean_moving, places)) ** 2)
@@ -109,6 +114,7 @@ def _clean(objective: Objective, batch: Batch, truth: GroundTruth | None, places
 SIMILARITIES: dict[str, Callable[[Objective, Batch, GroundTruth | None, Displacement], Scalar]] = {
     "mind": _mind,
     "pooled_mind": _pooled_mind,
+    "mind_and_pooled": _mind_and_pooled,
     "clean": _clean,
 }
 

@@ -104,7 +104,7 @@ def test_terms_add_up(synthetic):
     [
         ({"synthesis.ct": 0.8, "synthesis.mr": 0.4}, "synthesis: ct is 0.8"),
         ({"synthesis.curriculum_steps": -1}, "synthesis.curriculum_steps is -1"),
-        ({"loss.similarity": "clear"}, "loss.similarity is 'clear', expected one of mind, pooled_mind, clean"),
+        ({"loss.similarity": "clear"}, "loss.similarity is 'clear', expected one of mind, pooled_mind, mind_and_pooled, clean"),
         ({"loss.epe": -0.1}, "loss.epe is -0.1"),
     ],
 )

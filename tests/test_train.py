@@ -336,7 +336,7 @@ def test_the_seed_decides_the_run(balls, config, network, tmp_path):
 
 def test_a_run_changes_its_similarity_at_the_step_that_the_config_says(balls, config, network, tmp_path):
     rows = {}
-    for name, second in (("changing", "pooled_mind"), ("not", "")):
+    for name, second in (("changing", "mind_and_pooled"), ("not", "")):
         config.loss.second_similarity = second
         train(network, balls, config, tmp_path / name)
         rows[name] = [row for row in read_rows(tmp_path / name / "metrics.jsonl") if row["kind"] == "train"]
