@@ -80,6 +80,7 @@ def small(module, arguments, folder):
     return arguments
 
 
+@pytest.mark.slow
 def test_commands_of_the_pages(commands, folder):
     """In the order of the pages: an evaluation needs the run of a training before it."""
     lines = commands_of("python -m f3r_jax.")

@@ -162,7 +162,9 @@ def test_lambdas_as_one_program_survive_a_kill(commands, arguments, tmp_path):
 
 
 def test_killed_before_its_config_was_written(config, tmp_path):
-    (tmp_path / "config.json.tmp").write_text('{"half')
+    (tmp_path / "config.json.tmp").write_text('{"half')  # of an earlier version
+    (tmp_path / ".writing-abc").mkdir()
+    (tmp_path / ".writing-abc" / "config.json").write_text('{"half')
     check_same_run(config, tmp_path)
     write_config(config, tmp_path)
     check_same_run(config, tmp_path)

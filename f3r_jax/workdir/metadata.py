@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def _unfinished(file: Path) -> bool:
 
 def write_config(config: ConfigDict, workdir: Path) -> None:
     """Writes the config to the folder of the run, for readers and for `check_same_run`."""
+    for file in filter(_unfinished, workdir.iterdir()):
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
     _write(workdir / CONFIG_FILE, json.loads(config.to_json()))
 
 

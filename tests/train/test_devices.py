@@ -31,10 +31,10 @@ import json
 import jax, jax.numpy as jnp, numpy as np, optax
 from jax.sharding import Mesh, AxisType
 from scipy.ndimage import gaussian_filter
-from f3r_jax import devices
+from f3r_jax.train import devices
 from f3r_jax.models.f3rnet import VARIANTS, F3RNet
-from f3r_jax.losses import Batch, Objective
-from f3r_jax.train import create_state, make_train_step
+from f3r_jax.ops.losses import Batch, Objective
+from f3r_jax.train.step import create_state, make_train_step
 
 network = F3RNet(VARIANTS["mrb"], flow_init=0.05)
 generator = np.random.default_rng(0)
@@ -45,11 +45,11 @@ for count in (1, 4):
     mesh = Mesh(np.array(jax.devices()[:count]), (devices.AXIS,), axis_types=(AxisType.Auto,))
     descent = optax.sgd(1.0)  # the step taken is the gradient
     step = make_train_step(network, descent, Objective(mind="mind_ssc"), mesh=mesh)
-    state = devices.on_each(mesh, create_state(network, descent, 0))
-    batch = Batch(*(devices.divided(mesh, volume) for volume in volumes))
+    state = devices.replicate(mesh, create_state(network, descent, 0))
+    batch = Batch(*(devices.shard_batch(mesh, volume) for volume in volumes))
     assert len(batch.moving.sharding.device_set) == count
     state, metrics = step(state, batch, jnp.float32(0.7))
-    found[count] = devices.here(state.params), {name: float(value) for name, value in metrics.items()}
+    found[count] = devices.local_copy(state.params), {name: float(value) for name, value in metrics.items()}
 (one, of_one), (four, of_four) = found.values()
 start = create_state(network, descent, 0).params
 size = max(jax.tree.leaves(jax.tree.map(lambda a, b: float(abs(a - b).max()), one, start)))
