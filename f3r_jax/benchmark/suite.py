@@ -43,7 +43,7 @@ class Section(NamedTuple):
     repeats_on_gpu: int
 
 
-BOTH = tuple(workloads.OPPONENTS)
+BOTH = tuple(workloads.BASELINES)
 SECTIONS = {
     "small": Section("64 x 64 x 64", partial(workloads.networks, shape=SMALL), section_tables.networks, BOTH, 5, 20),
     "large": Section("144 x 144 x 128", partial(workloads.networks, shape=LARGE), section_tables.networks, BOTH, 3, 20),

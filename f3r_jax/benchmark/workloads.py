@@ -11,7 +11,7 @@ from f3r_jax.models.f3rnet import VARIANTS
 KERNELS = ((3, 3, 3), (3, 3, 1), (1, 1, 3))
 PASSES = ("forward", "train")
 BEST, FULL = "mrb", "wo_f3d"  # the paper's best variant, and the one without factorised convolutions
-OPPONENTS = {"torch": "PyTorch", "voxelmorph": "VoxelMorph 0.3.4"}  # package: display name
+BASELINES = {"torch": "PyTorch", "voxelmorph": "VoxelMorph 0.3.4"}  # package: display name
 MODES = {  # column of the memory table: options of the network
     "plain": {},
     "remat": {"remat": True},
@@ -27,7 +27,7 @@ class Machine(NamedTuple):
     """The device, and the installed packages to compare with."""
 
     device: str
-    opponents: tuple[str, ...]  # installed packages of `OPPONENTS`
+    baselines: tuple[str, ...]  # installed packages of `BASELINES`
 
     @property
     def gpu(self) -> bool:
@@ -41,21 +41,21 @@ class Machine(NamedTuple):
 
     def others(self, *wanted: str) -> tuple[str, ...]:
         """The wanted packages that are installed."""
-        return tuple(name for name in wanted if name in self.opponents)
+        return tuple(name for name in wanted if name in self.baselines)
 
 
 def installed() -> tuple[str, ...]:
-    """The installed packages of `OPPONENTS`."""
-    return tuple(name for name in OPPONENTS if importlib.util.find_spec(name))
+    """The installed packages of `BASELINES`."""
+    return tuple(name for name in BASELINES if importlib.util.find_spec(name))
 
 
 def left_out(wanted: Iterable[str], machine: Machine) -> list[str]:
     """One line for each wanted package that is not installed."""
     return [
-        f"{OPPONENTS[name]} is not installed, so nothing is compared with it: "
+        f"{BASELINES[name]} is not installed, so nothing is compared with it: "
         "make bench, or pip install 'f3r_jax[bench]'"
         for name in wanted
-        if name not in machine.opponents
+        if name not in machine.baselines
     ]
 
 

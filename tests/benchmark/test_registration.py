@@ -37,9 +37,9 @@ def measured(monkeypatch):
         cases.extend(dataset.load(name) for name in dataset.makers)
         return dataset
 
-    rivals = {name: classical.Baseline(classical.syn, "json", name) for name in ("SyN", "greedy")}
+    baselines = {name: classical.Baseline(classical.syn, "json", name) for name in ("SyN", "greedy")}
     monkeypatch.setattr(
-        benchmark, "BASELINES", rivals | {"other": classical.Baseline(classical.syn, "no_such_module", "other-one")}
+        benchmark, "BASELINES", baselines | {"other": classical.Baseline(classical.syn, "no_such_module", "other-one")}
     )
     monkeypatch.setattr(benchmark, "OURS", {"f3r_jax": None})
     monkeypatch.setattr(benchmark, "register_in_worker", register)

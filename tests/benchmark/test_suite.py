@@ -58,13 +58,13 @@ def tiny_suite(tmp_path) -> Suite:
     folder = tmp_path / "cpu"
     folder.mkdir()
     page = tmp_path / "BENCHMARKS.md"
-    return Suite(CPU._replace(opponents=("torch",)), ENVIRONMENT, "sources", folder, page, peaks=PEAKS)
+    return Suite(CPU._replace(baselines=("torch",)), ENVIRONMENT, "sources", folder, page, peaks=PEAKS)
 
 
 # The plan
 
 
-def test_networks_are_measured_against_both_opponents_and_in_bf16_on_a_gpu_alone():
+def test_networks_are_measured_against_both_baselines_and_in_bf16_on_a_gpu_alone():
     on_cpu, on_gpu = (suite.SECTIONS["large"].groups(machine) for machine in (CPU, GPU))
     assert {len(group) for group in on_cpu + on_gpu} == {2}
     pairs = [(group[0]["variant"], group[0]["what"], group[1]["who"]) for group in on_cpu]
@@ -79,7 +79,7 @@ def test_networks_are_measured_against_both_opponents_and_in_bf16_on_a_gpu_alone
     assert not any("dtype" in job for group in on_cpu for job in group)
 
 
-def test_networks_without_opponents_are_ours_alone():
+def test_networks_without_baselines_are_ours_alone():
     groups = suite.SECTIONS["small"].groups(Machine("cpu", ()))
     assert [[job["who"] for job in group] for group in groups] == [["jax"]] * 4
 
@@ -185,7 +185,7 @@ def test_failure_is_told_and_measured_again(groups, tiny_suite, monkeypatch):
     assert len(groups) == 4
 
 
-def test_opponent_that_is_not_installed_is_told(groups, tiny_suite, capsys):
+def test_baseline_that_is_not_installed_is_told(groups, tiny_suite, capsys):
     suite.run_suite(("small",), tiny_suite)
     line = "VoxelMorph 0.3.4 is not installed, so nothing is compared with it"
     assert line in capsys.readouterr().out and line in tiny_suite.page.read_text()

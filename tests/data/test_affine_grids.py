@@ -34,18 +34,18 @@ def test_reduced_scans_stay_in_place():
         grids.reduce(image, ~np.ones(image.shape, bool), spacing=4.0)
 
 
-def test_a_lattice_holds_the_fixed_scan_along_its_axes():
+def test_a_grid_holds_the_fixed_scan_along_its_axes():
     image = _ramp((40, 30, 10), _oblique((2.0, 3.0, 6.0)))
     frame = grids.frame_of(image)
     np.testing.assert_allclose(frame.half, (40, 45, 30), atol=1e-9)
     np.testing.assert_allclose(frame.to_world[:3, :3], _oblique((1, 1, 1))[:3, :3], atol=1e-12)
     assert grids.height(image, frame) == pytest.approx(60)
-    size = grids.lattice_size(frame, 5.0)
+    size = grids.grid_size(frame, 5.0)
     np.testing.assert_array_equal(size, (16, 24, 16))
     scan = grids.reduce(image, None, spacing=2.0)
-    data, seen = grids.sample(scan, size, frame.to_world @ grids.lattice(size, 5.0))
+    data, seen = grids.sample(scan, size, frame.to_world @ grids.voxels_to_local(size, 5.0))
     assert seen.sum() * 125 == pytest.approx(80 * 90 * 60)
-    exact = _ramp(tuple(size), frame.to_world @ grids.lattice(size, 5.0)).data
+    exact = _ramp(tuple(size), frame.to_world @ grids.voxels_to_local(size, 5.0)).data
     within = np.s_[2:-2, 5:-5, 4:-4]
     np.testing.assert_allclose(data[within], exact[within], atol=0.5)
 

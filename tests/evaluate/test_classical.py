@@ -82,7 +82,7 @@ def test_warped_by_our_field_as_by_greedy(picsl_greedy, sitk, monkeypatch):
 def test_every_rival_of_the_table_can_be_installed_with_the_extra():
     project = tomllib.loads((Path(__file__).parent.parent.parent / "pyproject.toml").read_text())["project"]
     extra = " ".join(project["optional-dependencies"]["peers"])
-    assert all(rival.package in extra for rival in classical.BASELINES.values())
+    assert all(baseline.package in extra for baseline in classical.BASELINES.values())
 
 
 def test_a_rival_without_its_package_is_not_installed(monkeypatch):

@@ -58,7 +58,7 @@ def test_what_one_scan_alone_shows_is_left_out_but_for_a_margin():
     slab = grid(shape=(16, 16, 16), origin=(0.0, 0.0, 200.0))
     made = scans.common_grid(long, slab, np.eye(4), spacing=2.0)
     low, high = corners(made)[:, 2].min(), corners(made)[:, 2].max()
-    assert low <= 199 - scans.MARGIN + 8 and high >= 231 + scans.MARGIN - 8  # the lattice has steps of 8 mm
+    assert low <= 199 - scans.MARGIN + 8 and high >= 231 + scans.MARGIN - 8  # the grid has steps of 8 mm
     assert made.shape[2] <= 64
 
 

@@ -129,8 +129,8 @@ def _views(
 
     The grid of the moving scan is wider by `reach` mm. These scans are descriptors with their mask in the last channel.
     """
-    size, wider = grids.lattice_size(frame, spacing), np.ceil(reach / spacing).astype(int)
-    to_local, to_local_there = grids.lattice(size, spacing), grids.lattice(size + 2 * wider, spacing)
+    size, wider = grids.grid_size(frame, spacing), np.ceil(reach / spacing).astype(int)
+    to_local, to_local_there = grids.voxels_to_local(size, spacing), grids.voxels_to_local(size + 2 * wider, spacing)
     data, v = grids.sample(fixed, size, frame.to_world @ to_local)
     data_there, v_there = grids.sample(moving, size + 2 * wider, start @ to_local_there)
     v = v * grids.interior(data, spacing)

@@ -63,12 +63,12 @@ def height(image: Image, frame: Frame) -> float:
     return float(np.ptp(_corners(image) @ frame.to_world[:3, 2]))
 
 
-def lattice_size(frame: Frame, spacing: float) -> Integer[np.ndarray, "3"]:
+def grid_size(frame: Frame, spacing: float) -> Integer[np.ndarray, "3"]:
     """Size in voxels of the grid that covers the fixed field of view."""
     return MULTIPLE * np.ceil(2 * frame.half / spacing / MULTIPLE - 1e-6).astype(int)
 
 
-def lattice(size: Integer[np.ndarray, "3"], spacing: float) -> Matrix:
+def voxels_to_local(size: Integer[np.ndarray, "3"], spacing: float) -> Matrix:
     """The matrix from the voxels of a centred grid to local coordinates."""
     matrix = np.diag([spacing, spacing, spacing, 1.0])
     matrix[:3, 3] = -spacing * (size - 1) / 2
