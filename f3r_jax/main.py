@@ -72,10 +72,7 @@ def main(argv: Sequence[str]) -> int:
     if workdir is None:
         workdir = default_workdir(spec, several=_LAMBDAS.value is not None)
     runs = {Path(workdir): config} if _LAMBDAS.value is None else runs_by_lambda(config, workdir)
-    if _WORKDIR.value is None:
-        note = f"no --workdir given, writing to {', '.join(map(str, runs))}"
-    else:
-        note = None
+    note = f"no --workdir given, writing to {', '.join(map(str, runs))}" if _WORKDIR.value is None else None
     run_all = partial(train_and_evaluate, runs, argv=sys.argv, note=note, evaluates=not _DISTRIBUTED.value)
     if not _DISTRIBUTED.value:
         return run_all()

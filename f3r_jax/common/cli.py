@@ -64,10 +64,8 @@ def help_text(description: str, groups: Groups, values: flags.FlagValues = flags
         for name in names:
             flag = values[name]
             lines.append(f"  {_usage(flag)}")
-            text = re.sub(r"^<[^>]*>: ", "", " ".join((flag.help or "").split())) + _default(
-                flag
-            )  # absl's list of choices
-            lines += textwrap.wrap(text, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+            described = re.sub(r"^<[^>]*>: ", "", " ".join((flag.help or "").split()))  # without absl's list of choices
+            lines += textwrap.wrap(described + _default(flag), WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ import jinja2
 
 import f3r_jax
 from f3r_jax.common.errors import UserError
+from f3r_jax.common.files import WRITING
 from f3r_jax.report.contents import Contents, contents
 from f3r_jax.report.study_runs import read_study
 
@@ -32,7 +33,7 @@ def write_report(paths: Sequence[Path], output: Path) -> Contents:
         reasons = "; ".join(f"{what}: {reason}" for what, reason in study.problems)
         raise UserError(f"{reasons}; expected folders of runs, or folders that contain them")
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".writing-") as made:
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=WRITING) as made:
         folder = Path(made) / "report"
         folder.mkdir()
         found = contents(study, folder)

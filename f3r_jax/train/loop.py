@@ -67,6 +67,7 @@ def train(
             step_function = _step_function(network, configs, first, step_future)
             for names, batch in batches(dataset, source_of(config), config, first, mesh):
                 state, metrics = step_function(state, batch, lams)
+                metrics = jax.device_get(metrics)  # once per step: slices of it cost nothing
                 of_runs = [{name: float(v) for name, v in _of_run(metrics, n, count).items()} for n in range(count)]
                 for n, record in enumerate(records):
                     if errors[n] is None:

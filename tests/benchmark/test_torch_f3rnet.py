@@ -9,16 +9,8 @@ from f3r_jax.models import initialise
 from f3r_jax.models.f3rnet import VARIANTS, F3RNet
 from f3r_jax.ops import losses
 from f3r_jax.ops.warp import warp
+from parameter_counts import COUNTS
 
-COUNTS = {
-    "wo_f3d": 746_339,
-    "w_f3d": 237_609,
-    "enc": 490_707,
-    "dec": 543_683,
-    "fr": 695_897,
-    "ms": 288_051,
-    "mrb": 297_289,
-}
 QUICKLY_COMPILED = {"xla_backend_optimization_level": 0}
 
 

@@ -10,16 +10,8 @@ from ml_collections import ConfigDict
 from f3r_jax.common.errors import UserError
 from f3r_jax.models import build, check_shape, count_parameters, initialise, label
 from f3r_jax.models.f3rnet import VARIANTS, F3RNet
+from parameter_counts import COUNTS
 
-COUNTS = {
-    "wo_f3d": 746_339,
-    "w_f3d": 237_609,
-    "enc": 490_707,
-    "dec": 543_683,
-    "fr": 695_897,
-    "ms": 288_051,
-    "mrb": 297_289,
-}
 PAPER = {
     "wo_f3d": 0.746,
     "w_f3d": 0.236,
