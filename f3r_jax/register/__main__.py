@@ -23,7 +23,7 @@ from f3r_jax.common.errors import UserError
 from f3r_jax.config import CT_WINDOW
 from f3r_jax.data.preprocess import MODALITIES
 from f3r_jax.ops.mind import PRESETS
-from f3r_jax.register import batch, batch_summary, output_files, pair_spec, pipeline
+from f3r_jax.register import alignment, batch, batch_summary, output_files, pair_spec, pipeline
 from f3r_jax.register.pair_spec import Files, PairSpec
 
 DEFAULT = pipeline.Settings()
@@ -48,7 +48,7 @@ _SIDES = {
     for side in ("fixed", "moving")
 }
 _AFFINE = flags.DEFINE_string(
-    "affine", DEFAULT.affine, f"Affine step: {', '.join(pipeline.AFFINE_STEPS)}, or a matrix file of ITK or ANTs."
+    "affine", DEFAULT.affine, f"Affine step: {', '.join(alignment.AFFINE_STEPS)}, or a matrix file of ITK or ANTs."
 )
 _SPACING = flags.DEFINE_float(
     "spacing",

@@ -14,7 +14,7 @@ from f3r_jax.common import provenance
 from f3r_jax.common.errors import UserError
 from f3r_jax.config import ORGANS
 from f3r_jax.data import itk_affine, nifti
-from f3r_jax.register import output_files, pipeline, scans
+from f3r_jax.register import alignment, output_files, pipeline, scans
 from f3r_jax.register.scans import Scan
 from f3r_jax.workdir import trained_network
 from f3r_jax.workdir.trained_network import Network
@@ -48,7 +48,7 @@ class PairSpec:
 def check_pair(task: PairSpec, network: Network | None) -> None:
     """Raises a UserError for mistakes that can be found without reading voxels."""
     pipeline.refinement(task.settings)
-    if task.settings.affine not in pipeline.AFFINE_STEPS:
+    if task.settings.affine not in alignment.AFFINE_STEPS:
         itk_affine.read_matrix(Path(task.settings.affine))
     if network is not None and task.moving.modality is not None:
         pipeline.check_direction(network, task.moving.modality, task.moving.path)
