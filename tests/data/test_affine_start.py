@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from test_affine_fit import _anatomy, _grid, _image, _negative
+import affine_scans
+from affine_scans import anatomy, negative
 from f3r_jax.common.errors import UserError
 from f3r_jax.data import resample, transforms
 from f3r_jax.data.affine import coarse, placement, search, start
@@ -21,7 +22,7 @@ SPACING = (5.0, 5.0, 5.0)
 
 def scan(to_world=None, contrast=np.asarray, shape=SHAPE, centre=(0.0, 0.0, 0.0)):
     """A coarse scan of the anatomy; its intensities are those of an MR."""
-    image = _image(shape, _grid(SPACING, shape, centre=centre), to_world, contrast)
+    image = affine_scans.image(shape, affine_scans.grid(SPACING, shape, centre=centre), to_world, contrast)
     return coarse.coarse_scan(image, image, "mr")
 
 
@@ -110,7 +111,7 @@ def test_the_search_finds_a_scan_far_away(fixed, scale):
     truth = np.diag([scale, scale, scale, 1.0])
     truth[:3, 3] = (412.0, -260.0, 900.0)
     shape = (59, 49, 52)
-    moving = scan(truth, _negative, shape, centre=(440.0, -280.0, 905.0))
+    moving = scan(truth, negative, shape, centre=(440.0, -280.0, 905.0))
     best = search.search(fixed, moving)[0]
     found = search.matrix_of(best, fixed.grid, moving.grid)
     end = search.matrix_of(placement.optimise(best, placement.compared(fixed, moving)), fixed.grid, moving.grid)
@@ -120,7 +121,7 @@ def test_the_search_finds_a_scan_far_away(fixed, scale):
 
 
 def test_the_placements_are_apart_and_sorted(fixed):
-    places = search.search(fixed, scan(contrast=_negative))
+    places = search.search(fixed, scan(contrast=negative))
     assert len(places) == search.COUNT
     assert [p.cost for p in places] == sorted(p.cost for p in places)
     for i, one in enumerate(places):
@@ -128,7 +129,7 @@ def test_the_placements_are_apart_and_sorted(fixed):
 
 
 def test_the_cost_of_a_placement_is_the_mismatch_where_grids_coincide(fixed):
-    moving = scan(contrast=_negative)
+    moving = scan(contrast=negative)
     pair = placement.compared(fixed, moving)
     assert float(placement.cost(jnp.zeros(6), pair)) == pytest.approx(coarse.mismatch(fixed, moving), rel=0.02)
     at = np.array([0.23, -0.31, 0.17, 0.1, -0.2, 0.15])  # between voxels, where interpolation has a slope
@@ -174,13 +175,13 @@ def bent():
         return points + wave + offset
 
     shape = (59, 51, 53)
-    grid = _grid(SPACING, shape, centre=offset)
+    grid = affine_scans.grid(SPACING, shape, centre=offset)
     index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
     there = index @ grid[:3, :3].T + grid[:3, 3]
     own = there - offset
     for _ in range(30):  # the inverse of the map, by fixed-point iteration
         own = there - offset - 12 * np.sin(own[..., [1, 2, 0]] / 25)
-    return Image(_anatomy(own, _negative).astype(np.float32), grid, "bent.nii.gz"), truth
+    return Image(anatomy(own, negative).astype(np.float32), grid, "bent.nii.gz"), truth
 
 
 @pytest.mark.usefixtures("few")
@@ -202,7 +203,7 @@ def test_the_start_follows_a_deformation_in_another_frame(fixed, bent):
 @pytest.mark.usefixtures("few")
 @pytest.mark.parametrize(("shift", "right"), [((0.0, 0.0, 0.0), True), ((90.0, 60.0, -70.0), False)])
 def test_headers_win_only_where_they_are_right(fixed, shift, right):
-    moving = scan(resample.translation(shift), _negative)
+    moving = scan(resample.translation(shift), negative)
     found = start.find_start(fixed, moving, headers=True)
     if right:
         assert found.candidates[0].from_headers
@@ -223,4 +224,4 @@ def test_a_placement_maps_centre_to_centre():
     grid, there = Grid((8, 8, 8), np.diag([6.0, 6.0, 6.0, 1.0])), Grid((16, 8, 8), np.diag([6.0, 6.0, 6.0, 1.0]))
     place = Placement(np.array([1.0, 2.0, 3.0]), np.log([1.1, 1.0, 0.9]), 0.0)
     matrix = search.matrix_of(place, grid, there)
-    np.testing.assert_allclose((matrix @ [*search.centre(grid), 1])[:3], [*(search.centre(there) + [1, 2, 3])])
+    np.testing.assert_allclose((matrix @ [*search.centre(grid), 1])[:3], np.add(search.centre(there), (1, 2, 3)))
