@@ -98,7 +98,7 @@ def mismatches(fixed: tuple[np.ndarray, ...], moving: tuple[np.ndarray, ...]) ->
     covered_there = correlation(np.conj(spectrum(seen)) * there)
     one = np.maximum(covered - both, 0) + np.maximum(covered_there - both, 0)
     cost = (np.maximum(correlation(squares), 0) + PENALTY * one) / np.maximum(both + one, 1)
-    least = LEAST_COVER * min(body.sum(), body_there.sum())
+    least = max(LEAST_COVER * min(body.sum(), body_there.sum()), 1)
     return np.where((covered >= least) & (covered_there >= least), cost, np.inf)
 
 
