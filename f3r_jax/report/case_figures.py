@@ -4,7 +4,7 @@ Letters: x y z voxels of the fixed grid, c channels. Slices are axial, in mm, wi
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -64,7 +64,7 @@ def comparison(case: Case, shown: Sequence[Shown], organs: Mapping[str, Sequence
     rows += [(one.label, one.note, one.registration.warped) for one in shown]
     for row, (label, note, volume) in enumerate(rows):
         middle = 1 - (HEAD + row * (height + GAP) + height / 2) / total
-        text = {"rotation": 90, "ha": "center", "va": "center"}
+        text: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "center"}
         figure.text((EDGE + 0.09) / WIDTH, middle, label, size=NORMAL, color=INK, weight="bold", **text)
         figure.text((EDGE + 0.23) / WIDTH, middle, note, size=SMALL - 1, color=MUTED, **text)
         grey = slices.display_range(case.fixed if row == 0 else case.moving)
@@ -108,7 +108,8 @@ def features(streams: Mapping[str, Mapping[str, Float[np.ndarray, "c x y"]]]) ->
             for n, one in enumerate(varied(maps)):
                 place = (rail + n * width, low, width - gap, height - gap)
                 ax = figure.add_axes((place[0] / wide, place[1] / total, place[2] / wide, place[3] / total))
-                ax.imshow(one[::-1].T, origin="lower", cmap="gray", aspect="auto", **_range(one))
+                low_value, high_value = _range(one)
+                ax.imshow(one[::-1].T, origin="lower", cmap="gray", aspect="auto", vmin=low_value, vmax=high_value)
                 ax.set_axis_off()
             top = low
     return figure
@@ -196,6 +197,6 @@ def _legend(figure: Figure, case: Case, organs: Mapping, lefts: np.ndarray, heig
     )
 
 
-def _range(one: np.ndarray) -> dict[str, float]:
+def _range(one: np.ndarray) -> tuple[float, float]:
     low, high = np.percentile(one, (1, 99))
-    return {"vmin": float(low), "vmax": float(high) if high > low else float(low) + 1.0}
+    return float(low), float(high) if high > low else float(low) + 1.0
