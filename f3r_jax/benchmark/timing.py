@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from f3r_jax.benchmark.job import Job, Seconds, SetUp
 from f3r_jax.benchmark.measurement import Measurement, Performance, Range, Ratio
@@ -47,7 +47,7 @@ class Worker:
         with contextlib.suppress(OSError):  # on Linux: if memory runs out, kill this process first
             Path(f"/proc/{self.process.pid}/oom_score_adj").write_text("1000")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Worker":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -22,7 +22,7 @@ from f3r_jax.common.arrays import Intensities, LabelMap, Mask, Spacing, VoxelFie
 
 COLOURS = ("#E69F00", "#56B4E9", "#CC79A7", "#2CC295", "#F0E442", "#D55E00", "#0072B2")
 INK, MUTED = "#1a1a1a", "#6b6b6b"
-STYLES: dict[str, LineStyleType] = {"fixed": "solid", "moving": (0, (3.2, 1.6)), "warped": (0, (1.0, 0.8))}
+STYLES: dict[str, LineStyleType] = {"fixed": "solid", "moving": (0.0, (3.2, 1.6)), "warped": (0.0, (1.0, 0.8))}
 SMALL, NORMAL, LARGE = 6.5, 7.5, 9.5  # points
 SHADOW = [withStroke(linewidth=1.6, foreground="#000000a0")]
 AXIAL, CORONAL = 2, 1

@@ -105,7 +105,8 @@ def test_few_cases_decide_nothing(tmp_path):
 def test_without_labels_and_ground_truth():
     sums = [controls.Deviations(300, 1.0, 9.0, None, None, None)] * 2
     found = controls.judge([], sums)
-    assert found == controls.PairSpecific(None, pytest.approx(0.3), None, None, 0, None)
+    assert found.deviation_mm == pytest.approx(0.3)
+    assert found == controls.PairSpecific(None, found.deviation_mm, None, None, 0, None)
     assert "unknown: no organ labels" in controls.explain(found)
     assert controls.judge([], [controls.Deviations(0, 0.0, 0.0, None, None, None)]).deviation_mm is None
 
