@@ -1,5 +1,4 @@
 import dataclasses
-import json
 from functools import partial
 
 import pytest
@@ -261,31 +260,6 @@ def test_memory_has_a_column_a_mode():
     assert cells(text, "F3RNet-MRB")[1:] == ["16 x 16 x 16", "training", "500", "300", "does not fit"]
     assert "no bf16 in hardware" not in text
     assert "no bf16 in hardware" in "\n".join(section_tables.memory(found(rows[0])))
-
-
-# Files
-
-
-def test_measurements_are_stored_as_json_and_read_again():
-    jobs = (Job("jax", "train", variant="mrb", shape=TINY, dtype="bfloat16"),)
-    jobs += (dataclasses.replace(jobs[0], who="torch"),)
-    rows = [measured(jobs, cost=Cost(1.0, 2.0)), Measurement(jobs, no_memory=("torch", "killed"))]
-    rows += [Measurement(jobs, error="torch ended"), measured((Job("jax", "conv", kernel=(3, 3, 1), channels=16),))]
-    stored = [json.loads(json.dumps(row.to_json())) for row in rows]
-    assert [Measurement.from_json(row) for row in stored] == rows
-    task = {"what": "train", "variant": "mrb", "shape": [16, 16, 16], "dtype": "bfloat16", "who": ["jax", "torch"]}
-    facts = {"imported_mib": 200.0, "device": "cpu", "compile": {"wall": 7.0, "cpu": 8.0}, "parameters": 1000}
-    result = facts | {"wall": [9.0, 9.0], "cpu": [9.0, 9.0], "peak_mib": 500.0, "device_peak_mib": None}
-    one = {"median": 1.0, "min": 1.0, "max": 1.0}
-    whole = {"results": {"jax": result, "torch": result}, "ratios": {"torch": {"wall": one, "cpu": one}}}
-    assert stored[0] == task | whole | {"cost": {"flops": 1.0, "bytes": 2.0}}
-    assert list(stored[0]) == [*task, *whole, "cost"] and list(stored[0]["results"]["jax"]) == list(result)
-    assert stored[1] == task | {"no_memory": ["torch", "killed"]} and stored[2] == task | {"error": "torch ended"}
-    assert "variant" not in stored[3] and stored[3]["kernel"] == [3, 3, 1] and stored[3]["ratios"] == {}
-    assert suite.identity(jobs[:1]) == (
-        '[{"dtype": "bfloat16", "shape": [16, 16, 16], "variant": "mrb", "what": "train", "who": "jax"}]'
-    )
-    assert Environment.from_json(json.loads(json.dumps(ENVIRONMENT.to_json()))) == ENVIRONMENT
 
 
 # Processes

@@ -1,5 +1,4 @@
 import csv
-import dataclasses
 import json
 import re
 import shutil
@@ -13,9 +12,8 @@ from f3r_jax.common import files
 from f3r_jax.common.errors import UserError
 from f3r_jax.data.datasets import Dataset
 from f3r_jax.evaluate import evaluation, metrics, scoring
-from f3r_jax.evaluate.controls import Deviations
 from f3r_jax.evaluate.inference import Registration
-from f3r_jax.evaluate.scores import CaseScores, ControlScores, FieldScores, cases_csv
+from f3r_jax.evaluate.scores import cases_csv
 from f3r_jax.workdir import checkpoints
 
 ORGANS = {"liver", "spleen", "right_kidney", "left_kidney"}
@@ -218,22 +216,6 @@ def test_scores_of_a_known_shift():
     assert scores.after.tre_mm is None
     table = cases_csv({"ball": scores})
     assert table.splitlines()[2].startswith("ball,none,")
-
-
-def test_scores_are_stored_as_json_and_read_again():
-    organs = {"ball": {"dice": 90.0, "asd_mm": 1.0, "hd95_mm": 2.0}}
-    fields = [FieldScores(organs, 1.0, None), FieldScores(None, None, 3.0)]
-    own = Deviations(300, 1.0, 9.0, None, None, None)
-    scores = CaseScores(2.0, 0.1, 0.2, *fields, ControlScores(*fields, own))
-    found = json.loads(json.dumps(scores.to_json()))
-    assert CaseScores.from_json(found) == scores
-    side = {"organs": organs, "epe_mm": 1.0, "tre_mm": None}
-    assert list(found) == ["seconds", "folding_percent", "sd_log_jacobian", *side, "before", "controls"]
-    assert found.items() >= side.items() and found["controls"]["mean_field"] == side
-    assert found["before"] == {"organs": None, "epe_mm": None, "tre_mm": 3.0}
-    assert found["controls"]["deviations"] == {"count": 300, "x": 1.0, "xx": 9.0, "y": None, "yy": None, "xy": None}
-    alone = dataclasses.replace(scores, controls=None)
-    assert alone.to_json()["controls"] is None and CaseScores.from_json(alone.to_json()) == alone
 
 
 def test_a_lost_organ_is_null_in_the_summary():
