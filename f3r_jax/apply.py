@@ -42,8 +42,8 @@ GROUPS = {
 
 def main(argv: Sequence[str]) -> int:
     """Applies the transform of the flags to the input and writes the output."""
-    given = {name: flag.value for name, flag in (("image", _IMAGE), ("labels", _LABELS), ("points", _POINTS))}
-    given = {name: value for name, value in given.items() if value is not None}
+    flag_of = {"image": _IMAGE, "labels": _LABELS, "points": _POINTS}
+    given = {name: flag.value for name, flag in flag_of.items() if flag.value is not None}
     if argv[1:] or len(given) != 1 or _TRANSFORM.value is None or _OUTPUT.value is None:
         raise UserError(USAGE)
     ((kind, path),) = given.items()

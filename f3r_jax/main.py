@@ -106,8 +106,9 @@ def check_processes() -> None:
     if named and len(named) < len(given):
         absent = next(name for name, value in given.items() if value is None)
         raise UserError(f"--{absent} is missing, expected it with --{named[0]}")
-    if named and not _PROCESS.value < _PROCESSES.value:
-        raise UserError(f"--process is {_PROCESS.value}, expected 0 to {_PROCESSES.value - 1} with --processes")
+    process, processes = _PROCESS.value, _PROCESSES.value
+    if process is not None and processes is not None and process >= processes:
+        raise UserError(f"--process is {process}, expected 0 to {processes - 1} with --processes")
 
 
 def runs_by_lambda(config: ConfigDict, workdir: str) -> dict[Path, ConfigDict]:
@@ -117,7 +118,7 @@ def runs_by_lambda(config: ConfigDict, workdir: str) -> dict[Path, ConfigDict]:
     if "{lam}" not in workdir:
         raise UserError(f"--workdir is {workdir}, expected {{lam}} in it with --lambdas, such as runs/mrb_lam{{lam}}")
     try:
-        lams = sorted({float(text) for text in _LAMBDAS.value})
+        lams = sorted({float(text) for text in _LAMBDAS.value or ()})
     except ValueError as error:
         raise UserError(f"--lambdas: {error}, expected numbers such as 0.25,0.5,1") from error
     if not lams:

@@ -9,7 +9,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -120,7 +120,7 @@ def dots(panels: Mapping[str, Sequence[Dots]]) -> Figure:
     return figure
 
 
-def page(size: tuple[float, float], **options) -> Figure:
+def page(size: tuple[float, float], **options: Any) -> Figure:
     """An empty figure of a size in inches."""
     figure = Figure(figsize=size, dpi=DPI, facecolor="white", **options)
     FigureCanvasAgg(figure)
@@ -129,7 +129,7 @@ def page(size: tuple[float, float], **options) -> Figure:
 
 def save(figure: Figure, folder: Path, stem: str, *, title: str, caption: str) -> Drawing:
     """Writes stem.png and stem.svg; the returned drawing contains the SVG for a page."""
-    options = {"svg.hashsalt": stem, "svg.fonttype": "path"}
+    options: dict[Any, str] = {"svg.hashsalt": stem, "svg.fonttype": "path"}
     with mpl.rc_context(options):
         figure.savefig(folder / f"{stem}.png", metadata={"Software": None})
         figure.savefig(folder / f"{stem}.svg", metadata={"Date": None})
