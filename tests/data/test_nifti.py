@@ -197,7 +197,9 @@ def test_files_that_are_no_nifti(tmp_path):
         message = _message(nifti.read, tmp_path / name)
         assert name in message and "expected .nii or .nii.gz" in message
     assert "no such file" in _message(nifti.read, tmp_path / "missing.nii.gz")
-    assert "no such file" in _message(nifti.read, tmp_path)
+    assert "folder of DICOM files" in _message(nifti.read, tmp_path)
+    assert "is a folder;" in _message(nifti.read, tmp_path.parent)
+    assert "too long" in _message(nifti.read, tmp_path / ("x" * 300 + ".nii"))
     nibabel.save(nibabel.MGHImage(_volume(), OBLIQUE), tmp_path / "brain.mgz")
     assert "MGHImage" in _message(nifti.read, tmp_path / "brain.mgz")
 
