@@ -1,14 +1,17 @@
 """Reading and atomic writing of files, and values that JSON can represent."""
 
+import contextlib
 import errno
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from f3r_jax.common.errors import UserError
+from f3r_jax.common.errors import UserError, reason
+from f3r_jax.common.locks import lock, release
 
 WRITING = ".writing-"  # prefix of the names of temporary folders
 
@@ -17,12 +20,71 @@ WRITING = ".writing-"  # prefix of the names of temporary folders
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path with the same file name to write to; at the end this file replaces `path`.
 
-    A killed process leaves either the old file or the new one. It may also leave a temporary folder next to it.
+    A killed process leaves either the old file or the new one. It may also leave a temporary folder next to it, which
+    the next call for a file of the same folder clears. A link is followed, so that its target is replaced.
     """
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=WRITING) as folder:
-        temporary = Path(folder) / path.name
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
+    clear_leftovers(path.parent)
+    with writing_folder(path.parent) as folder:
+        temporary = folder / path.name
         yield temporary
         os.replace(temporary, path)
+
+
+@contextmanager
+def writing_folder(parent: Path) -> Iterator[Path]:
+    """Yields a hidden folder in `parent` for files that are not complete yet, and removes it at the end.
+
+    It is locked as long as the process lives, so that `clear_leftovers` clears it only if the process was killed.
+    """
+    descriptor = None
+    while True:
+        folder = Path(tempfile.mkdtemp(dir=parent, prefix=WRITING))
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):  # another process is clearing it
+            descriptor = lock(folder)
+            if folder.is_dir():
+                break
+            release(descriptor)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        release(descriptor)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Removes the temporary folders that killed processes left in `folder`."""
+    with contextlib.suppress(OSError):
+        for leftover in folder.glob(f"{WRITING}*"):
+            with contextlib.suppress(OSError):  # also if its process is alive
+                descriptor = lock(leftover)
+                if descriptor is not None:
+                    shutil.rmtree(leftover, ignore_errors=True)
+                release(descriptor)
+
+
+@contextmanager
+def errors_of(path: Path, doing: str) -> Iterator[None]:
+    """Turns errors of the file system into a UserError: the path, what could not be done, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{shortened(path)}: cannot {doing}: {reason(error)}") from error
+
+
+def check_writable(folder: Path, *, size: int = 0) -> None:
+    """Raises a UserError unless files can be written to the folder, with `size` bytes in total."""
+    with errors_of(folder, "write here"), tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(4096))
+        file.flush()
+        os.fsync(file.fileno())
+        if size > 0 and hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:  # other errors mean that the file system cannot reserve space
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    what = f"write here, the result takes about {size / 1e6:.0f} MB"
+                    raise UserError(f"{shortened(folder)}: cannot {what}: {reason(error)}") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -46,15 +108,6 @@ def check_readable(path: Path, expected: str) -> None:
         raise UserError(f"{path}: is {inside}; expected {expected}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{shortened(path)}: {reason(error)}; expected {expected}") from None
-
-
-def reason(error: BaseException) -> str:
-    """The cause of an error in plain words, such as "permission denied"."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return {errno.ENOSPC: "the disk is full", errno.EROFS: "the file system is read-only"}.get(
-            error.errno, (os.strerror(error.errno)).lower()
-        )
-    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 def shortened(path: Path) -> str:

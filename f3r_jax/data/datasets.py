@@ -27,9 +27,11 @@ import numpy as np
 from jaxtyping import Integer
 from ml_collections import ConfigDict
 
+from f3r_jax.common import memory
 from f3r_jax.common.errors import UserError
 from f3r_jax.data import pairs, preprocess
 from f3r_jax.data.cases import DIRECTIONS, Case, Matrices, check_overlap, load_pair
+from f3r_jax.data.nifti_geometry import check_axes
 from f3r_jax.data.phantom.appearance import CT_PHASES, MR_SEQUENCES
 from f3r_jax.data.phantom.cases import kept_tissue_map, phantom_case, phantom_folder
 
@@ -76,6 +78,7 @@ class Dataset:
     split: dict[str, tuple[str, ...]]
     makers: dict[str, Callable[[], Case]]
     painters: dict[str, Callable[[], np.ndarray]] = dataclasses.field(default_factory=dict)  # of tissue maps
+    notes: tuple[str, ...] = ()  # what a user should know about the headers of the files
     _cache: _Cache = dataclasses.field(default_factory=_Cache, repr=False, compare=False)
 
     def load(self, name: str) -> Case:
@@ -111,7 +114,7 @@ def open_dataset(data_config: ConfigDict, *, seed: int) -> Dataset:
         return _open_phantom(data_config, seed=seed)
     if data_config.source == "synthetic":
         return _open_synthetic(data_config, seed=seed)
-    found = pairs.read_pairs(Path(data_config.root))
+    found = pairs.read_pairs(Path(data_config.root), unoriented=data_config.unoriented)
     if data_config.cases > len(found):
         raise UserError(f"{data_config.root}: data.cases is {data_config.cases}, but there are {len(found)} pairs")
     found = found[: data_config.cases or None]
@@ -123,7 +126,10 @@ def open_dataset(data_config: ConfigDict, *, seed: int) -> Dataset:
         split = {key: tuple(pair.name for pair in found if pair.split == key) for key in pairs.SPLITS}
         _check_named_split(split, data_config)
     fitted = Matrices()
-    return Dataset(split, {pair.name: partial(load_pair, pair, data_config, fitted=fitted) for pair in found})
+    makers: dict[str, Callable[[], Case]] = {
+        pair.name: partial(load_pair, pair, data_config, fitted=fitted) for pair in found
+    }
+    return Dataset(split, makers, notes=pairs.notes_on(found, unoriented=data_config.unoriented))
 
 
 def organs_of(data_config: ConfigDict) -> dict[str, tuple[int, ...]]:
@@ -202,11 +208,14 @@ def _check_config(config: ConfigDict) -> None:
     ):
         if config[key] not in allowed:
             raise UserError(f"data.{key} is {config[key]!r}; expected one of {', '.join(allowed)}")
+    if config.unoriented:
+        check_axes(config.unoriented, "data.unoriented")
     if config.source != "nifti":
         _check_protocols(config)
     shape, spacing = tuple(config.shape), tuple(config.spacing)
     if len(shape) != 3 or any(not isinstance(size, int) or size < 1 for size in shape):
         raise UserError(f"data.shape is {shape}; expected three whole numbers of voxels, each at least 1")
+    memory.check_voxels(float(np.prod(np.array(shape, np.float64))), f"data.shape={','.join(map(str, shape))}")
     if len(spacing) != 3 or not all(np.isfinite(length) and length > 0 for length in spacing):
         raise UserError(f"data.spacing is {spacing}; expected three positive lengths in mm")
     for key in ("cases", "validation_cases", "test_cases"):

@@ -238,6 +238,7 @@ def test_affines_that_are_no_grid(tmp_path, wrong):
     image = nibabel.Nifti1Image(_volume(), OBLIQUE)
     for column in ("srow_x", "srow_y", "srow_z"):
         image.header[column][1] = image.header[column][0] if wrong == "parallel" else wrong
+    image.header["vox_offset"] = 352
     path = tmp_path / "flat.nii"
     path.write_bytes(image.header.binaryblock + bytes(4) + _volume().tobytes(order="F"))
     message = _message(nifti.read, path)
@@ -246,7 +247,7 @@ def test_affines_that_are_no_grid(tmp_path, wrong):
 
 def test_a_header_that_breaks_off_in_its_numbers_is_one_line(tmp_path, capfd):
     image = nibabel.Nifti1Image(_volume(), OBLIQUE)
-    image.header["datatype"] = 77
+    image.header["datatype"], image.header["vox_offset"] = 77, 352
     path = tmp_path / "odd.nii"
     path.write_bytes(image.header.binaryblock + bytes(4) + _volume().tobytes(order="F"))
     assert "odd.nii" in _message(nifti.read, path)

@@ -140,11 +140,11 @@ def test_a_killed_run_goes_on(commands, registered, data, tmp_path):
     given = [f"--pairs={data}", f"--output={output}", *QUICK]
 
     def second_half_written():
-        return any((folder / "warped.nii.gz").exists() for folder in output.glob(".case1-*"))
+        return any(output.glob("case1/.writing-*/new/warped.nii.gz"))
 
     assert commands.run("register", *given, kill_when=second_half_written).status == -9
     assert [row["status"] for row in _rows(output)] == ["done", "waiting"]
-    assert list(output.glob(".case1-*")) and not (output / "case1").exists()
+    assert [path.name[:9] for path in (output / "case1").iterdir()] == [".writing-"]
     first = (output / "case0" / "summary.json").stat().st_mtime_ns
     again = commands.run("register", *given)
     assert again.status == 0 and again.err == "" and "2 pairs, 1 finished before" in again.out, again

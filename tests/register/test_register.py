@@ -199,10 +199,12 @@ def test_a_killed_registration_leaves_the_old_result(commands, registered, scans
     before = {path.name: path.read_bytes() for path in output.iterdir()}
 
     def half_written():
-        return any((folder / "warped.nii.gz").exists() for folder in tmp_path.glob(".out-*"))
+        return any(output.glob(".writing-*/new/warped.nii.gz"))
 
     assert commands.run("register", *_arguments(scans, output, "--overwrite"), kill_when=half_written).status == -9
-    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()} == before
+    again = commands.run("register", *_arguments(scans, output, "--overwrite", "--norefine"))
+    assert again.status == 0 and {path.name for path in output.iterdir()} == FILES, again
 
 
 @pytest.fixture(scope="module")

@@ -107,7 +107,7 @@ def test_the_modality_is_told_by_the_intensities(files):
     ("given", "words"),
     [
         ({"labels": "elsewhere.nii.gz"}, "elsewhere.nii.gz: affine of the label map differs"),
-        ({"mask": "elsewhere.nii.gz"}, "elsewhere.nii.gz: affine of the label map differs"),
+        ({"mask": "elsewhere.nii.gz"}, "elsewhere.nii.gz: affine of the mask differs"),
         ({"mask": "empty.nii.gz"}, "empty.nii.gz: the mask is empty"),
         ({"labels": "none.nii.gz"}, "none.nii.gz: no such file"),
         ({"landmarks": "none.csv"}, "none.csv: no such file"),
