@@ -58,7 +58,7 @@ def test_grids_that_do_not_fit_into_memory(monkeypatch):
 
 def run(program, **options):
     return subprocess.run(
-        ["bash", "-c", program.replace("PYTHON", sys.executable)],
+        ["bash", "-c", program.replace("PYTHON -c", f"{sys.executable} -c")],
         capture_output=True,
         text=True,
         cwd=REPOSITORY,
