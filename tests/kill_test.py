@@ -2,9 +2,9 @@
 
   python tests/kill_test.py [--rounds=25] [--seed=0] [--commands=register,pairs,main]
 
-Each round starts a command, sends SIGKILL after a random time, and checks what is left: the old result or the new one is
-whole. Then the same command runs to its end, and the folder must hold a whole result and no leftovers. With `register`
-every other round replaces an older result (--overwrite). The phantom pair has 24 x 20 x 20 voxels.
+Each round starts a command, sends SIGKILL after a random time, and checks what is left: the old result or the new one
+is whole. Then the same command runs to its end, and the folder must hold a whole result and no leftovers. With
+`register` every other round replaces an older result (--overwrite). The phantom pair has 24 x 20 x 20 voxels.
 """
 
 import argparse
@@ -70,7 +70,7 @@ class Command:
     def run(self) -> str | None:
         """Runs the command to its end; returns what was wrong."""
         with self.start() as process:
-            out, err = process.communicate()
+            err = process.communicate()[1]
         if process.returncode != 0:
             return f"ended with {process.returncode}: {err.strip()[-300:]}"
         return f"standard error: {err.strip()[:300]}" if err else None

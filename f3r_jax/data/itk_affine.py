@@ -61,7 +61,8 @@ def read_matrix(path: PathLike) -> Matrix:
         lps[:3, :3] = linear(parameters, fixed)
         centre = fixed[:3] if fixed.size else np.zeros(3)
         lps[:3, 3] = centre + parameters[-3:] - lps[:3, :3] @ centre
-    if not np.isfinite(lps).all() or abs(np.linalg.det(lps[:3, :3])) < 1e-6:
+        size = abs(np.linalg.det(lps[:3, :3]))
+    if not np.isfinite(lps).all() or not 1e-6 <= size < np.inf:
         raise UserError(f"{path}: the transform is singular or not finite; expected an invertible map")
     return FLIP @ lps @ FLIP
 
