@@ -8,12 +8,10 @@ is whole. Then the same command runs to its end, and the folder must hold a whol
 """
 
 import argparse
-import contextlib
 import json
 import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,8 +20,9 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 
+from conftest import Commands  # noqa: E402
 from f3r_jax.data import nifti  # noqa: E402
 from f3r_jax.data.phantom import generate  # noqa: E402
 
@@ -43,37 +42,25 @@ TINY = {
     "loss.mind": "mind_ssc",
 }
 LEFTOVERS = (".writing-", ".complete", ".moving", ".out-", ".validation", ".predictions")
-PROGRAM = (
-    "import command_server, runpy, sys\ncommand_server.register_tiny()\n"
-    "module = sys.argv.pop(1)\nrunpy.run_module(f'f3r_jax.{module}', run_name='__main__', alter_sys=True)"
-)
 
 
 class Command:
-    """A command, the folder that it writes, and what must be in it."""
+    """A command, the folder that it writes, and the processes that run it."""
 
-    def __init__(self, arguments: list[str], output: Path) -> None:
-        self.arguments, self.output = arguments, output
+    def __init__(self, runner: Commands, arguments: list[str], output: Path) -> None:
+        self.runner, self.arguments, self.output = runner, arguments, output
 
-    def start(self) -> subprocess.Popen:
-        """Starts the command in a process group of its own."""
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)])}
-        return subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *self.arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-            cwd=ROOT,
-        )
+    def killed_after(self, seconds: float, *more: str) -> int:
+        """Runs the command, kills it after so many seconds, and returns its status; -9 if it was killed."""
+        end = time.monotonic() + seconds
+        return self.runner.run(*self.arguments, *more, kill_when=lambda: time.monotonic() > end).status
 
-    def run(self) -> str | None:
+    def run(self, *more: str) -> str | None:
         """Runs the command to its end; returns what was wrong."""
-        with self.start() as process:
-            err = process.communicate()[1]
-        if process.returncode != 0:
-            return f"ended with {process.returncode}: {err.strip()[-300:]}"
-        return f"standard error: {err.strip()[:300]}" if err else None
+        result = self.runner.run(*self.arguments, *more)
+        if result.status != 0:
+            return f"ended with {result.status}: {result.err.strip()[-300:]}"
+        return f"standard error: {result.err.strip()[:300]}" if result.err else None
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -119,15 +106,17 @@ def write_pairs(folder: Path) -> None:
     (folder / "pairs.csv").write_text("\n".join(["name,fixed,moving", *rows]) + "\n")
 
 
-def commands(folder: Path) -> dict[str, Command]:
+def commands(runner: Commands, folder: Path) -> dict[str, Command]:
     """The commands by name."""
     output = folder / "out"
     register = ["register", f"--fixed={folder / 'mr_0.nii.gz'}", f"--moving={folder / 'ct_0.nii.gz'}"]
     config = [f"--config.{key}={value}" for key, value in (TINY | {"data.root": folder / "phantoms"}).items()]
     return {
-        "register": Command([*register, f"--output={output}", *QUICK], output),
-        "pairs": Command(["register", f"--pairs={folder}", f"--output={output}", *QUICK], output),
-        "main": Command(["main", f"--config={ROOT / 'configs' / 'mrb.py'}", f"--workdir={output}", *config], output),
+        "register": Command(runner, [*register, f"--output={output}", *QUICK], output),
+        "pairs": Command(runner, ["register", f"--pairs={folder}", f"--output={output}", *QUICK], output),
+        "main": Command(
+            runner, ["main", f"--config={ROOT / 'configs' / 'mrb.py'}", f"--workdir={output}", *config], output
+        ),
     }
 
 
@@ -167,36 +156,41 @@ def main() -> int:
     draw, bad = random.Random(options.seed), 0
     with tempfile.TemporaryDirectory(prefix="kills-") as made:
         folder = Path(made)
+        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
         write_pairs(folder)
+        runner = Commands(folder)
         for name in options.commands.split(","):
-            command = commands(folder)[name]
-            start = time.monotonic()
-            if problem := command.run():
-                print(f"{name}: without a kill: {problem}")
-                return 1
-            seconds, killed = time.monotonic() - start, 0
+            command = commands(runner, folder)[name]
+            for _ in range(2):  # the second time everything is compiled
+                shutil.rmtree(command.output, ignore_errors=True)
+                start = time.monotonic()
+                if problem := command.run():
+                    print(f"{name}: without a kill: {problem}")
+                    return 1
+            seconds, killed, moved = time.monotonic() - start, 0, 0
             for number in range(options.rounds):
                 old = content(command.output) if name == "register" and number % 2 else {}
+                more = ["--overwrite"] if old else []
                 if not old:
                     shutil.rmtree(command.output, ignore_errors=True)
-                again = Command([*command.arguments, *(["--overwrite"] if old else [])], command.output)
-                process = again.start()
                 # Half of the kills are at the end, where the result is written.
-                moment = draw.uniform(0.1, 1.05) if number % 4 < 2 else draw.uniform(0.75, 1.05)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.communicate(timeout=moment * seconds)
-                process.kill()
-                process.communicate()
-                killed += process.returncode == -9
-                whole = process.returncode == 0
+                moment = seconds * (draw.uniform(0.05, 1.05) if number % 4 < 2 else draw.uniform(0.7, 1.05))
+                status = command.killed_after(moment, *more)
+                killed += status == -9
+                moved += any((command.output / hidden).is_dir() for hidden in (".complete", ".moving"))
                 problem = problem_after_kill(name, command.output, old)
-                if problem is None and not (whole and not old and name == "register"):
-                    problem = again.run()
+                if problem is None and not (status == 0 and not old and name == "register"):
+                    problem = command.run(*more)
                 problem = problem or problem_at_end(name, command.output)
                 if problem:
                     bad += 1
-                    print(f"{name}, round {number}, killed at {moment * seconds:.1f} s: {problem}", flush=True)
-            print(f"{name}: {options.rounds} rounds, {killed} killed, {bad} wrong ends so far", flush=True)
+                    print(f"{name}, round {number}, killed at {moment:.1f} s: {problem}", flush=True)
+            print(
+                f"{name}: {options.rounds} rounds of {seconds:.1f} s, {killed} killed, {moved} of them while the result "
+                f"was moved; {bad} wrong ends so far",
+                flush=True,
+            )
+        runner.close()
     return 1 if bad else 0
 
 

@@ -83,7 +83,7 @@ def check_writable(folder: Path, *, size: int = 0) -> None:
                 os.posix_fallocate(file.fileno(), 0, size)
             except OSError as error:  # other errors mean that the file system cannot reserve space
                 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                    what = f"write here, the result takes about {size / 1e6:.0f} MB"
+                    what = f"write here, the result takes about {size / 1e6:.3g} MB"
                     raise UserError(f"{shortened(folder)}: cannot {what}: {reason(error)}") from error
 
 

@@ -19,7 +19,7 @@ from f3r_jax.data.nifti import Grid, Image, PathLike
 
 MULTIPLE = 16  # voxels: few different grid sizes, so that compiled functions are reused for other pairs
 THINNEST = 8.0  # mm: the coarsest voxels of the affine step; a thinner scan has no shape along that axis
-SMALLEST_MASK = 1.0  # ml
+SMALLEST_MASK = 27  # voxels: MIND compares patches
 MARGIN = 16.0  # mm around the shared field of view, as a displacement may point there
 
 
@@ -89,13 +89,11 @@ def check_size(grid: Grid) -> None:
 def _check_mask(mask: Image, normalised: Image) -> None:
     """Raises a UserError for a mask that leaves nothing to compare."""
     inside = mask.data > 0
-    volume = np.count_nonzero(inside) * abs(np.linalg.det(mask.affine[:3, :3])) / 1000
     if not inside.any():
         raise UserError(f"{mask.path}: the mask is empty, expected values above 0 at the voxels to compare")
-    if volume < SMALLEST_MASK:
+    if (count := np.count_nonzero(inside)) < SMALLEST_MASK:
         raise UserError(
-            f"{mask.path}: the mask holds {np.count_nonzero(inside)} voxels ({volume:.2g} ml); expected a region to "
-            f"compare of at least {SMALLEST_MASK:g} ml"
+            f"{mask.path}: the mask holds {count} voxels; expected a region to compare of at least {SMALLEST_MASK}"
         )
     if np.ptp(normalised.data[inside]) == 0:
         raise UserError(
