@@ -108,7 +108,7 @@ def write_pairs(folder: Path) -> None:
 
 def commands(runner: Commands, folder: Path) -> dict[str, Command]:
     """The commands by name."""
-    output = folder / "out"
+    output = folder / "result"
     register = ["register", f"--fixed={folder / 'mr_0.nii.gz'}", f"--moving={folder / 'ct_0.nii.gz'}"]
     config = [f"--config.{key}={value}" for key, value in (TINY | {"data.root": folder / "phantoms"}).items()]
     return {
@@ -186,8 +186,8 @@ def main() -> int:
                     bad += 1
                     print(f"{name}, round {number}, killed at {moment:.1f} s: {problem}", flush=True)
             print(
-                f"{name}: {options.rounds} rounds of {seconds:.1f} s, {killed} killed, {moved} of them while the result "
-                f"was moved; {bad} wrong ends so far",
+                f"{name}: {options.rounds} rounds of {seconds:.1f} s, {killed} killed, {moved} of them during the move; "
+                f"{bad} wrong ends so far",
                 flush=True,
             )
         runner.close()

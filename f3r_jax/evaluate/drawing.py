@@ -1,5 +1,6 @@
 """Size, saving and labels of the figures of an evaluation."""
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter
 
 from f3r_jax.common.files import replacing
+
+# The first figure on a machine takes some seconds longer; that is no warning for a user.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 WIDTH, DPI = 7.0, 200  # inches; 1400 pixels
 
