@@ -186,7 +186,7 @@ def main() -> int:
                     bad += 1
                     print(f"{name}, round {number}, killed at {moment:.1f} s: {problem}", flush=True)
             print(
-                f"{name}: {options.rounds} rounds of {seconds:.1f} s, {killed} killed, {moved} of them during the move; "
+                f"{name}: {options.rounds} rounds of {seconds:.1f} s, {killed} killed, {moved} of them in the move; "
                 f"{bad} wrong ends so far",
                 flush=True,
             )

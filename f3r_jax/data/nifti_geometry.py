@@ -61,7 +61,7 @@ def geometry(header: Header, path: PathLike, *, unoriented: str | None = None) -
     else:
         qform = quaternion_affine(header, lengths) if q_code else None
         sform = _sform(header) if s_code else None
-        uses_sform = _prefers_sform(qform, sform, s_code)
+        uses_sform = _prefers_sform(qform, sform, s_code, path)
         chosen = sform if uses_sform else qform
         affine = np.full((4, 4), np.nan) if chosen is None else _with_lengths(chosen, lengths)
         note = _note_on_forms(header, (q_code, s_code), qform, sform, affine, uses_sform=uses_sform)
@@ -154,13 +154,21 @@ def _is_map(affine: np.ndarray) -> bool:
     return bool(np.isfinite(axes).all() and abs(np.linalg.det(axes)) > 1e-12)
 
 
-def _prefers_sform(qform: Affine | None, sform: Affine | None, s_code: int) -> bool:
+def _prefers_sform(qform: Affine | None, sform: Affine | None, s_code: int, path: PathLike) -> bool:
     """ITK's choice; a sform without a qform is used even where ITK refuses it."""
     if sform is None or qform is None:
         return qform is None
     if not _is_map(sform) or is_sheared(sform):
         return False
-    return s_code == 1 or bool(np.abs(sform - qform).max() < SIMILAR)
+    if s_code == 1 or np.abs(sform - qform).max() < SIMILAR:
+        return True
+    if np.abs(np.abs(sform) - np.abs(qform)).max() < SIMILAR and np.linalg.det(sform) * np.linalg.det(qform) < 0:
+        # ITK compares singular vectors, whose signs depend on rounding.
+        raise UserError(
+            f"{path}: qform and sform are mirror images of each other, and readers use the one or the other; correct "
+            "the header"
+        )
+    return False
 
 
 def _with_lengths(affine: Affine, lengths: np.ndarray) -> Affine:

@@ -92,6 +92,15 @@ def test_the_form_that_itk_uses_is_used_and_named(tmp_path, codes, used):
         )
 
 
+def test_forms_that_mirror_each_other_are_refused(tmp_path):
+    """ITK takes them for equal or not, depending on rounding."""
+    path = store(tmp_path / "mirrored.nii", affine(0.0), affine(0.0), (1, 2), qfac=-1)
+    with pytest.raises(UserError, match=r"mirrored\.nii: qform and sform are mirror images"):
+        nifti.read(path)
+    store(path, affine(0.0), affine(0.0), (1, 1), qfac=-1)
+    assert "the sform (scanner) is used" in nifti.notes_on(path)[0]
+
+
 def test_both_forms_agree_without_a_note(tmp_path):
     assert nifti.notes_on(store(tmp_path / "both.nii", affine(), affine(), (1, 2))) == ()
 
@@ -144,7 +153,11 @@ def test_every_header_is_read_as_by_itk(
         else {f"quatern_{letter}": value for letter, value in zip("bcd", quaternion, strict=True)}
     )
     path = store(tmp_path / "any.nii", qform, sform, codes, units=units, qfac=qfac, **fields)
-    theirs, found = of_itk(sitk, path), nifti.read_stored_grid(path).affine
+    try:
+        theirs, found = of_itk(sitk, path), nifti.read_stored_grid(path).affine
+    except UserError as error:
+        assert "mirror" in str(error)
+        return
     if theirs is None:
         assert any("not orthogonal" in note for note in nifti.notes_on(path))
     else:
