@@ -9,6 +9,7 @@ is whole. Then the same command runs to its end, and the folder must hold a whol
 
 import argparse
 import json
+import math
 import os
 import random
 import shutil
@@ -50,10 +51,19 @@ class Command:
     def __init__(self, runner: Commands, arguments: list[str], output: Path) -> None:
         self.runner, self.arguments, self.output = runner, arguments, output
 
-    def killed_after(self, seconds: float, *more: str) -> int:
-        """Runs the command, kills it after so many seconds, and returns its status; -9 if it was killed."""
-        end = time.monotonic() + seconds
-        return self.runner.run(*self.arguments, *more, kill_when=lambda: time.monotonic() > end).status
+    def killed_after(self, seconds: float, *more: str, writing: bool) -> int:
+        """Runs the command, kills it after so many seconds, and returns its status; -9 if it was killed.
+
+        With `writing` the seconds are counted from the moment when a temporary folder appears.
+        """
+        end = [math.inf if writing else time.monotonic() + seconds]
+
+        def is_time() -> bool:
+            if end[0] == math.inf and leftovers(self.output):
+                end[0] = time.monotonic() + seconds
+            return time.monotonic() > end[0]
+
+        return self.runner.run(*self.arguments, *more, kill_when=is_time).status
 
     def run(self, *more: str) -> str | None:
         """Runs the command to its end; returns what was wrong."""
@@ -70,7 +80,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def leftovers(folder: Path) -> list[str]:
     """Names of temporary files and folders at any depth."""
-    return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.name.startswith(LEFTOVERS)]
+    return [str(path.relative_to(folder)) for path in folder.glob("**/.*") if path.name.startswith(LEFTOVERS)]
 
 
 def is_whole(folder: Path) -> bool:
@@ -173,18 +183,21 @@ def main() -> int:
                 more = ["--overwrite"] if old else []
                 if not old:
                     shutil.rmtree(command.output, ignore_errors=True)
-                # Half of the kills are at the end, where the result is written.
-                moment = seconds * (draw.uniform(0.05, 1.05) if number % 4 < 2 else draw.uniform(0.7, 1.05))
-                status = command.killed_after(moment, *more)
+                writing = number % 4 >= 2  # half of the kills are at the end, where the result is written
+                moment = draw.choice((0.03, 0.3, 3.0)) * draw.random() if writing else draw.random() * seconds
+                status = command.killed_after(moment, *more, writing=writing)
                 killed += status == -9
                 moved += any((command.output / hidden).is_dir() for hidden in (".complete", ".moving"))
                 problem = problem_after_kill(name, command.output, old)
                 if problem is None and not (status == 0 and not old and name == "register"):
+                    start = time.monotonic()
                     problem = command.run(*more)
+                    seconds = time.monotonic() - start if name == "register" else seconds
                 problem = problem or problem_at_end(name, command.output)
                 if problem:
                     bad += 1
-                    print(f"{name}, round {number}, killed at {moment:.1f} s: {problem}", flush=True)
+                    when = f"{moment:.2f} s{' of writing' if writing else ''}"
+                    print(f"{name}, round {number}, killed after {when}: {problem}", flush=True)
             print(
                 f"{name}: {options.rounds} rounds of {seconds:.1f} s, {killed} killed, {moved} of them in the move; "
                 f"{bad} wrong ends so far",
