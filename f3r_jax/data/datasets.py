@@ -36,6 +36,7 @@ from f3r_jax.data.phantom.appearance import CT_PHASES, MR_SEQUENCES
 from f3r_jax.data.phantom.cases import kept_tissue_map, phantom_case, phantom_folder
 
 CACHE_BYTES = 2 << 30  # enough for the paper's 50 pairs (27 MB each) and a train step on a machine of 8 GB
+MOST_CASES = 1_000_000
 MIN_TRAINING_CASES = 2  # with a single case there is nothing to shuffle and nothing to generalise from
 SOURCES = ("phantom", "nifti", "synthetic")
 
@@ -219,8 +220,8 @@ def _check_config(config: ConfigDict) -> None:
     if len(spacing) != 3 or not all(np.isfinite(length) and length > 0 for length in spacing):
         raise UserError(f"data.spacing is {spacing}; expected three positive lengths in mm")
     for key in ("cases", "validation_cases", "test_cases"):
-        if not isinstance(config[key], int) or config[key] < 0:
-            raise UserError(f"data.{key} is {config[key]!r}; expected a whole number, 0 or more")
+        if not isinstance(config[key], int) or not 0 <= config[key] <= MOST_CASES:
+            raise UserError(f"data.{key} is {config[key]!r}; expected a whole number from 0 to {MOST_CASES}")
     for key, low, high in (("ct_window", -np.inf, np.inf), ("mr_percentiles", 0, 100)):
         bounds = tuple(config[key])
         if len(bounds) != 2 or not low <= bounds[0] < bounds[1] <= high:

@@ -206,7 +206,7 @@ def _pair_of_files(path: Path, files: tuple[str, str], split: str | None) -> Pai
     return PairFiles("_".join([stem, *numbers]), scans["ct"], scans["mr"], split, fixed=next(iter(scans)))
 
 
-def _case_number(path: Path, file: str) -> str:
+def _case_number(path: Path, file: object) -> str:
     match = re.fullmatch(r".*?(\d+)_\d{4}", _stem(file)) if isinstance(file, str) else None
     if match is None:
         raise UserError(f"{path}: file name {file}; expected Learn2Reg's form, such as AbdomenMRCT_0001_0000.nii.gz")
