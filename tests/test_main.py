@@ -344,14 +344,13 @@ def _singular(folder):
 
 
 def _swapped(folder):
-    _rows(folder, *_four("ct_0.nii.gz,mr_0.nii.gz"))
+    splits = ("train", "train", "validation", "test")
+    _rows(folder, "fixed,moving,split", *(f"ct_0.nii.gz,mr_0.nii.gz,{split}" for split in splits))
     return ["mr_0.nii.gz", "stated to be a CT", "data.check_modality=False"]
 
 
 def _no_orientation(folder):
-    image = nibabel.Nifti1Image(blob(0.0), AFFINE)
-    image.header["sform_code"] = 0
-    nibabel.save(image, folder / "ct_2.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(600 * blob(0.0) - 150, None), folder / "ct_2.nii.gz")  # both codes are 0
     return ["ct_2.nii.gz", "no orientation", "unoriented"]
 
 

@@ -75,9 +75,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 def _unknown_key(argv: Sequence[str], error: Exception) -> str | None:
     """The message for a flag --config.KEY=VALUE of a key that the config lacks; ml_collections names the key alone."""
-    if not isinstance(error, KeyError) or not error.args:
-        return None
-    key = str(error.args[0]).strip("'")
+    key = str(error).strip("\"'")
     for argument in argv:
         name = argument.partition("=")[0].lstrip("-")
         if name.startswith("config.") and key in name.split("."):
