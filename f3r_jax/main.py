@@ -27,7 +27,8 @@ from ml_collections import ConfigDict, config_flags
 from f3r_jax.common import cli
 from f3r_jax.common.compilation_cache import keep_compiled_programs
 from f3r_jax.common.errors import UserError
-from f3r_jax.config import is_trained
+from f3r_jax.common.files import check_readable
+from f3r_jax.config import check_seed, is_trained
 from f3r_jax.train import devices
 from f3r_jax.train.jobs import train_and_evaluate
 
@@ -61,11 +62,11 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--config=FILE is required, for example --config=configs/mrb.py")
     spec = config_flags.get_config_filename(flags.FLAGS["config"])
     file = Path(spec.partition(":")[0])
-    if not file.is_file():
-        raise UserError(f"{file}: no such file, expected a config such as configs/mrb.py")
+    check_readable(file, "a config such as configs/mrb.py")
     check_processes()
     keep_compiled_programs()
     config = _CONFIG.value
+    check_seed(config)
     if config.data.root is None:
         raise UserError("data.root is not set, expected the folder of the data: --config.data.root=FOLDER")
     workdir = _WORKDIR.value

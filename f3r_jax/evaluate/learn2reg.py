@@ -175,7 +175,7 @@ def read_submission(path: Path) -> VoxelField:
 
 
 def _read_nifti(path: Path) -> np.ndarray:
-    stored = nifti.read_stored(path)
+    stored = nifti.read_stored(path, unoriented="RAS")  # only its numbers matter
     try:
         return stored.get_fdata()
     except (OSError, EOFError, ValueError, zlib.error) as error:

@@ -41,7 +41,7 @@ def read_cases(path: Path, summary: Summary) -> dict[CaseKey, Scores]:
     """Reads the scores of each case from a cases.csv, which must be of the same evaluation as the summary."""
     by_name: dict[str, list[dict[str, str]]] = {}
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 by_name.setdefault(row["case"], []).append(row)
         if not by_name:
@@ -87,7 +87,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object from a file of a run."""
     name = f"{path.parent.name}/{path.name}" if path.parent.name == FOLDER else path.name
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UnreadableRun(f"{name}: not readable ({error})") from error
     if not isinstance(found, dict):

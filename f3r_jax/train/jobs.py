@@ -51,8 +51,8 @@ def train_and_evaluate(runs: dict[Path, ConfigDict], *, argv: Sequence[str], not
         check_batches(config)
     for workdir, each in runs.items():
         check_same_run(each, workdir)
-    if note is not None:
-        print(note, flush=True)
+    for line in (*([note] if note else []), *(f"note: {line}" for line in dataset.notes)):
+        print(line, flush=True)
     step_future = None if network is None else compile_in_background(network, configs, workdirs)
     devices.main_first(partial(load_all_cases, dataset))  # so that only one process creates the phantom
     if devices.is_main():
@@ -74,10 +74,10 @@ def train_and_evaluate(runs: dict[Path, ConfigDict], *, argv: Sequence[str], not
 def _checked_network(configs: Sequence[ConfigDict]) -> nn.Module:
     """The network of the runs. Raises a UserError for an invalid setting."""
     config = configs[0]
-    devices.mesh_for(config.train.batch_size)
-    network = models.build(config.model, dtype=config.train.dtype)
     for each in configs:
         check_settings(each)
+    devices.mesh_for(config.train.batch_size)
+    network = models.build(config.model, dtype=config.train.dtype)
     instance.settings_of(config.instance)
     return network
 

@@ -1,5 +1,6 @@
 """The training step: similarity + lambda x smoothness (Eq. 3) as one jitted pure function."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
@@ -45,7 +46,7 @@ def check_settings(config: ConfigDict) -> None:
         "train.keep_checkpoints": config.train.keep_checkpoints,
     }
     for name, value in positive.items():
-        if not value > 0:
+        if not 0 < value < math.inf:
             raise UserError(f"{name} is {value}, expected a number above 0")
     for name, value in {
         "loss.lam": config.loss.lam,
@@ -53,7 +54,7 @@ def check_settings(config: ConfigDict) -> None:
         "loss.second_after": config.loss.second_after,
         "optim.warmup_steps": config.optim.warmup_steps,
     }.items():
-        if not value >= 0:
+        if not 0 <= value < math.inf:
             raise UserError(f"{name} is {value}, expected 0 or more")
     for name, value, known in (
         ("loss.mind", config.loss.mind, PRESETS),
