@@ -18,8 +18,10 @@ from absl import flags
 
 from f3r_jax.common import cli
 from f3r_jax.common.errors import UserError
-from f3r_jax.data import nifti, pairs, transforms
+from f3r_jax.common.files import check_writable, errors_of
+from f3r_jax.data import landmarks, nifti, transforms
 from f3r_jax.data.nifti import Grid
+from f3r_jax.data.nifti_geometry import check_axes
 from f3r_jax.register import output_files
 
 FORWARD, INVERSE = "displacement.nii.gz", "inverse_displacement.nii.gz"
@@ -31,19 +33,22 @@ _POINTS = flags.DEFINE_string("points", None, "CSV of points with columns x, y, 
 _OUTPUT = flags.DEFINE_string("output", None, "Output file, of the same type as the input.")
 _REFERENCE = flags.DEFINE_string("reference", None, "NIfTI that defines the output grid; by default the field's grid.")
 _INVERSE = flags.DEFINE_bool("inverse", False, "Map from the fixed scan to the moving scan.")
+_UNORIENTED = flags.DEFINE_string(
+    "unoriented", None, "Axes of a NIfTI without orientation codes, such as RAS, or LPS as ITK reads it; else refused."
+)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing output file.")
 USAGE = "expected --transform=FOLDER, one of --image, --labels and --points, and --output=FILE"
 GROUPS = {
     "What to apply": ("transform", "inverse"),
-    "What to warp (one of them)": ("image", "labels", "points"),
+    "What to warp (one of them)": ("image", "labels", "points", "unoriented"),
     "Output": ("output", "reference", "overwrite"),
 }
 
 
 def main(argv: Sequence[str]) -> int:
     """Applies the transform of the flags to the input and writes the output."""
-    given = {name: flag.value for name, flag in (("image", _IMAGE), ("labels", _LABELS), ("points", _POINTS))}
-    given = {name: value for name, value in given.items() if value is not None}
+    flag_of = {"image": _IMAGE, "labels": _LABELS, "points": _POINTS}
+    given = {name: flag.value for name, flag in flag_of.items() if flag.value is not None}
     if argv[1:] or len(given) != 1 or _TRANSFORM.value is None or _OUTPUT.value is None:
         raise UserError(USAGE)
     ((kind, path),) = given.items()
@@ -51,10 +56,16 @@ def main(argv: Sequence[str]) -> int:
     ending = (".csv",) if kind == "points" else (".nii", ".nii.gz")
     if not output.name.endswith(ending):
         raise UserError(f"{output}: expected a name ending in {' or '.join(ending)}")
-    if output.exists() and not _OVERWRITE.value:
-        raise UserError(f"{output}: exists, expected a new file, or --overwrite")
+    with errors_of(output, "write the output"):
+        if output.exists() and not _OVERWRITE.value:
+            raise UserError(f"{output}: exists, expected a new file, or --overwrite")
+        if output.is_dir():
+            raise UserError(f"{output}: is a folder, expected the name of a file")
     if not output.parent.is_dir():
         raise UserError(f"{output.parent}: no such folder, expected one for {output.name}")
+    check_writable(output.parent)
+    if _UNORIENTED.value is not None:
+        check_axes(_UNORIENTED.value, "--unoriented")
     transform, inverse = Path(_TRANSFORM.value), _INVERSE.value
     if kind == "points":
         if _REFERENCE.value is not None:
@@ -62,7 +73,19 @@ def main(argv: Sequence[str]) -> int:
         carry_points(path, transform, output, inverse=inverse)
     else:
         field, grid = nifti.read_field(field_file(transform, inverse=inverse))
-        carry_volume(path, field, grid, output, reference=_REFERENCE.value, nearest=kind == "labels")
+        for file in filter(None, (path, _REFERENCE.value)):
+            for line in nifti.notes_on(file, unoriented=_UNORIENTED.value):
+                print(f"note: {line}")
+        with errors_of(output, "write the output"):
+            carry_volume(
+                path,
+                field,
+                grid,
+                output,
+                reference=_REFERENCE.value,
+                nearest=kind == "labels",
+                unoriented=_UNORIENTED.value,
+            )
     print(f"written: {output}")
     return 0
 
@@ -77,8 +100,9 @@ def field_file(transform: Path, *, inverse: bool) -> Path:
     """
     if transform.is_dir():
         name = INVERSE if inverse else FORWARD
-        if not (transform / name).is_file():
-            raise UserError(f"{transform}: no {name} found, expected the folder of a registration")
+        for file in (name, output_files.SUMMARY):
+            if not (transform / file).is_file():
+                raise UserError(f"{transform}: no {file} found, expected the folder of a registration that is complete")
         return transform / name
     if not transform.is_file():
         raise UserError(f"{transform}: no such file or folder, expected the folder of a registration")
@@ -89,7 +113,7 @@ def field_file(transform: Path, *, inverse: bool) -> Path:
 
 def carry_points(path: str, transform: Path, output: Path, *, inverse: bool) -> None:
     """Maps the points of a CSV to the fixed frame, or with `inverse` to the moving frame, and writes them."""
-    points = pairs.read_landmarks(Path(path))
+    points = landmarks.read_landmarks(Path(path))
     back, there = (partial(_displaced, *nifti.read_field(field_file(transform, inverse=way))) for way in (True, False))
     output_files.write_points(output, there(points) if inverse else transforms.solve(there, points, back(points))[0])
 
@@ -99,12 +123,19 @@ def _displaced(field: np.ndarray, grid: Grid, points: np.ndarray) -> np.ndarray:
 
 
 def carry_volume(
-    path: str, field: np.ndarray, grid: Grid, output: Path, *, reference: str | None, nearest: bool
+    path: str,
+    field: np.ndarray,
+    grid: Grid,
+    output: Path,
+    *,
+    reference: str | None,
+    nearest: bool,
+    unoriented: str | None = None,
 ) -> None:
     """Warps an image or label map to the grid of the field or of `reference`, and writes it."""
-    volume = nifti.read_labels(path) if nearest else nifti.read(path)
+    volume = (nifti.read_labels if nearest else nifti.read)(path, unoriented=unoriented)
     if reference is not None:
-        target = nifti.read_stored_grid(reference)
+        target = nifti.read_stored_grid(reference, unoriented=unoriented)
         field, grid = transforms.resample_field(field, grid, target), target
     outside = 0 if nearest else float(volume.data.min())
     warped = transforms.warp_image(volume, field, grid, order=0 if nearest else 1, outside=outside)

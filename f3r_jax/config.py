@@ -56,6 +56,8 @@ EARLIER = {
     "loss.second_similarity": "",
     "loss.second_after": 0.0,
     "loss.epe": 0.0,
+    "data.unoriented": "",
+    "data.check_modality": True,
     "data.ct_phases": CT_PHASES,
     "data.mr_sequences": MR_SEQUENCES,
     **{f"augment.{name}": 0.0 for name in AUGMENTATIONS},
@@ -184,6 +186,12 @@ def upgraded(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def check_seed(config: ConfigDict) -> None:
+    """Raises a UserError for a seed that random generators do not accept."""
+    if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
+        raise UserError(f"seed is {config.seed!r}, expected a whole number from 0 to {2**32 - 1}")
+
+
 def is_trained(config: ConfigDict) -> bool:
     """Whether the method is trained; SyN and instance optimisation are not."""
     return config.model.name not in UNTRAINED
@@ -210,6 +218,8 @@ def _shared(option: str) -> ConfigDict:
     config.data.ct_phases = CT_PHASES[:1]
     config.data.mr_sequences = MR_SEQUENCES[:1]
     config.data.initialisation = "header"  # or "body_centre", "rigid", "affine"; the last two optimise MIND per pair
+    config.data.unoriented = ""  # axes of NIfTI files without orientation codes, such as "RAS"; "": refused
+    config.data.check_modality = True  # whether intensities that contradict a pair's modalities are an error
     config.data.ct_window = CT_WINDOW
     config.data.mr_percentiles = MR_PERCENTILES
     config.data.organs = ConfigDict(ORGANS)

@@ -27,7 +27,8 @@ from ml_collections import ConfigDict, config_flags
 from f3r_jax.common import cli
 from f3r_jax.common.compilation_cache import keep_compiled_programs
 from f3r_jax.common.errors import UserError
-from f3r_jax.config import is_trained
+from f3r_jax.common.files import check_readable
+from f3r_jax.config import check_seed, is_trained
 from f3r_jax.train import devices
 from f3r_jax.train.jobs import train_and_evaluate
 
@@ -61,11 +62,11 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--config=FILE is required, for example --config=configs/mrb.py")
     spec = config_flags.get_config_filename(flags.FLAGS["config"])
     file = Path(spec.partition(":")[0])
-    if not file.is_file():
-        raise UserError(f"{file}: no such file, expected a config such as configs/mrb.py")
+    check_readable(file, "a config such as configs/mrb.py")
     check_processes()
     keep_compiled_programs()
     config = _CONFIG.value
+    check_seed(config)
     if config.data.root is None:
         raise UserError("data.root is not set, expected the folder of the data: --config.data.root=FOLDER")
     workdir = _WORKDIR.value
@@ -106,8 +107,9 @@ def check_processes() -> None:
     if named and len(named) < len(given):
         absent = next(name for name, value in given.items() if value is None)
         raise UserError(f"--{absent} is missing, expected it with --{named[0]}")
-    if named and not _PROCESS.value < _PROCESSES.value:
-        raise UserError(f"--process is {_PROCESS.value}, expected 0 to {_PROCESSES.value - 1} with --processes")
+    process, processes = _PROCESS.value, _PROCESSES.value
+    if process is not None and processes is not None and process >= processes:
+        raise UserError(f"--process is {process}, expected 0 to {processes - 1} with --processes")
 
 
 def runs_by_lambda(config: ConfigDict, workdir: str) -> dict[Path, ConfigDict]:
@@ -117,7 +119,7 @@ def runs_by_lambda(config: ConfigDict, workdir: str) -> dict[Path, ConfigDict]:
     if "{lam}" not in workdir:
         raise UserError(f"--workdir is {workdir}, expected {{lam}} in it with --lambdas, such as runs/mrb_lam{{lam}}")
     try:
-        lams = sorted({float(text) for text in _LAMBDAS.value})
+        lams = sorted({float(text) for text in _LAMBDAS.value or ()})
     except ValueError as error:
         raise UserError(f"--lambdas: {error}, expected numbers such as 0.25,0.5,1") from error
     if not lams:

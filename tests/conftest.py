@@ -194,6 +194,8 @@ def data_settings(root: Path, **changes: object) -> dict:
         "validation_cases": 0,
         "test_cases": 0,
         "initialisation": "header",
+        "unoriented": "",
+        "check_modality": True,
         "ct_window": (-160.0, 240.0),
         "mr_percentiles": (1.0, 99.0),
     } | changes

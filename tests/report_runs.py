@@ -4,11 +4,12 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from f3r_jax.evaluate import metrics
+from f3r_jax.evaluate.summary import FieldSummary, MeanStd
 from f3r_jax.models.f3rnet import VARIANTS
 
 STEPS = 6
@@ -111,11 +112,12 @@ def _rows(number: int, liver_dice: float) -> list[dict]:
 def _summary(rows: list[dict], cases: int, system: str) -> dict:
     organs = {
         organ: {
-            score: metrics.summarise([row[score] for row in rows if row["organ"] == organ])
+            score: MeanStd.of([row[score] for row in rows if row["organ"] == organ])
             for score in ("dice", "asd_mm", "hd95_mm")
         }
         for organ in ORGANS
     }
+    of_field = asdict(FieldSummary(organs, None, None))
     return {
         "method": VARIANTS[system].label if system in VARIANTS else LABELS[system],
         "direction": "ct_to_mr",
@@ -124,6 +126,6 @@ def _summary(rows: list[dict], cases: int, system: str) -> dict:
         "step": None if system == "syn" else STEPS,
         "seconds_per_pair": 0.5,
         "device": "cpu",
-        "organs": organs,
-        "before": {"organs": organs},
+        **of_field,
+        "before": of_field,
     }

@@ -247,6 +247,11 @@ def test_the_real_pair(commands, arguments, tmp_path):
         ({"model.name": "f3rnet", "model.variant": "half"}, ["model.variant", "half", "mrb"]),
         ({"loss.mind": "ngf"}, ["loss.mind", "ngf", "mind_ssc"]),
         ({"train.steps": 0}, ["train.steps", "0"]),
+        ({"train.batch_size": 0}, ["train.batch_size is 0"]),
+        ({"seed": -1}, ["seed is -1", "0 to 4294967295"]),
+        ({"train.lerning_rate": 1}, ["--config.train.lerning_rate", "no key 'lerning_rate'"]),
+        ({"data.unoriented": "up"}, ["data.unoriented", "up", "RAS"]),
+        ({"data.shape": (160000, 160000, 160000)}, ["data.shape=160000,160000,160000", "GB"]),
     ],
 )
 def test_a_setting_that_is_wrong(commands, arguments, tmp_path, changes, words):
@@ -338,6 +343,17 @@ def _singular(folder):
     return ["ct_2.nii.gz", "singular affine"]
 
 
+def _swapped(folder):
+    splits = ("train", "train", "validation", "test")
+    _rows(folder, "fixed,moving,split", *(f"ct_0.nii.gz,mr_0.nii.gz,{split}" for split in splits))
+    return ["mr_0.nii.gz", "stated to be a CT", "data.check_modality=False"]
+
+
+def _no_orientation(folder):
+    nibabel.save(nibabel.Nifti1Image(600 * blob(0.0) - 150, None), folder / "ct_2.nii.gz")  # both codes are 0
+    return ["ct_2.nii.gz", "no orientation", "unoriented"]
+
+
 def _one_to_train_on(folder):
     _rows(folder, "fixed,moving,split", "mr_0.nii.gz,ct_0.nii.gz,train", "mr_1.nii.gz,ct_1.nii.gz,test")
     return [folder, "1 train"]
@@ -361,6 +377,8 @@ def _none_to_test_on(folder):
         pytest.param(_voxel(np.nan), id="nan"),
         pytest.param(_voxel(np.inf), id="infinite"),
         _singular,
+        _swapped,
+        _no_orientation,
         _one_to_train_on,
         _none_to_test_on,
     ],

@@ -16,15 +16,17 @@ once. Registrations are described in `registration`.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from f3r_jax.benchmark import registration, suite, workloads
-from f3r_jax.benchmark.environment import PACKAGES, environment
+from f3r_jax.benchmark import registration, registration_tables, suite, workloads
+from f3r_jax.benchmark.environment import PACKAGES, current_environment
+from f3r_jax.benchmark.measurement import Measurements
 from f3r_jax.benchmark.tables import as_markdown, replace_section, section_name
 from f3r_jax.benchmark.timing import measure
 from f3r_jax.common import cli
@@ -83,7 +85,7 @@ GROUPS = {
 }
 
 
-def main(argv: list[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Measures what the flags ask for; returns the exit status, 1 if a process failed."""
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: options are written --name=value")
@@ -98,13 +100,13 @@ def main(argv: list[str]) -> int:
     if FLAGS.suite:
         return whole()
     shape = tuple(int(size) for size in FLAGS.shape)
-    report, text, name, failed = (registrations if REGISTRATION in FLAGS.what else networks)(shape)
-    print(f"\n{text}")
+    found = (registrations if REGISTRATION in FLAGS.what else networks)(shape)
+    print(f"\n{found.markdown}")
     if FLAGS.json:
-        write_text(Path(FLAGS.json), json.dumps(json_safe(report), indent=1) + "\n")
+        write_text(Path(FLAGS.json), json.dumps(json_safe(found.numbers), indent=1) + "\n")
     if FLAGS.markdown:
-        replace_section(Path(FLAGS.markdown), text, name=name)
-    return int(failed)
+        replace_section(Path(FLAGS.markdown), found.markdown, name=found.section)
+    return int(found.failed)
 
 
 def whole() -> int:
@@ -114,21 +116,33 @@ def whole() -> int:
     return suite.run_suite(FLAGS.sections, started, fresh=FLAGS.fresh)
 
 
-def networks(shape: tuple[int, ...]) -> tuple[dict, str, str, bool]:
-    """Measures networks and convolutions: (report, its Markdown, name of its section, whether anything failed)."""
-    machine = workloads.Machine("", tuple(name for name in workloads.installed() if name in FLAGS.what))
+class Output(NamedTuple):
+    """What a measurement prints and writes."""
+
+    numbers: dict[str, Any]  # for --json
+    markdown: str
+    section: str  # of the Markdown file
+    failed: bool
+
+
+def networks(shape: tuple[int, ...]) -> Output:
+    """Measures networks and convolutions."""
+    target = workloads.Target("", tuple(name for name in workloads.installed() if name in FLAGS.what))
     if "torch" in FLAGS.what:
-        print("".join(f"{line}\n" for line in workloads.left_out(["torch"], machine)), end="")
-    groups = workloads.single(machine, what=FLAGS.what, variants=FLAGS.variant, shape=shape)
-    report = environment() | {"shape": shape, "repeats": FLAGS.repeats}
-    report["parameters"] = parameters(FLAGS.variant) if "parameters" in FLAGS.what else {}
-    report["measurements"] = [measure(jobs, repeats=FLAGS.repeats) for jobs in groups]
-    failed = any("error" in result for result in report["measurements"])
-    return report, as_markdown(report, what=FLAGS.what), section_name(report), failed
+        print("".join(f"{line}\n" for line in workloads.left_out(["torch"], target)), end="")
+    wanted = workloads.single(target, what=FLAGS.what, variants=FLAGS.variant, shape=shape)
+    environment, counts = current_environment(), parameters(FLAGS.variant) if "parameters" in FLAGS.what else {}
+    rows = [measure(workload, repeats=FLAGS.repeats) for workload in wanted]
+    device = next((row.results["jax"].set_up.device for row in rows if row.results), "cpu")
+    numbers = environment.to_json() | {"shape": shape, "repeats": FLAGS.repeats, "parameters": counts}
+    numbers["measurements"] = [row.to_json() for row in rows]
+    found = Measurements(environment, device, FLAGS.repeats, rows)
+    text, failed = as_markdown(found, what=FLAGS.what, parameters=counts), any(row.error is not None for row in rows)
+    return Output(numbers, text, section_name(shape, device), failed)
 
 
-def registrations(shape: tuple[int, ...]) -> tuple[dict, str, str, bool]:
-    """Measures registrations; returns the same four values as `networks`."""
+def registrations(shape: tuple[int, ...]) -> Output:
+    """Measures registrations."""
     found = registration.measure_registration(
         shape=shape,
         spacing=FLAGS.spacing or registration.fitting_spacing(shape),
@@ -137,10 +151,11 @@ def registrations(shape: tuple[int, ...]) -> tuple[dict, str, str, bool]:
         note=lambda line: print(line, flush=True),
     )
     baselines = [baseline.package for baseline in registration.BASELINES.values()]
-    report = environment((*PACKAGES, *baselines)) | {"shape": shape, REGISTRATION: found}
-    name = f"Registration, {' x '.join(map(str, shape))} on {found['device']}"
-    failed = any(registration.failures(found))
-    return report, registration.as_markdown(report), name, failed
+    environment = current_environment((*PACKAGES, *baselines))
+    numbers = environment.to_json() | {"shape": shape, REGISTRATION: found.to_json()}
+    name = f"Registration, {' x '.join(map(str, shape))} on {found.device}"
+    text = registration_tables.as_markdown(found, environment)
+    return Output(numbers, text, name, failed=any(found.failures()))
 
 
 def parameters(variants: Iterable[str]) -> dict[str, int]:
@@ -154,22 +169,23 @@ def parameters(variants: Iterable[str]) -> dict[str, int]:
 
 def check_flags() -> None:
     """Raises `UserError` for the first invalid flag."""
+    given = FLAGS.flag_values_dict()
     known = {"what": (*WHAT, REGISTRATION), "variant": VARIANTS, "sections": suite.NAMES}
     for flag, values in known.items():
-        if not FLAGS[flag].value:
+        if not given[flag]:
             raise UserError(f"--{flag}: expected at least one of {', '.join(values)}")
-        if unknown := [value for value in FLAGS[flag].value if value not in values]:
+        if unknown := [value for value in given[flag] if value not in values]:
             raise UserError(f"--{flag}: unknown {unknown[0]!r}; known are {', '.join(values)}")
     check_meaning()
     if len(FLAGS.shape) != 3 or not all(size.isdecimal() and int(size) > 0 for size in FLAGS.shape):
         raise UserError(f"--shape={','.join(FLAGS.shape)}: expected three sizes in voxels, like 64,64,64")
     check_shape(tuple(int(size) for size in FLAGS.shape), "--shape")
     for flag in ("repeats", "cases"):
-        if FLAGS[flag].value < 1:
-            raise UserError(f"--{flag}={FLAGS[flag].value}: expected 1 or more")
+        if given[flag] < 1:
+            raise UserError(f"--{flag}={given[flag]}: expected 1 or more")
     for flag, unit in (("spacing", "a length in mm"), ("minutes", "a time")):
-        if FLAGS[flag].value is not None and not 0 < FLAGS[flag].value < float("inf"):
-            raise UserError(f"--{flag}={FLAGS[flag].value}: expected {unit}, above 0")
+        if given[flag] is not None and not 0 < given[flag] < float("inf"):
+            raise UserError(f"--{flag}={given[flag]}: expected {unit}, above 0")
     for path in filter(None, (FLAGS.json, FLAGS.markdown)):
         if not Path(path).absolute().parent.is_dir():
             raise UserError(f"{path}: no such folder; create it first")

@@ -7,27 +7,58 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from f3r_jax.common.provenance import commit, versions
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "voxelmorph")
 
 
-def environment(packages: Sequence[str] = PACKAGES) -> dict:
-    """Command, date, commit, machine and package versions."""
+@dataclass(frozen=True)
+class Machine:
+    """The machine of a measurement."""
+
+    cpu: str
+    cores: int | None
+    memory_gib: float
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where and how something was measured."""
+
+    command: str
+    date: str
+    commit: str | None
+    machine: Machine
+    versions: Mapping[str, str]  # of the packages
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as a dict."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "Environment":
+        """Reads what `to_json` returns."""
+        return cls(**{**found, "machine": Machine(**found["machine"])})
+
+
+def current_environment(packages: Sequence[str] = PACKAGES) -> Environment:
+    """Command, date, commit, machine and package versions of this process."""
     cpuinfo = Path("/proc/cpuinfo")
     models = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {
-        "command": shlex.join(["python", "-m", "f3r_jax.benchmark", *sys.argv[1:]]),
-        "date": datetime.date.today().isoformat(),
-        "commit": commit(),
-        "machine": {"cpu": models[0] if models else platform.machine(), "cores": cores, "memory_gib": round(memory, 1)},
-        "versions": versions(packages),
-    }
+    return Environment(
+        command=shlex.join(["python", "-m", "f3r_jax.benchmark", *sys.argv[1:]]),
+        date=datetime.date.today().isoformat(),
+        commit=commit(),
+        machine=Machine(models[0] if models else platform.machine(), cores, round(memory, 1)),
+        versions=versions(packages),
+    )
 
 
 def fingerprint() -> str:

@@ -3,7 +3,9 @@
 JAX is imported inside the functions, because the peak memory after a job's imports is reported separately.
 """
 
+import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,9 @@ from f3r_jax.benchmark.job import (
     LAM,
     LEARNING_RATE,
     MIB,
+    Job,
     ReadyJob,
+    SetUp,
     available_bytes,
     peak_mib,
     random_arrays,
@@ -22,10 +26,9 @@ from f3r_jax.benchmark.job import (
 
 MIND = "mind_ssc"
 LAMBDAS = (0.5, 1.5, 3.0)
-OPTIONS = ("dtype", "remat")  # keys of a job that are passed to the network
 
 
-def prepare(function: Any, arguments: tuple, *, imported_mib: float, feedback: bool = False) -> ReadyJob:
+def prepare(function: Any, arguments: tuple[Any, ...], *, imported_mib: float, feedback: bool = False) -> ReadyJob:
     """Compiles a jitted function. With `feedback`, its first result is the first argument of the next run.
 
     Raises:
@@ -33,18 +36,21 @@ def prepare(function: Any, arguments: tuple, *, imported_mib: float, feedback: b
     """
     import jax
 
-    arguments = list(jax.device_put(arguments))
-    compiled, cost = timed(lambda: function.lower(*arguments).compile())
+    given = list(jax.device_put(arguments))
+    compiled, cost = timed(lambda: function.lower(*given).compile())
     if jax.default_backend() == "cpu":
         check_fits(compiled.memory_analysis(), available_bytes())
 
     def run() -> None:
-        results = jax.block_until_ready(compiled(*arguments))
+        results = jax.block_until_ready(compiled(*given))
         if feedback:
-            arguments[0] = results[0]
+            given[0] = results[0]
 
-    stats = jax.devices()[0].memory_stats
-    return ReadyJob(run, imported_mib, device_name(), lambda: stats() and stats()["peak_bytes_in_use"] / MIB, cost)
+    def device_peak_mib() -> float | None:
+        stats = jax.devices()[0].memory_stats()
+        return stats and stats["peak_bytes_in_use"] / MIB
+
+    return ReadyJob(run, SetUp(imported_mib, device_name(), cost), device_peak_mib)
 
 
 def check_fits(needs: Any, available: float) -> None:
@@ -62,7 +68,7 @@ def device_name() -> str:
     return "cpu" if device.platform == "cpu" else device.device_kind
 
 
-def network_of(job: dict) -> tuple[Any, Any]:
+def network_of(job: Job) -> tuple[Any, dict[str, Any]]:
     """The network and random parameters, drawn with NumPy because initialising the network would need a compilation."""
     import jax
 
@@ -70,24 +76,25 @@ def network_of(job: dict) -> tuple[Any, Any]:
     from f3r_jax.models.f3rnet import VARIANTS, F3RNet
     from f3r_jax.models.voxelmorph import DECODERS, VoxelMorph
 
-    variant, options = job["variant"], {name: job[name] for name in OPTIONS if name in job}
-    if variant in VARIANTS:
-        network = F3RNet(VARIANTS[variant], **options)
+    network: F3RNet | VoxelMorph
+    if job.variant in VARIANTS:
+        network = F3RNet(VARIANTS[job.variant], dtype=job.dtype, remat=job.remat)
     else:
-        network = VoxelMorph(DECODERS[variant], **options)
+        network = VoxelMorph(DECODERS[job.variant], dtype=job.dtype)
     generator, shapes = np.random.default_rng(0), jax.eval_shape(lambda: initialise(network, jax.random.key(0)))
     params = jax.tree.map(lambda leaf: generator.normal(scale=0.05, size=leaf.shape).astype(np.float32), shapes)
     return network, {"params": params}
 
 
-def count(params: Any) -> dict[str, int]:
-    """The number of parameters, in the form of `ReadyJob.facts`."""
+def with_parameter_count(prepared: ReadyJob, params: Any) -> ReadyJob:
+    """Adds the number of parameters to a job."""
     import jax
 
-    return {"parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))}
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    return prepared._replace(set_up=dataclasses.replace(prepared.set_up, parameters=count))
 
 
-def forward(job: dict) -> ReadyJob:
+def forward(job: Job) -> ReadyJob:
     """A forward pass of the network."""
     import jax
 
@@ -95,12 +102,12 @@ def forward(job: dict) -> ReadyJob:
 
     imported = peak_mib()
     network, params = network_of(job)
-    volumes = random_arrays([(1, *job["shape"], 1)] * 2)
+    volumes = random_arrays([(1, *job.shape, 1)] * 2)
     prepared = prepare(jax.jit(network.apply), (params, *volumes), imported_mib=imported)
-    return prepared._replace(facts=count(params))
+    return with_parameter_count(prepared, params)
 
 
-def train(job: dict, *, lam: float | tuple[float, ...] = LAM) -> ReadyJob:
+def train(job: Job, *, lams: tuple[float, ...] = (LAM,)) -> ReadyJob:
     """A train step: network, warp, loss, gradient and Adam; for several lambdas one step trains all of them."""
     import jax
     import jax.numpy as jnp
@@ -112,19 +119,20 @@ def train(job: dict, *, lam: float | tuple[float, ...] = LAM) -> ReadyJob:
     imported = peak_mib()
     network, params = network_of(job)
     optimiser = optax.adam(LEARNING_RATE)
-    state, lam = State(jnp.zeros((), jnp.int32), params["params"], optimiser.init(params["params"])), jnp.float32(lam)
-    if lam.ndim:
-        state = State(state.step, *jax.tree.map(lambda leaf: jnp.stack([leaf] * len(lam)), tuple(state[1:])))
-    batch = Batch(*random_arrays([(1, *job["shape"], 1)] * 2))
-    step = make_train_step(network, optimiser, Objective(mind=MIND), together=lam.ndim > 0)
+    lam, together = jnp.asarray(lams if len(lams) > 1 else lams[0], jnp.float32), len(lams) > 1
+    state = State(jnp.zeros((), jnp.int32), params["params"], optimiser.init(params["params"]))
+    if together:
+        state = State(state.step, *jax.tree.map(lambda leaf: jnp.stack([leaf] * len(lams)), tuple(state[1:])))
+    batch = Batch(*map(jnp.asarray, random_arrays([(1, *job.shape, 1)] * 2)))
+    step = make_train_step(network, optimiser, Objective(mind=MIND), together=together)
     prepared = prepare(step, (state, batch, lam), imported_mib=imported, feedback=True)
-    return prepared._replace(facts=count(params))
+    return with_parameter_count(prepared, params)
 
 
-def sweep(job: dict) -> ReadyJob:
+def sweep(job: Job) -> ReadyJob:
     """One train step for each of `LAMBDAS`, together (`who` is "jax") or one after another ("alone")."""
-    if job["who"] == "jax":
-        return train(job, lam=LAMBDAS)
+    if job.who == "jax":
+        return train(job, lams=LAMBDAS)
     alone = train(job)
 
     def run() -> None:
@@ -134,17 +142,17 @@ def sweep(job: dict) -> ReadyJob:
     return alone._replace(run=run)
 
 
-def conv(job: dict) -> ReadyJob:
+def conv(job: Job) -> ReadyJob:
     """One convolution with its bias, or the gradient with respect to its input, kernel and bias."""
     import jax
 
     from f3r_jax.ops.conv import conv3d
 
     imported = peak_mib()
-    channels = job["channels"]
+    channels = job.channels
 
     def convolve(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-        if job["who"] == "jax":
+        if job.who == "jax":
             return conv3d(x, kernel, bias)
         layout = ("NDHWC", "DHWIO", "NDHWC")
         return jax.lax.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", dimension_numbers=layout) + bias
@@ -152,26 +160,27 @@ def conv(job: dict) -> ReadyJob:
     def gradient(x: jax.Array, kernel: jax.Array, bias: jax.Array, cotangent: jax.Array) -> tuple:
         return jax.vjp(convolve, x, kernel, bias)[1](cotangent)
 
-    volume = (1, *job["shape"], channels)
-    x, kernel, bias, cotangent = random_arrays([volume, (*job["kernel"], channels, channels), (channels,), volume])
-    if job["what"] == "conv":
+    volume = (1, *job.shape, channels)
+    x, kernel, bias, cotangent = random_arrays([volume, (*job.kernel, channels, channels), (channels,), volume])
+    if job.what == "conv":
         return prepare(jax.jit(convolve), (x, kernel, bias), imported_mib=imported)
     return prepare(jax.jit(gradient), (x, kernel, bias, cotangent), imported_mib=imported)
 
 
-def device(_: dict) -> ReadyJob:
+def device(_: Job) -> ReadyJob:
     """Does nothing; reports the name of the device."""
-    return ReadyJob(lambda: None, peak_mib(), device_name(), lambda: None)
+    return ReadyJob(lambda: None, SetUp(peak_mib(), device_name()), lambda: None)
 
 
-def peaks(job: dict) -> ReadyJob:
-    """Measures the peak FLOP/s and bytes/s of the device, reported as the fact "peaks"."""
+def peaks(job: Job) -> ReadyJob:
+    """Measures and reports the peak FLOP/s and bytes/s of the device."""
     from f3r_jax.benchmark import roofline
 
-    return device(job)._replace(facts={"peaks": roofline.peaks(dtype=job["dtype"])._asdict()})
+    ready, found = device(job), roofline.peaks(dtype=job.dtype)
+    return ready._replace(set_up=dataclasses.replace(ready.set_up, peaks=found._asdict()))
 
 
-PREPARE = {
+PREPARE: dict[tuple[str, str], Callable[[Job], ReadyJob]] = {
     ("jax", "forward"): forward,
     ("jax", "train"): train,
     ("jax", "sweep"): sweep,

@@ -1,11 +1,11 @@
-"""A benchmark job that is ready to run, and the time and memory that it takes in this process."""
+"""A benchmark job, and the time and memory that it takes in this process. Needs neither JAX nor PyTorch."""
 
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -13,23 +13,78 @@ MIB, GIB = 2**20, 2**30
 LEARNING_RATE, LAM = 1e-5, 1.5  # Section 3.1; speed depends on neither
 NO_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "allocate memory")  # messages of XLA, CUDA and PyTorch's allocator
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one subject runs (`worker`). A field that a kind of job doesn't use has its default."""
+
+    who: str
+    what: str
+    variant: str = ""  # of a network
+    kernel: tuple[int, ...] = ()  # of a convolution, as `channels`
+    channels: int = 0
+    shape: tuple[int, ...] = ()  # x y z, voxels
+    remat: bool = False
+    dtype: str = "float32"
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields without those at their defaults."""
+        values = ((field, getattr(self, field.name)) for field in fields(self))
+        return {field.name: value for field, value in values if value != field.default}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "Job":
+        """Reads what `to_json` returns; other entries are ignored."""
+        known: dict[str, Any] = {field.name: found[field.name] for field in fields(cls) if field.name in found}
+        return cls(**known | {name: tuple(known[name]) for name in ("kernel", "shape") if name in known})
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Wall-clock seconds and CPU seconds, of all threads."""
+
+    wall: float
+    cpu: float
+
+
+@dataclass(frozen=True)
+class SetUp:
+    """What is known of a job when it is ready. A fact that this kind of job lacks is None."""
+
+    imported_mib: float  # peak memory of the process after its imports
+    device: str
+    compile: Seconds | None = None
+    parameters: int | None = None
+    note: str | None = None  # on settings other than planned
+    peaks: Mapping[str, float] | None = None  # the fields of `roofline.Peaks`
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as a dict, without facts that are None."""
+        facts = ("parameters", "note", "peaks")
+        return {name: value for name, value in asdict(self).items() if value is not None or name not in facts}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "SetUp":
+        """Reads what `to_json` returns; other entries are ignored."""
+        known = {field.name: found[field.name] for field in fields(cls) if field.name in found}
+        return cls(**known | {"compile": known["compile"] and Seconds(**known["compile"])})
+
 
 class ReadyJob(NamedTuple):
     """A job ready to run."""
 
     run: Callable[[], Any]  # returns when the device has finished
-    imported_mib: float  # peak memory of the process after its imports
-    device: str
+    set_up: SetUp
     device_peak_mib: Callable[[], float | None]  # of an accelerator's own memory
-    compile: dict[str, float] | None = None
-    facts: Mapping[str, Any] = MappingProxyType({})  # further results: "parameters", "note", "peaks"
 
 
-def timed(function: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
-    """Result of the function, and its wall-clock seconds and CPU seconds (all threads)."""
+def timed(function: Callable[[], T]) -> tuple[T, Seconds]:
+    """Result of the function, and the time that it took."""
     wall, cpu = time.perf_counter(), time.process_time()
     result = function()
-    return result, {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+    return result, Seconds(time.perf_counter() - wall, time.process_time() - cpu)
 
 
 def peak_mib() -> float:

@@ -15,39 +15,28 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from f3r_jax.benchmark.registration_worker import COST_FILE, FIELD_FILE, NETWORKS, OURS, PAIR_FILE
-from f3r_jax.benchmark.tables import heading, table
+from f3r_jax.benchmark.registration_tables import RegisteredPair, Registrations
+from f3r_jax.benchmark.registration_worker import COST_FILE, FIELD_FILE, NETWORKS, OURS, PAIR_FILE, RegistrationCost
+from f3r_jax.common.arrays import VoxelField
 from f3r_jax.common.errors import UserError
 from f3r_jax.config import syn_config
 from f3r_jax.data import datasets
 from f3r_jax.data.cases import Case
-from f3r_jax.evaluate import inference, scoring
+from f3r_jax.evaluate import inference, metrics, scoring
 from f3r_jax.evaluate.classical import BASELINES
-from f3r_jax.ops.shapes import Displacement, Volume
-from f3r_jax.ops.warp import warp
+from f3r_jax.evaluate.scores import FieldScores
+from f3r_jax.evaluate.scoring import Organs
 from f3r_jax.workdir import checkpoints
 
 # Seed of the phantom. Mean Dice of its first two pairs is 72 % before registration. Configs and README use 0, 1 and 2.
 SEED = 1008
 FIELD_OF_VIEW = (307.2, 230.4, 230.4)  # mm, as in the configs: the trunk with all organs
-COLUMNS = {  # score: (heading of its column, digits)
-    "dice": ("Dice, %", 1),
-    "liver_dice": ("liver Dice, %", 1),
-    "hd95_mm": ("HD95, mm", 1),
-    "epe_mm": ("end-point error, mm", 2),
-    "sd_log_jacobian": ("SDlogJ", 3),
-    "folding_percent": ("folding, %", 3),
-    "seconds": ("seconds", 1),
-    "compile_seconds": ("of these, tracing and cache reads", 1),
-}
-
 Note = Callable[[str], None]
 
 
@@ -67,34 +56,35 @@ def check_checkpoint(checkpoint: str) -> None:
 
 def measure_registration(
     *, shape: tuple[int, ...], spacing: float, cases: int, checkpoint: str | None, note: Note
-) -> dict:
-    """Registers the pairs with all methods.
-
-    Returns the scores before registration, and the scores and cost (or an "error") of each method and case.
-    """
+) -> Registrations:
+    """Registers the pairs with all methods."""
     jax.config.update("jax_platforms", "cpu")  # this process must not take the memory of an accelerator
     config = syn_config(option="").data
     config.update({"shape": shape, "spacing": (spacing,) * 3, "validation_cases": 0, "test_cases": 0})
     config.cases = max(cases, datasets.MIN_TRAINING_CASES)  # cases are generated when they are loaded
     organs = datasets.organs_of(config)
-    report = {"seed": SEED, "spacing": spacing, "left_out": left_out(), "before": []}
-    methods = [*OURS, *(NETWORKS if checkpoint else ()), *(name for name in BASELINES if BASELINES[name].installed)]
-    report["methods"] = {name: [] for name in methods}
-    with tempfile.TemporaryDirectory(prefix="registrations-") as folder:
-        config.root = folder
+    names = [*OURS, *(NETWORKS if checkpoint else ()), *(name for name in BASELINES if BASELINES[name].installed)]
+    earlier: list[RegisteredPair] = []
+    methods: dict[str, list[RegisteredPair]] = {name: [] for name in names}
+    first: dict[str, RegistrationCost] = {}
+    with tempfile.TemporaryDirectory(prefix="registrations-") as made:
+        folder = Path(made)
+        config.root = made
         dataset = datasets.open_dataset(config, seed=SEED)
         for number, name in enumerate(list(dataset.makers)[:cases]):
             case = dataset.load(name)
-            _write_pair(case, Path(folder))
-            report["before"].append(before(case, organs))
-            note(f"pair {number + 1} of {cases}: Dice {report['before'][-1]['dice']:.1f} before")
+            _write_pair(case, folder)
+            earlier.append(RegisteredPair(before(case, organs)))
+            note(f"pair {number + 1} of {cases}: Dice {earlier[-1].scores['dice']:.1f} before")
             if number == 0:
-                report |= _first(methods, Path(folder), checkpoint, note)
-            for method in methods:
-                found = measure(method, case, organs, folder=Path(folder), checkpoint=checkpoint)
-                report["methods"][method].append(found)
-                note(f"  {method}: {found['error'] if 'error' in found else format_progress(found)}")
-    return report
+                first = _first(names, folder, checkpoint, note)
+            for method in names:
+                found = measure(method, case, organs, folder=folder, checkpoint=checkpoint)
+                methods[method].append(found)
+                note(f"  {method}: {found.error or format_progress(found)}")
+    device = next((cost.device for cost in reversed(first.values())), "cpu")
+    seconds = {method: cost.seconds for method, cost in first.items()}
+    return Registrations(SEED, spacing, left_out(), earlier, methods, device, seconds)
 
 
 def left_out() -> list[str]:
@@ -106,16 +96,16 @@ def left_out() -> list[str]:
     ]
 
 
-def measure(method: str, case: Case, organs: dict, *, folder: Path, checkpoint: str | None) -> dict:
-    """Scores and cost of one registration, or {"error": message} if it failed."""
+def measure(method: str, case: Case, organs: Organs, *, folder: Path, checkpoint: str | None) -> RegisteredPair:
+    """Scores and cost of one registration, or the error if it failed."""
     try:
         field, cost = register_in_worker(method, folder=folder, checkpoint=checkpoint)
     except ChildProcessError as error:
-        return {"error": str(error)}
-    return scores(case, field, organs) | cost
+        return RegisteredPair(error=str(error))
+    return RegisteredPair(scores(case, field, organs), cost)
 
 
-def register_in_worker(method: str, *, folder: Path, checkpoint: str | None) -> tuple[np.ndarray, dict]:
+def register_in_worker(method: str, *, folder: Path, checkpoint: str | None) -> tuple[VoxelField, RegistrationCost]:
     """Registers the pair in the folder: (displacement, cost).
 
     Raises:
@@ -137,98 +127,45 @@ def register_in_worker(method: str, *, folder: Path, checkpoint: str | None) -> 
         raise ChildProcessError("killed: out of memory?")
     if done.returncode:
         raise ChildProcessError((done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[-1])
-    return np.load(folder / FIELD_FILE), json.loads((folder / COST_FILE).read_text())
+    return np.load(folder / FIELD_FILE), RegistrationCost(**json.loads((folder / COST_FILE).read_text()))
 
 
-def scores(case: Case, field: np.ndarray, organs: dict) -> dict[str, float]:
+def scores(case: Case, displacement: VoxelField, organs: Organs) -> dict[str, float]:
     """Accuracy and regularity scores of a displacement."""
-    displacement = jnp.asarray(field)[None]
-
-    def known(_: dict, moving: Volume, __: Volume) -> tuple[Displacement, Volume]:
-        return displacement, warp(moving, displacement)
-
-    found = scoring.score(case, inference.register_case(known, {}, case), organs)
-    return overlap(found) | {name: found[name] for name in ("epe_mm", "sd_log_jacobian", "folding_percent")}
+    warped_labels = inference.warp_labels(case.moving_labels, displacement)
+    return accuracy(scoring.score_field(case, displacement, warped_labels, organs)) | {
+        "sd_log_jacobian": metrics.sd_log_jacobian(displacement),
+        "folding_percent": metrics.folding_percent(displacement),
+    }
 
 
-def before(case: Case, organs: dict) -> dict[str, float]:
+def before(case: Case, organs: Organs) -> dict[str, float]:
     """Accuracy scores before registration."""
-    still = inference.Registration(np.zeros((*case.fixed.shape, 3), np.float32), case.moving, case.moving_labels)
-    found = scoring.score(case, still, organs)["before"]
-    return overlap(found) | {"epe_mm": found["epe_mm"]}
+    zero = np.zeros((*case.fixed.shape, 3), np.float32)
+    return accuracy(scoring.score_field(case, zero, case.moving_labels, organs))
 
 
-def overlap(found: dict) -> dict[str, float]:
-    """Mean Dice and HD95 over the organs in the field of view, and the Dice of the liver."""
-    known = found["organs"].values()
+def accuracy(found: FieldScores) -> dict[str, float]:
+    """Mean Dice and HD95 over the organs in the field of view, the Dice of the liver, and the end-point error."""
+    assert found.organs is not None and found.epe_mm is not None  # a phantom has ground truth
+    known = found.organs.values()
     means = {name: float(np.nanmean([organ[name] for organ in known])) for name in ("dice", "hd95_mm")}
-    return means | {"liver_dice": found["organs"]["liver"]["dice"]}
+    return means | {"liver_dice": found.organs["liver"]["dice"], "epe_mm": found.epe_mm}
 
 
-def format_progress(found: dict) -> str:
+def format_progress(found: RegisteredPair) -> str:
     """Text of a progress line."""
-    return f"Dice {found['dice']:.1f}, {found['seconds']:.1f} s, {peak(found):.0f} MiB"
-
-
-def peak(found: dict) -> float:
-    """Peak memory in MiB; with an accelerator, that of its own memory."""
-    return found["device_peak_mib"] or found["peak_mib"]
-
-
-def as_markdown(report: dict) -> str:
-    """The section of the Markdown file: how it was measured, and the table."""
-    found = report["registration"]
-    edge = f"{found['spacing']:g}"
-    count = len(found["before"])
-    lines = [
-        heading(report, device=found["device"]),
-        f"{count} phantom {'pairs' if count > 1 else 'pair'} (seed {found['seed']}, {edge} mm), CT to MR; mean "
-        "(minimum-maximum) over pairs. Dice and HD95 are means over liver, spleen and kidneys; the end-point error "
-        "is a mean over their voxels. Seconds are those of the registration, without imports. f3r_jax read its "
-        "compiled functions from JAX's compilation cache. Tracing and cache reads are listed separately, as is the "
-        "first registration of a size, which compiles. Each registration ran in its own process; peak memory is "
-        "that of the process, and in parentheses that after the imports.",
-        table([row_of("before", found["before"], None)] + [
-            row_of(name, cases, found["first_seconds"].get(name))
-            for name, cases in found["methods"].items() if any("error" not in case for case in cases)
-        ]),
-        *(f"Failed: {name}, pair {number + 1}: {case['error']}." for name, number, case in failures(found)),
-        *found["left_out"],
-    ]  # fmt: skip
-    return "\n\n".join(lines) + "\n"
-
-
-def failures(found: dict) -> Iterable[tuple[str, int, dict]]:
-    """(method, index of the case, result) of each failed registration."""
-    for name, cases in found["methods"].items():
-        yield from ((name, number, case) for number, case in enumerate(cases) if "error" in case)
-
-
-def row_of(name: str, cases: list[dict], first_seconds: float | None) -> dict[str, str]:
-    """A row of the table over the cases that did not fail; cells without a value are empty."""
-    count, cases = len(cases), [case for case in cases if "error" not in case]
-    cells = {"method": name if len(cases) == count else f"{name} ({len(cases)} of {count} pairs)"}
-    for key, (label, digits) in COLUMNS.items():
-        cells[label] = format_range([case[key] for case in cases], digits) if key in cases[0] else ""
-    cells["first, s"] = "" if first_seconds is None else f"{first_seconds:.1f}"
-    costs = [case for case in cases if "peak_mib" in case]
-    memory = f"{max(map(peak, costs)):.0f} ({max(case['imported_mib'] for case in costs):.0f})" if costs else ""
-    return cells | {"peak MiB (imports)": memory}
-
-
-def format_range(values: list[float], digits: int) -> str:
-    """Mean, minimum and maximum as in 87.3 (85.1-89.4)."""
-    mean, low, high = (f"{value:.{digits}f}" for value in (np.mean(values), min(values), max(values)))
-    return f"{mean} ({low}-{high})"
+    assert found.cost is not None  # it did not fail
+    return f"Dice {found.scores['dice']:.1f}, {found.cost.seconds:.1f} s, {found.cost.peak:.0f} MiB"
 
 
 def _write_pair(case: Case, folder: Path) -> None:
     np.savez(folder / PAIR_FILE, fixed=case.fixed, moving=case.moving, spacing=case.spacing)
 
 
-def _first(methods: list[str], folder: Path, checkpoint: str | None, note: Note) -> dict:
-    """Runs the first registration of each f3r_jax method, which compiles: the device, and the seconds by method."""
-    found = {"device": "cpu", "first_seconds": {}}
+def _first(methods: Sequence[str], folder: Path, checkpoint: str | None, note: Note) -> dict[str, RegistrationCost]:
+    """Runs the first registration of each f3r_jax method, which compiles; returns the costs by method."""
+    found = {}
     for method in methods:
         if method not in BASELINES:
             try:
@@ -236,6 +173,6 @@ def _first(methods: list[str], folder: Path, checkpoint: str | None, note: Note)
             except ChildProcessError as error:
                 note(f"  {method}, the first time: {error}")
                 continue
-            found["device"], found["first_seconds"][method] = cost["device"], cost["seconds"]
-            note(f"  {method}, the first time: {cost['seconds']:.1f} s")
+            found[method] = cost
+            note(f"  {method}, the first time: {cost.seconds:.1f} s")
     return found

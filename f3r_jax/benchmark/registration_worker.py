@@ -8,6 +8,7 @@ It imports only what the method needs, so the peak memory is the method's. Impor
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,28 @@ PAIR_FILE, FIELD_FILE, COST_FILE = "pair.npz", "displacement.npy", "cost.json"
 Register = Callable[[VolumePair], VoxelField]
 
 
+@dataclass(frozen=True)
+class RegistrationCost:
+    """The cost of a registration."""
+
+    seconds: float
+    cpu_seconds: float
+    imported_mib: float  # peak memory of the process after its imports
+    peak_mib: float
+    device: str
+    device_peak_mib: float | None  # of an accelerator's own memory
+    compile_seconds: float | None = None  # of tracing and cache reads, with JAX
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as a dict, without `compile_seconds` if it is None."""
+        return {name: value for name, value in vars(self).items() if value is not None or name != "compile_seconds"}
+
+    @property
+    def peak(self) -> float:
+        """Peak memory in MiB; with an accelerator, that of its own memory."""
+        return self.device_peak_mib or self.peak_mib
+
+
 def main(argument: str) -> None:
     """Registers the pair in the folder of the job."""
     job = json.loads(argument)
@@ -35,17 +58,22 @@ def main(argument: str) -> None:
     with np.load(folder / PAIR_FILE) as stored:
         pair = VolumePair(**stored)
     if method in BASELINES:
-        register, facts = BASELINES[method].prepare(), lambda: {"device": "cpu", "device_peak_mib": None}
+        register, facts = BASELINES[method].prepare(), on_cpu
     else:
         register, facts = prepare_jax(method, job["checkpoint"])
     imported = peak_mib()
     field, clocks = timed(lambda: register(pair))
-    cost = {"seconds": clocks["wall"], "cpu_seconds": clocks["cpu"], "imported_mib": imported, "peak_mib": peak_mib()}
+    cost = RegistrationCost(clocks.wall, clocks.cpu, imported, peak_mib(), **facts())
     np.save(folder / FIELD_FILE, field)
-    (folder / COST_FILE).write_text(json.dumps(cost | facts()))
+    (folder / COST_FILE).write_text(json.dumps(cost.to_json()))
 
 
-def prepare_jax(method: str, checkpoint: str | None) -> tuple[Register, Callable[[], dict]]:
+def on_cpu() -> dict[str, Any]:
+    """The last fields of the cost, for a method that uses no accelerator."""
+    return {"device": "cpu", "device_peak_mib": None}
+
+
+def prepare_jax(method: str, checkpoint: str | None) -> tuple[Register, Callable[[], dict[str, Any]]]:
     """(register, facts) for an f3r_jax method; call `facts` after the registration for its device and compile time."""
     import jax
 
@@ -54,13 +82,14 @@ def prepare_jax(method: str, checkpoint: str | None) -> tuple[Register, Callable
     keep_freed_memory()  # this and the next call as in the entry points
     keep_compiled_programs()
     register = (OURS | NETWORKS)[method](checkpoint)
-    device, compiling = jax.devices()[0], []
+    device = jax.devices()[0]
+    compiling: list[float] = []
 
-    def listen(event: str, seconds: float, **_: object) -> None:
+    def listen(event: str, duration_secs: float, **_: object) -> None:
         if event in COMPILING:
-            compiling.append(seconds)
+            compiling.append(duration_secs)
 
-    def facts() -> dict:
+    def facts() -> dict[str, Any]:
         stats = device.memory_stats()
         return {
             "device": "cpu" if device.platform == "cpu" else device.device_kind,
@@ -72,7 +101,7 @@ def prepare_jax(method: str, checkpoint: str | None) -> tuple[Register, Callable
     return register, facts
 
 
-def refinement(_: None = None, **changes: object) -> Register:
+def refinement(_: str | None = None, **changes: Any) -> Register:
     """Instance optimisation from zero, with the settings of `f3r_jax.register` and the given changes."""
     import dataclasses
 
@@ -89,7 +118,7 @@ def refinement(_: None = None, **changes: object) -> Register:
     return register
 
 
-def network(checkpoint: str, *, refined: bool) -> Register:
+def network(checkpoint: str | None, *, refined: bool) -> Register:
     """A trained network, applied at its training spacing as in `f3r_jax.register`; optionally refined."""
     import jax.numpy as jnp
 
@@ -99,6 +128,7 @@ def network(checkpoint: str, *, refined: bool) -> Register:
     from f3r_jax.register.volumes import WorkingVolumes
     from f3r_jax.workdir import trained_network
 
+    assert checkpoint is not None
     loaded = trained_network.load(Path(checkpoint))
 
     def register(pair: VolumePair) -> VoxelField:
@@ -126,11 +156,13 @@ def scan_of(pair: VolumePair, which: str) -> Any:
     return Scan(image, image, {"fixed": "mr", "moving": "ct"}[which], image.grid)
 
 
-OURS = {
+Method = Callable[[str | None], Register]  # from the checkpoint, which only the networks use
+
+OURS: dict[str, Method] = {
     "f3r_jax": refinement,
     "f3r_jax, not diffeomorphic": partial(refinement, diffeomorphic=False, lam=0.4),
 }
-NETWORKS = {
+NETWORKS: dict[str, Method] = {
     "network": partial(network, refined=False),
     "network + instance optimisation": partial(network, refined=True),
 }

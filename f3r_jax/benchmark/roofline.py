@@ -42,7 +42,7 @@ from f3r_jax.models.voxelmorph import DECODERS, FACTOR, VoxelMorph
 
 Shape = Sequence[int]  # x y z
 
-NETWORKS = {
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(F3RNet, row) for name, row in VARIANTS.items()},
     **{name: partial(VoxelMorph, decoder) for name, decoder in DECODERS.items()},
 }

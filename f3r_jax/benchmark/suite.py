@@ -1,6 +1,6 @@
 """The whole benchmark: measures section after section and writes each to the Markdown file when it is finished.
 
-Each group of measurements is saved at once in RECORD/DEVICE/SECTION.json. A suite that was killed or ran out of time
+Each measurement is saved at once in RECORD/DEVICE/SECTION.json. A suite that was killed or ran out of time
 resumes from there if sources, versions and machine are unchanged. Sections are named after the device, so sections of
 other devices are left unchanged in the file, with their date.
 """
@@ -13,14 +13,18 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
-from f3r_jax.benchmark import environment, registration, roofline, section_tables, workloads
+from f3r_jax.benchmark import registration, registration_tables, roofline, section_tables, workloads
+from f3r_jax.benchmark.environment import Environment, current_environment, fingerprint
+from f3r_jax.benchmark.job import Job, SetUp
+from f3r_jax.benchmark.measurement import Measurement, Measurements
+from f3r_jax.benchmark.roofline import Cost, Peaks
 from f3r_jax.benchmark.tables import heading, remarks, replace_section
-from f3r_jax.benchmark.timing import Subject, measure
-from f3r_jax.benchmark.workloads import PASSES, Group, Machine
+from f3r_jax.benchmark.timing import Worker, measure
+from f3r_jax.benchmark.workloads import JAX, Target, Workload
 from f3r_jax.common.files import json_safe, write_text
 from f3r_jax.common.provenance import versions
 from f3r_jax.evaluate.classical import BASELINES
@@ -36,8 +40,8 @@ class Section(NamedTuple):
     """A section of the Markdown file."""
 
     title: str  # " on DEVICE" is added
-    groups: Callable[[Machine], list[Group]]
-    tables: Callable[[dict], list[str]]
+    workloads: Callable[[Target], list[Workload]]
+    tables: Callable[[Measurements], list[str]]
     against: tuple[str, ...]
     repeats: int
     repeats_on_gpu: int
@@ -62,77 +66,77 @@ NAMES = (*SECTIONS, REGISTRATION)
 class Suite:
     """Where the sections are measured and saved."""
 
-    machine: Machine
-    environment: dict  # `environment.environment`
+    target: Target
+    environment: Environment
     sources: str  # `environment.fingerprint`
     folder: Path  # holds the records of this device
     page: Path | None = None  # the Markdown file
     deadline: float = NEVER  # of time.monotonic()
     checkpoint: str | None = None  # folder of a training run, for the registrations
-    peaks: dict[str, dict] = dataclasses.field(default_factory=dict)  # peak performance of the device, by dtype
+    peaks: dict[str, Peaks] = dataclasses.field(default_factory=dict)  # peak performance of the device, by dtype
 
     @property
-    def key(self) -> dict:
+    def key(self) -> dict[str, Any]:
         """Identifies sources, device, machine and versions; a record with another key is not reused."""
-        facts = {name: self.environment[name] for name in ("machine", "versions")}
-        return {"sources": self.sources, "device": self.machine.device, **facts}
+        facts = {name: self.environment.to_json()[name] for name in ("machine", "versions")}
+        return {"sources": self.sources, "device": self.target.device} | facts
 
     @property
     def late(self) -> bool:
         """Whether the time is up, so that nothing new is started."""
         return time.monotonic() > self.deadline
 
-    def read(self, name: str) -> dict:
+    def read(self, name: str) -> dict[str, Any]:
         """The record of that name, or {} if there is none with this key."""
         with contextlib.suppress(FileNotFoundError, ValueError):  # no record, or no JSON
-            record = json.loads((self.folder / f"{name}.json").read_text())
+            record: dict[str, Any] = json.loads((self.folder / f"{name}.json").read_text())
             if record["key"] == self.key:
                 return record
         return {}
 
-    def write(self, name: str, **values: object) -> dict:
-        """Saves and returns a record."""
+    def write(self, name: str, **values: object) -> None:
+        """Saves a record."""
         record = {"key": self.key} | values
         write_text(self.folder / f"{name}.json", json.dumps(json_safe(record), indent=1) + "\n")
-        return record
 
     def publish(self, title: str, text: str) -> None:
         """Prints a section and writes it to the Markdown file."""
-        print(f"\n## {title} on {self.machine.device}\n\n{text}", flush=True)
+        print(f"\n## {title} on {self.target.device}\n\n{text}", flush=True)
         if self.page:
-            replace_section(self.page, text, name=f"{title} on {self.machine.device}")
+            replace_section(self.page, text, name=f"{title} on {self.target.device}")
 
-    def found(self, name: str) -> dict[str, dict]:
+    def found(self, name: str) -> dict[str, Measurement]:
         """Saved measurements of a section by `identity`, without failed ones, which are measured again."""
-        rows = self.read(name).get("measurements", {})
-        return {which: row for which, row in rows.items() if "error" not in row}
+        rows = {which: Measurement.from_json(row) for which, row in self.read(name).get("measurements", {}).items()}
+        return {which: row for which, row in rows.items() if row.error is None}
 
 
 def start(*, record: Path, page: Path | None, minutes: float | None, checkpoint: str | None) -> Suite:
     """The suite for the device of this machine."""
     deadline = NEVER if minutes is None else time.monotonic() + 60 * minutes
-    device = ask({"who": "jax", "what": "device"})["device"]
+    device = ask(Job(JAX, "device")).device
     jax.config.update("jax_platforms", "cpu")  # this process must not take the memory of an accelerator
     folder = record / re.sub(r"\W+", "_", device)
     folder.mkdir(parents=True, exist_ok=True)
-    here = Machine(device, workloads.installed())
-    suite = Suite(here, environment.environment(), environment.fingerprint(), folder, page, deadline, checkpoint)
+    here = Target(device, workloads.installed())
+    suite = Suite(here, current_environment(), fingerprint(), folder, page, deadline, checkpoint)
+    commit = suite.environment.commit
     first = suite.read("device")
     if not first:
-        peaks = {dtype: ask({"who": "jax", "what": "peaks", "dtype": dtype})["peaks"] for dtype in here.dtypes}
-        first = suite.write("device", commit=suite.environment["commit"], peaks=peaks)
-    commit = suite.environment["commit"]
+        first = {"commit": commit, "peaks": {dtype: ask(Job(JAX, "peaks", dtype=dtype)).peaks for dtype in here.dtypes}}
+        suite.write("device", **first)
     if commit is None or commit.endswith("+"):
         # The suite writes the Markdown file, so the working tree differs from its commit; the sources do not.
         commit = first["commit"]
-    described = suite.environment | {"commit": commit}
-    return dataclasses.replace(suite, environment=described, peaks=first["peaks"])
+    described = dataclasses.replace(suite.environment, commit=commit)
+    peaks = {dtype: Peaks(**each) for dtype, each in first["peaks"].items()}
+    return dataclasses.replace(suite, environment=described, peaks=peaks)
 
 
-def ask(job: dict) -> dict:
-    """The answer of a job when it is ready."""
-    with Subject(job) as subject:
-        return subject.answer()
+def ask(job: Job) -> SetUp:
+    """What is known of a job when it is ready."""
+    with Worker(job) as worker:
+        return worker.wait_until_ready()
 
 
 def run_suite(names: Iterable[str], suite: Suite, *, fresh: bool = False) -> int:
@@ -155,55 +159,53 @@ def run_suite(names: Iterable[str], suite: Suite, *, fresh: bool = False) -> int
 
 def plan(names: Iterable[str], suite: Suite) -> list[str]:
     """One line per section: what will be measured."""
-    lines = [f"To measure on {suite.machine.device}, saved in {suite.folder}:"]
+    lines = [f"To measure on {suite.target.device}, saved in {suite.folder}:"]
     for name in names:
         if name == REGISTRATION:
             state = why_no_registrations(suite) or ("" if registered(suite) else f"{CASES} pairs")
         else:
-            groups, found = SECTIONS[name].groups(suite.machine), suite.found(name)
-            missing = sum(identity(group) not in found for group in groups)
-            state = f"{missing} of {len(groups)} groups" if missing else ""
+            wanted, found = SECTIONS[name].workloads(suite.target), suite.found(name)
+            missing = sum(identity(workload) not in found for workload in wanted)
+            state = f"{missing} of {len(wanted)} workloads" if missing else ""
         lines.append(f"  {name}: {state or 'finished before, skipped; --fresh measures it again'}")
-    return lines + [f"  {line}" for line in workloads.left_out(BOTH, suite.machine)]
+    return lines + [f"  {line}" for line in workloads.left_out(BOTH, suite.target)]
 
 
 def section(kind: Section, name: str, suite: Suite) -> int:
-    """Measures the missing groups of a section and publishes it; returns the exit status."""
-    groups, found = kind.groups(suite.machine), suite.found(name)
-    facts = suite.read(name).get("facts") or suite.environment
-    repeats = kind.repeats_on_gpu if suite.machine.gpu else kind.repeats
-    for group in groups:
-        if identity(group) in found or suite.late:
+    """Measures the missing workloads of a section and publishes it; returns the exit status."""
+    wanted, found = kind.workloads(suite.target), suite.found(name)
+    described = Environment.from_json(facts) if (facts := suite.read(name).get("facts")) else suite.environment
+    repeats = kind.repeats_on_gpu if suite.target.gpu else kind.repeats
+    for workload in wanted:
+        if identity(workload) in found or suite.late:
             continue
-        facts = suite.environment
-        found[identity(group)] = measure(group, repeats=repeats) | bounds_of(group[0])
-        suite.write(name, facts=facts, measurements=found)
-    rows = [found[identity(group)] for group in groups if identity(group) in found]
-    missing = len(groups) - len(rows)
+        described = suite.environment
+        found[identity(workload)] = dataclasses.replace(measure(workload, repeats=repeats), cost=cost_of(workload[0]))
+        saved = {which: row.to_json() for which, row in found.items()}
+        suite.write(name, facts=described.to_json(), measurements=saved)
+    rows = [found[identity(workload)] for workload in wanted if identity(workload) in found]
+    missing = len(wanted) - len(rows)
     if rows:
-        facts = facts | {"device": suite.machine.device, "peaks": suite.peaks}
-        report = facts | {"repeats": repeats, "measurements": rows}
-        lines = [heading(report, device=suite.machine.device), *kind.tables(report), *remarks(report)]
-        lines += workloads.left_out(kind.against, suite.machine)
+        measured = Measurements(described, suite.target.device, repeats, rows, suite.peaks)
+        lines = [heading(described, device=measured.device), *kind.tables(measured), *remarks(rows)]
+        lines += workloads.left_out(kind.against, suite.target)
         if missing:
-            lines.append(f"Unfinished: {missing} of {len(groups)} groups are not measured yet.")
+            lines.append(f"Unfinished: {missing} of {len(wanted)} workloads are not measured yet.")
         suite.publish(kind.title, "\n\n".join(lines) + "\n")
-    if any("error" in row for row in rows):
+    if any(row.error is not None for row in rows):
         return 1
     return UNFINISHED if missing else 0
 
 
-def identity(group: Group) -> str:
-    """The key of a group in a record."""
-    return json.dumps(group, sort_keys=True)
+def identity(workload: Workload) -> str:
+    """The key of a workload in a record."""
+    return json.dumps([job.to_json() for job in workload], sort_keys=True)
 
 
-def bounds_of(job: dict) -> dict:
-    """Minimum cost of the network as {"cost": ...}; {} for a job without a network."""
-    if job["what"] not in PASSES:
-        return {}
-    count = {"forward": roofline.forward_cost, "train": roofline.train_cost}[job["what"]]
-    return {"cost": count(job["variant"], job["shape"], dtype=job.get("dtype", "float32"))._asdict()}
+def cost_of(job: Job) -> Cost | None:
+    """Minimum cost of the network; None for a job without a network."""
+    count = {"forward": roofline.forward_cost, "train": roofline.train_cost}.get(job.what)
+    return count(job.variant, job.shape, dtype=job.dtype) if count else None
 
 
 # Registrations
@@ -218,7 +220,7 @@ def why_no_registrations(suite: Suite) -> str | None:
     return None
 
 
-def registered(suite: Suite) -> dict:
+def registered(suite: Suite) -> dict[str, Any]:
     """The record of registrations with this checkpoint, or {} if there is none."""
     record = suite.read(REGISTRATION)
     return record if record and record["checkpoint"] == suite.checkpoint else {}
@@ -240,9 +242,8 @@ def registrations(suite: Suite) -> int:
             note=lambda line: print(line, flush=True),
         )
         packages = versions([baseline.package for baseline in BASELINES.values()])
-        facts = suite.environment | {"versions": suite.environment["versions"] | packages}
-        text = registration.as_markdown(facts | {"shape": LARGE, REGISTRATION: found})
-        record = {"text": text, "failed": any(registration.failures(found))}
+        described = dataclasses.replace(suite.environment, versions={**suite.environment.versions, **packages})
+        record = {"text": registration_tables.as_markdown(found, described), "failed": any(found.failures())}
         if not record["failed"]:
             suite.write(REGISTRATION, checkpoint=suite.checkpoint, **record)
     suite.publish(title, record["text"])

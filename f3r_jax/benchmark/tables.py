@@ -1,10 +1,14 @@
 """Formats benchmark results as aligned Markdown tables."""
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from f3r_jax.benchmark.environment import Environment
+from f3r_jax.benchmark.job import Job
+from f3r_jax.benchmark.measurement import Measurement, Measurements, Range
+from f3r_jax.benchmark.roofline import Peaks
 from f3r_jax.common.files import write_text
 from f3r_jax.models import LABELS as NETWORKS
 from f3r_jax.models.f3rnet import VARIANTS
@@ -17,120 +21,110 @@ HOW = (
 )
 
 
-def as_markdown(report: dict, *, what: list[str]) -> str:
-    """The whole report as Markdown."""
-    lines = [heading(report, device=device(report))]
-    if report["parameters"]:
-        lines.append(table([{"network": name, "parameters": f"{n:,}"} for name, n in report["parameters"].items()]))
-    if done(report):
-        lines.append(HOW.format(**report))
-    rows = [pass_row(row, what=what) for row in done(report, "forward", "train")]
-    rows += [sweep_row(row) for row in done(report, "sweep")]
-    rows += [conv_row(row) for row in done(report, "conv", "conv_gradient")]
-    return "\n\n".join([*lines, *format_tables(rows), *remarks(report)]) + "\n"
+def as_markdown(found: Measurements, *, what: Sequence[str], parameters: Mapping[str, int]) -> str:
+    """Everything that a command measured as Markdown."""
+    lines = [heading(found.environment, device=found.device)]
+    if parameters:
+        lines.append(table([{"network": name, "parameters": f"{n:,}"} for name, n in parameters.items()]))
+    if found.done():
+        lines.append(HOW.format(repeats=found.repeats))
+    rows = [pass_row(row, what=what) for row in found.done("forward", "train")]
+    rows += [sweep_row(row) for row in found.done("sweep")]
+    rows += [conv_row(row) for row in found.done("conv", "conv_gradient")]
+    return "\n\n".join([*lines, *format_tables(rows), *remarks(found.rows)]) + "\n"
 
 
-def done(report: dict, *what: str) -> list[dict]:
-    """The rows with results, of the given passes or of all."""
-    return [row for row in report["measurements"] if "results" in row and (not what or row["what"] in what)]
-
-
-def heading(report: dict, *, device: str) -> str:
-    """Text on date, machine, versions and command, from `environment.environment`."""
-    machine = report["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+def heading(environment: Environment, *, device: str) -> str:
+    """Text on date, machine, versions and command."""
+    machine = environment.machine
+    versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
     return (
-        f"{report['date']}, commit {report['commit']}, {machine['cpu']}, {machine['cores']} cores, "
-        f"{machine['memory_gib']} GiB, device {device}. {versions}.\n\n`{report['command']}`"
+        f"{environment.date}, commit {environment.commit}, {machine.cpu}, {machine.cores} cores, "
+        f"{machine.memory_gib} GiB, device {device}. {versions}.\n\n`{environment.command}`"
     )
 
 
-def remarks(report: dict) -> list[str]:
+def remarks(rows: Iterable[Measurement]) -> list[str]:
     """Lines on failures, on lack of memory, and on runs with other settings than planned."""
     lines = []
-    for row in report["measurements"]:
-        if "error" in row:
-            lines.append(f"Failed: {title(row)}: {row['error']}.")
-        if "no_memory" in row:
-            who, why = row["no_memory"]
-            lines.append(f"Does not fit into memory: {title(row)}, {label(who, row)}: {why}.")
-        notes = {who: result["note"] for who, result in row.get("results", {}).items() if "note" in result}
-        lines += [f"{title(row)}, {label(who, row)}: {note}." for who, note in notes.items()]
+    for row in rows:
+        name = title(row.job)
+        if row.error is not None:
+            lines.append(f"Failed: {name}: {row.error}.")
+        if row.no_memory is not None:
+            who, why = row.no_memory
+            lines.append(f"Does not fit into memory: {name}, {label(who, row)}: {why}.")
+        notes = {who: result.set_up.note for who, result in row.results.items() if result.set_up.note is not None}
+        lines += [f"{name}, {label(who, row)}: {note}." for who, note in notes.items()]
     return lines
 
 
-def pass_row(row: dict, *, what: Iterable[str], peaks: dict[str, dict] | None = None) -> dict[str, str]:
+def pass_row(row: Measurement, *, what: Iterable[str], peaks: Mapping[str, Peaks] | None = None) -> dict[str, str]:
     """A row of the table of networks; `peaks`, by dtype, adds the share of the device's peak performance."""
-    results = row["results"]
-    cells = {"network": network(row), "pass": row["what"]}
-    if "voxelmorph" in results:
-        cells |= {f"{LABELS[who]}, parameters": f"{result['parameters']:,}" for who, result in results.items()}
-    if "compile" in what:
-        cells["compile, s"] = f"{results['jax']['compile']['wall']:.1f}"
+    cells = {"network": network(row.job), "pass": row.job.what}
+    if "voxelmorph" in row.results:
+        cells |= {f"{LABELS[who]}, parameters": f"{result.set_up.parameters:,}" for who, result in row.results.items()}
+    if "compile" in what and (compiled := row.results["jax"].set_up.compile):
+        cells["compile, s"] = f"{compiled.wall:.1f}"
     cells |= time_cells(row)
     if peaks:
         cells |= bound_cells(row, peaks)
     if "memory" in what:
-        for who, result in results.items():
-            cells[f"{LABELS[who]}, peak MiB (imports)"] = f"{peak(result):.0f} ({result['imported_mib']:.0f})"
+        for who, result in row.results.items():
+            cells[f"{LABELS[who]}, peak MiB (imports)"] = f"{result.peak:.0f} ({result.set_up.imported_mib:.0f})"
     return cells
 
 
-def bound_cells(row: dict, peaks: dict[str, dict]) -> dict[str, str]:
+def bound_cells(row: Measurement | None, peaks: Mapping[str, Peaks]) -> dict[str, str]:
     """Minimum work of the f3r_jax network, in percent of what the device can do in the measured time."""
-    cells = dict.fromkeys(("f3r_jax, % of peak FLOP/s", "f3r_jax, % of peak bandwidth"), "")
-    if "results" not in row:
-        return cells
-    seconds = statistics.median(row["results"]["jax"]["wall"])
-    reached = peaks[row.get("dtype", "float32")]
-    shares = (row["cost"][need] / seconds / reached[f"{need}_per_second"] for need in ("flops", "bytes"))
-    return {name: f"{100 * share:.0f}" for name, share in zip(cells, shares, strict=True)}
+    flops = moved = ""
+    if row is not None and row.results and row.cost is not None:
+        seconds, peak = statistics.median(row.results["jax"].wall), peaks[row.job.dtype]
+        flops = f"{100 * row.cost.flops / seconds / peak.flops_per_second:.0f}"
+        moved = f"{100 * row.cost.bytes / seconds / peak.bytes_per_second:.0f}"
+    return {"f3r_jax, % of peak FLOP/s": flops, "f3r_jax, % of peak bandwidth": moved}
 
 
-def peak(result: dict) -> float:
-    """Peak memory in MiB; with an accelerator, that of its own memory."""
-    return result["device_peak_mib"] or result["peak_mib"]
-
-
-def sweep_row(row: dict) -> dict[str, str]:
+def sweep_row(row: Measurement) -> dict[str, str]:
     """A row of the table of sweeps over lambda."""
-    return {"network": network(row), "pass": "train, three lambdas"} | time_cells(row)
+    return {"network": network(row.job), "pass": "train, three lambdas"} | time_cells(row)
 
 
-def conv_row(row: dict) -> dict[str, str]:
+def conv_row(row: Measurement) -> dict[str, str]:
     """A row of the table of convolutions."""
-    kernel, size = ("x".join(map(str, row[key])) for key in ("kernel", "shape"))
-    direction = {"conv": "forward", "conv_gradient": "gradient"}[row["what"]]
-    return {"kernel": kernel, "channels": str(row["channels"]), "size": size, "pass": direction} | time_cells(row)
+    kernel, size = ("x".join(map(str, sizes)) for sizes in (row.job.kernel, row.job.shape))
+    direction = {"conv": "forward", "conv_gradient": "gradient"}[row.job.what]
+    return {"kernel": kernel, "channels": str(row.job.channels), "size": size, "pass": direction} | time_cells(row)
 
 
-def time_cells(row: dict) -> dict[str, str]:
+def time_cells(row: Measurement) -> dict[str, str]:
     """Cells with the seconds of each subject and the ratios."""
-    results = row["results"].items()
-    cells = {f"{label(who, row)}, s": format_range(summary(result["wall"]), 3) for who, result in results}
-    for other, ratios in row["ratios"].items():
-        cells[f"ratio to {label(other, row)}"] = format_range(ratios["wall"], 2)
-        cells[f"CPU ratio to {label(other, row)}"] = format_range(ratios["cpu"], 2)
+    cells = {f"{label(who, row)}, s": format_range(Range.of(result.wall), 3) for who, result in row.results.items()}
+    for other, ratio in row.ratios.items():
+        cells[f"ratio to {label(other, row)}"] = format_range(ratio.wall, 2)
+        cells[f"CPU ratio to {label(other, row)}"] = format_range(ratio.cpu, 2)
     return cells
 
 
-def network(row: dict) -> str:
+def variant_label(variant: str) -> str:
+    """Name of an f3r_jax network."""
+    return VARIANTS[variant].label if variant in VARIANTS else NETWORKS[variant]
+
+
+def network(job: Job) -> str:
     """Name of the f3r_jax network, with the options that differ from the defaults."""
-    variant = row["variant"]
-    name = VARIANTS[variant].label if variant in VARIANTS else NETWORKS[variant]
-    options = [("bf16", row.get("dtype") == "bfloat16"), ("remat", row.get("remat", False))]
-    return ", ".join([name, *(option for option, on in options if on)])
+    options = [("bf16", job.dtype == "bfloat16"), ("remat", job.remat)]
+    return ", ".join([variant_label(job.variant), *(option for option, on in options if on)])
 
 
-def label(who: str, row: dict) -> str:
+def label(who: str, row: Measurement) -> str:
     """Name of a subject in this kind of row."""
-    return (SWEEP_LABELS if row["what"] == "sweep" else LABELS)[who]
+    return (SWEEP_LABELS if row.job.what == "sweep" else LABELS)[who]
 
 
-def format_range(values: dict[str, float], digits: int) -> str:
+def format_range(values: Range, digits: int) -> str:
     """Median, minimum and maximum as in 1.25 (1.20-1.31)."""
-    median, low, high = (f"{values[key]:.{digits}f}" for key in ("median", "min", "max"))
-    return f"{median} ({low}-{high})"
+    return f"{values.median:.{digits}f} ({values.min:.{digits}f}-{values.max:.{digits}f})"
 
 
 def format_tables(rows: list[dict[str, str]]) -> list[str]:
@@ -148,14 +142,9 @@ def table(rows: list[dict[str, str]]) -> str:
     )
 
 
-def device(report: dict) -> str:
-    """Name of the device that the networks ran on."""
-    return next((row["results"]["jax"]["device"] for row in done(report)), "cpu")
-
-
-def section_name(report: dict) -> str:
+def section_name(shape: Sequence[int], device: str) -> str:
     """Name of a section: shape and device."""
-    return f"{' x '.join(map(str, report['shape']))} on {device(report)}"
+    return f"{' x '.join(map(str, shape))} on {device}"
 
 
 def replace_section(path: Path, text: str, *, name: str) -> None:
@@ -168,16 +157,10 @@ def replace_section(path: Path, text: str, *, name: str) -> None:
     write_text(path, (before if found else f"{before.rstrip()}\n\n") + section + rest)
 
 
-def title(task: dict) -> str:
-    """Display name of a group of jobs."""
-    size = " x ".join(str(size) for size in task["shape"])
-    if "variant" in task:
-        return f"{network(task)}, {task['what']} at {size}"
-    kernel = "x".join(str(size) for size in task["kernel"])
-    gradient = ", gradient" if task["what"] == "conv_gradient" else ""
-    return f"conv {kernel}, {task['channels']} channels{gradient} at {size}"
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    """Median, minimum and maximum."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+def title(job: Job) -> str:
+    """Display name of the workload of a job."""
+    size = " x ".join(map(str, job.shape))
+    if job.variant:
+        return f"{network(job)}, {job.what} at {size}"
+    gradient = ", gradient" if job.what == "conv_gradient" else ""
+    return f"conv {'x'.join(map(str, job.kernel))}, {job.channels} channels{gradient} at {size}"

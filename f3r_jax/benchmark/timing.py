@@ -6,121 +6,140 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from f3r_jax.benchmark.tables import summary, title
+from f3r_jax.benchmark.job import Job, Seconds, SetUp
+from f3r_jax.benchmark.measurement import Measurement, Performance, Range, Ratio
+from f3r_jax.benchmark.tables import title
+from f3r_jax.benchmark.workloads import Workload
 
 
 class NoMemoryError(Exception):
-    """A job does not fit into memory."""
+    """The job of a subject does not fit into memory."""
+
+    def __init__(self, who: str, why: str) -> None:
+        super().__init__(why)
+        self.who = who
 
 
-class Subject:
-    """A job in its own process, which ends with the `with` block."""
+class Worker:
+    """A job in its own process, which ends with the `with` block.
 
-    def __init__(self, job: dict):
+    Every method raises a NoMemoryError if the job does not fit into memory, and a ChildProcessError if the process
+    ended for another reason.
+    """
+
+    def __init__(self, job: Job) -> None:
         settings = {"JAX_ENABLE_COMPILATION_CACHE": "false", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        self.who = job["who"]
+        self.who = job.who
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "f3r_jax.benchmark.worker", json.dumps(job)],
+            [sys.executable, "-m", "f3r_jax.benchmark.worker", json.dumps(job.to_json())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             bufsize=1,
             env=os.environ | settings,
         )
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self._input, self._output = self.process.stdin, self.process.stdout
         with contextlib.suppress(OSError):  # on Linux: if memory runs out, kill this process first
             Path(f"/proc/{self.process.pid}/oom_score_adj").write_text("1000")
 
-    def __enter__(self):
+    def __enter__(self) -> "Worker":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.wait()
-        self.process.stdout.close()
+        self._output.close()
 
-    def answer(self) -> dict:
-        """The next line of JSON from the process.
+    def wait_until_ready(self) -> SetUp:
+        """Waits for the end of the warm-up."""
+        return SetUp.from_json(self._answer())
 
-        Raises:
-          NoMemoryError: the job does not fit into memory.
-          ChildProcessError: the process ended for another reason.
-        """
-        if line := self.process.stdout.readline():
-            found = json.loads(line)
+    def run(self) -> Seconds:
+        """Runs the job once."""
+        with contextlib.suppress(BrokenPipeError):  # the answer has the reason
+            self._input.write("\n")
+        return Seconds(**self._answer())
+
+    def finish(self) -> tuple[float, float | None]:
+        """Ends the job; returns the peak memory of the process and of the accelerator in MiB."""
+        with contextlib.suppress(BrokenPipeError):
+            self._input.close()
+        found = self._answer()
+        return found["peak_mib"], found["device_peak_mib"]
+
+    def _answer(self) -> dict[str, Any]:
+        """The next line of JSON from the process."""
+        if line := self._output.readline():
+            found: dict[str, Any] = json.loads(line)
             if "no_memory" in found:
-                raise NoMemoryError(found["no_memory"])
+                raise NoMemoryError(self.who, found["no_memory"])
             return found
         status = self.process.wait()
         if status == -signal.SIGKILL:
-            raise NoMemoryError("killed")
+            raise NoMemoryError(self.who, "killed")
         raise ChildProcessError(f"{self.who} ended with status {status}")
 
-    def run(self) -> dict:
-        """Runs the job once; returns its seconds by clock."""
-        with contextlib.suppress(BrokenPipeError):  # the answer has the reason
-            self.process.stdin.write("\n")
-        return self.answer()
 
-    def peak(self) -> dict:
-        """Ends the job; returns its peak memory."""
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
-        return self.answer()
+def measure(workload: Workload, *, repeats: int) -> Measurement:
+    """Times the jobs of a workload alternately; with 0 repeats they only warm up, to measure the memory.
 
-
-def measure(jobs: list[dict], *, repeats: int) -> dict:
-    """Times the jobs of a group alternately; with 0 repeats they only warm up, to measure the memory.
-
-    Instead of "results" and "ratios" the returned dict holds "no_memory" (who, why) if a job does not fit into memory,
-    and "error" if a process failed.
+    Without results, the measurement names the subject that does not fit into memory, or the error of a process.
     """
-    task = {key: value for key, value in jobs[0].items() if key != "who"} | {"who": [job["who"] for job in jobs]}
-    print_progress(f"{title(task)}:")
-    subjects = []
+    print_progress(f"{title(workload[0])}:")
+    workers: list[Worker] = []
     try:
         with contextlib.ExitStack() as stack:
-            results = {}
-            for job in jobs:
-                print_progress(f" preparing {job['who']},")
-                subjects.append(subject := stack.enter_context(Subject(job)))
-                results[subject.who] = subject.answer() | {"wall": [], "cpu": []}
-            check_devices(results)
+            set_ups = {}
+            for job in workload:
+                print_progress(f" preparing {job.who},")
+                workers.append(worker := stack.enter_context(Worker(job)))
+                set_ups[job.who] = worker.wait_until_ready()
+            check_devices(set_ups)
+            seconds: dict[str, list[Seconds]] = {job.who: [] for job in workload}
             for n in range(repeats):
-                for subject in subjects:
-                    for clock, seconds in subject.run().items():
-                        results[subject.who][clock].append(seconds)
+                for worker in workers:
+                    seconds[worker.who].append(worker.run())
                 print_progress(f" {n + 1}")
-            for subject in subjects:
-                results[subject.who] |= subject.peak()
+            results = {
+                worker.who: Performance(
+                    set_ups[worker.who],
+                    [each.wall for each in seconds[worker.who]],
+                    [each.cpu for each in seconds[worker.who]],
+                    *worker.finish(),
+                )
+                for worker in workers
+            }
     except NoMemoryError as error:
-        print_progress(f" {subject.who} does not fit into memory: {error}\n")
-        return task | {"no_memory": [subject.who, str(error)]}
+        print_progress(f" {error.who} does not fit into memory: {error}\n")
+        return Measurement(workload, no_memory=(error.who, str(error)))
     except OSError as error:
         print_progress(f" {error}\n")
-        return task | {"error": str(error)}
+        return Measurement(workload, error=str(error))
     print_progress(f" of {repeats}\n")
-    return task | {"results": results, "ratios": ratios(results) if repeats else {}}
+    return Measurement(workload, results, ratios(results) if repeats else {})
 
 
-def check_devices(results: dict[str, dict]) -> None:
+def check_devices(set_ups: Mapping[str, SetUp]) -> None:
     """Raises a ChildProcessError if some subjects run on a CPU and others on an accelerator."""
-    devices = {who: result["device"] for who, result in results.items()}
+    devices = {who: set_up.device for who, set_up in set_ups.items()}
     if len({device == "cpu" for device in devices.values()}) > 1:
         raise ChildProcessError(f"not comparable: the subjects run on different devices: {devices}")
 
 
-def ratios(results: dict[str, dict]) -> dict[str, dict]:
+def ratios(results: Mapping[str, Performance]) -> dict[str, Ratio]:
     """Time of the first subject divided by that of each other, run by run, for wall-clock and CPU time."""
     first, *others = results
-    return {
-        other: {
-            clock: summary([a / b for a, b in zip(results[first][clock], results[other][clock], strict=True)])
-            for clock in ("wall", "cpu")
-        }
-        for other in others
-    }
+    one = results[first]
+    return {who: Ratio(_ratio(one.wall, results[who].wall), _ratio(one.cpu, results[who].cpu)) for who in others}
+
+
+def _ratio(seconds: Sequence[float], others: Sequence[float]) -> Range:
+    return Range.of([a / b for a, b in zip(seconds, others, strict=True)])
 
 
 def print_progress(text: str) -> None:

@@ -7,7 +7,7 @@ are those of the paper.
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -57,8 +57,8 @@ class F3RNet(nn.Module):
         self.reduce = conv(FULL, FULL, factorised=f3d.full)
         self.flow = Conv(FULL, 3, (3, 3, 3))
         nn.init.normal_(self.flow.weight, std=1e-5)
-        nn.init.zeros_(self.flow.bias)
-        self.to(memory_format=CHANNELS_LAST)
+        nn.init.constant_(self.flow.get_parameter("bias"), 0.0)
+        self.to(memory_format=CHANNELS_LAST)  # type: ignore[call-overload]  # PyTorch's stubs lack it
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
         """Pads the upper ends with edge values to a multiple of 2^4, and crops the field to the input size."""
@@ -76,10 +76,12 @@ class F3RNet(nn.Module):
 
     def multi_scale(self, low: Tensor) -> Tensor:
         """The full-resolution features with the residuals of all MRBs added in turn, Section 2.3."""
-        high, skips = None, {}
+        high: Tensor | None = None
+        skips: dict[str, Tensor] = {}
         for level, block in self.encoder.items():
             low, high = block(low, high if high is None else pool(high, 2))
             skips[level] = high
+        assert high is not None
         for block in self.extra:
             low, high = block(low, high)
         for level, block in self.decoder.items():
@@ -123,7 +125,8 @@ class Conv(nn.Conv3d):
     """A convolution that preserves the size."""
 
     def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int, int]):
-        super().__init__(inputs, outputs, kernel, padding=tuple(size // 2 for size in kernel))
+        x, y, z = kernel
+        super().__init__(inputs, outputs, kernel, padding=(x // 2, y // 2, z // 2))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (b i x y z) to (b o x y z)."""
@@ -169,9 +172,9 @@ def upsample(x: Tensor, factor: int) -> Tensor:
     return F.interpolate(x, scale_factor=factor, mode="trilinear", align_corners=False)
 
 
-def state_from_flax(params: Mapping) -> dict[str, Tensor]:
+def state_from_flax(params: Mapping[str, Any]) -> dict[str, Tensor]:
     """Converts the parameters of the Flax network, or their gradients, to a state dict; the names are the same."""
-    state = {}
+    state: dict[str, Tensor] = {}
     for name, value in params.items():
         if isinstance(value, Mapping):
             state |= {f"{name.replace('_', '.')}.{rest}": tensor for rest, tensor in state_from_flax(value).items()}
@@ -182,7 +185,7 @@ def state_from_flax(params: Mapping) -> dict[str, Tensor]:
     return state
 
 
-def load_flax(model: F3RNet, params: Mapping) -> None:
+def load_flax(model: F3RNet, params: Mapping[str, Any]) -> None:
     """Copies the parameters of the Flax network of the same variant; raises if any is missing or unexpected."""
     model.load_state_dict(state_from_flax(params))
 
@@ -202,15 +205,11 @@ def mind_ssc(image: Tensor, *, distance: int = 2, radius: int = 2) -> Tensor:
     shape = image.shape[2:]
     padded = F.pad(image, [distance] * 6, mode="replicate")
     offsets = [[sign if axis == n else 0 for n in range(3)] for axis in range(3) for sign in (-1, 1)]
-    neighbours = [
-        padded[
-            (
-                ...,
-                *(slice(distance * (1 + o), distance * (1 + o) + size) for o, size in zip(offset, shape, strict=True)),
-            )
-        ]
-        for offset in offsets
-    ]
+    neighbours = []
+    for offset in offsets:
+        starts = [distance * (1 + o) for o in offset]
+        x, y, z = (slice(start, start + size) for start, size in zip(starts, shape, strict=True))
+        neighbours.append(padded[..., x, y, z])
     pairs = [(i, j) for i in range(6) for j in range(i + 1, 6) if i // 2 != j // 2]
     squares = torch.cat([(neighbours[i] - neighbours[j]).square() for i, j in pairs], dim=1)
     patches = F.pad(squares, [radius] * 6, mode="replicate")
@@ -224,7 +223,8 @@ def mind_ssc(image: Tensor, *, distance: int = 2, radius: int = 2) -> Tensor:
 
 def gradient_l2(displacement: Tensor) -> Tensor:
     """Mean square of the forward differences, averaged over the three axes, Eq. 3."""
-    return sum(torch.diff(displacement, dim=axis).square().mean() for axis in (2, 3, 4)) / 3
+    x, y, z = (torch.diff(displacement, dim=axis).square().mean() for axis in (2, 3, 4))
+    return (x + y + z) / 3
 
 
 def train_step(model: nn.Module, *, lam: float, learning_rate: float) -> Callable[[Tensor, Tensor], Tensor]:

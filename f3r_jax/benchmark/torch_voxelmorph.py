@@ -15,10 +15,6 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from f3r_jax.benchmark.torch_f3rnet import train_step
-
-__all__ = ["network", "train_step"]
-
 FACTOR = 2**5  # the lowest resolution is 1/32; the package only takes multiples of this
 
 

@@ -9,8 +9,8 @@ Protocol, one JSON line each:
 Workers can thus be timed alternately. If the job does not fit into memory, the line is {"no_memory": why} and the
 process exits.
 
-A job has the keys `who`, `what` and `shape`. A network also has `variant` and optionally `dtype` ("float32",
-"bfloat16") and `remat`; a convolution has `kernel` and `channels`. `who` is one of:
+A job (`job.Job`) of a network has `variant`, `dtype` ("float32", "bfloat16") and `remat`; one of a convolution has
+`kernel` and `channels`. `who` is one of:
 
 - "jax": f3r_jax
 - "xla": JAX with XLA's own convolution
@@ -26,8 +26,9 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 
-from f3r_jax.benchmark.job import ReadyJob, no_memory, peak_mib, timed
+from f3r_jax.benchmark.job import Job, ReadyJob, no_memory, peak_mib, timed
 from f3r_jax.common.malloc import keep_freed_memory
 
 IN_TORCH = ("torch", "voxelmorph")
@@ -37,7 +38,7 @@ WARM_UP = 100  # most runs of a warm-up
 def main(argument: str) -> int:
     """Serves the job until the end of standard input; returns the exit status, 1 if it does not fit into memory."""
     try:
-        serve(json.loads(argument))
+        serve(Job.from_json(json.loads(argument)))
     except Exception as error:
         if not no_memory(error):
             raise
@@ -46,17 +47,17 @@ def main(argument: str) -> int:
     return 0
 
 
-def serve(job: dict) -> None:
+def serve(job: Job) -> None:
     """Prepares the job, then runs it once per line of standard input."""
     prepared = prepare(job)
     warm_up(prepared.run)
-    send(imported_mib=prepared.imported_mib, device=prepared.device, compile=prepared.compile, **prepared.facts)
+    send(**prepared.set_up.to_json())
     for _ in sys.stdin:
-        send(**timed(prepared.run)[1])
+        send(**asdict(timed(prepared.run)[1]))
     send(peak_mib=peak_mib(), device_peak_mib=prepared.device_peak_mib())
 
 
-def warm_up(run: Callable[[], None]) -> None:
+def warm_up(run: Callable[[], object]) -> None:
     """Runs for a second, or `WARM_UP` times. The first ten runs of a short job are slow, as memory grows."""
     end = time.monotonic() + 1
     for _ in range(WARM_UP):
@@ -65,15 +66,16 @@ def warm_up(run: Callable[[], None]) -> None:
             return
 
 
-def prepare(job: dict) -> ReadyJob:
+def prepare(job: Job) -> ReadyJob:
     """Prepares a job."""
-    if job["who"] in IN_TORCH:
-        from f3r_jax.benchmark import torch_jobs as jobs
-    else:
-        from f3r_jax.benchmark import jax_jobs as jobs
+    if job.who in IN_TORCH:
+        from f3r_jax.benchmark import torch_jobs
 
-        keep_freed_memory()  # as the entry points do
-    return jobs.PREPARE[job["who"], job["what"]](job)
+        return torch_jobs.PREPARE[job.who, job.what](job)
+    from f3r_jax.benchmark import jax_jobs
+
+    keep_freed_memory()  # as the entry points do
+    return jax_jobs.PREPARE[job.who, job.what](job)
 
 
 def send(**values: object) -> None:

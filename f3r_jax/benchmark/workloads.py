@@ -1,29 +1,41 @@
-"""Groups of benchmark jobs (`worker`) that are timed alternately. The first job of a group is that of f3r_jax."""
+"""Workloads of the benchmark: jobs that are timed alternately. The first job of a workload is that of f3r_jax."""
 
 import importlib.util
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
 
+from f3r_jax.benchmark.job import Job
 from f3r_jax.models.f3rnet import VARIANTS
 
 KERNELS = ((3, 3, 3), (3, 3, 1), (1, 1, 3))
 PASSES = ("forward", "train")
+JAX = "jax"  # f3r_jax as a subject
 BEST, FULL = "mrb", "wo_f3d"  # the paper's best variant, and the one without factorised convolutions
 BASELINES = {"torch": "PyTorch", "voxelmorph": "VoxelMorph 0.3.4"}  # package: display name
-MODES = {  # column of the memory table: options of the network
-    "plain": {},
-    "remat": {"remat": True},
-    "bf16": {"dtype": "bfloat16"},
-    "remat + bf16": {"remat": True, "dtype": "bfloat16"},
-}
 
 Shape = tuple[int, ...]
-Group = list[dict]
+Workload = tuple[Job, ...]
 
 
-class Machine(NamedTuple):
+class Mode(NamedTuple):
+    """Options of a network, as in its `Job`."""
+
+    remat: bool = False
+    dtype: str = "float32"
+
+
+MODES = {  # by the column of the memory table
+    "plain": Mode(),
+    "remat": Mode(remat=True),
+    "bf16": Mode(dtype="bfloat16"),
+    "remat + bf16": Mode(remat=True, dtype="bfloat16"),
+}
+
+
+class Target(NamedTuple):
     """The device, and the installed packages to compare with."""
 
     device: str
@@ -49,80 +61,78 @@ def installed() -> tuple[str, ...]:
     return tuple(name for name in BASELINES if importlib.util.find_spec(name))
 
 
-def left_out(wanted: Iterable[str], machine: Machine) -> list[str]:
+def left_out(wanted: Iterable[str], target: Target) -> list[str]:
     """One line for each wanted package that is not installed."""
     return [
         f"{BASELINES[name]} is not installed, so nothing is compared with it: "
         "make bench, or pip install 'f3r_jax[bench]'"
         for name in wanted
-        if name not in machine.baselines
+        if name not in target.baselines
     ]
 
 
-def group(task: dict, *others: str) -> Group:
-    """The same task for f3r_jax and for the others."""
-    return [{"who": who, **task} for who in ("jax", *others)]
+def workload(job: Job, *others: str) -> Workload:
+    """The same job for f3r_jax and for the others."""
+    return (job, *(replace(job, who=who) for who in others))
 
 
-def single(machine: Machine, *, what: list[str], variants: list[str], shape: Shape) -> list[Group]:
-    """The groups for the flags `what`, `variant` and `shape`."""
+def single(target: Target, *, what: list[str], variants: list[str], shape: Shape) -> list[Workload]:
+    """The workloads for the flags `what`, `variant` and `shape`."""
     passes = [name for name in PASSES if name in what]
     if not passes and {"compile", "memory"} & set(what):
-        passes = PASSES
-    tasks = [{"what": name, "variant": variant, "shape": shape} for variant in variants for name in passes]
-    groups = [group(task, *machine.others("torch")) for task in tasks]
+        passes = list(PASSES)
+    jobs = [Job(JAX, name, variant=variant, shape=shape) for variant in variants for name in passes]
+    found = [workload(job, *target.others("torch")) for job in jobs]
     if "sweep" in what:
-        groups += sweeps(machine, variants=variants, shape=shape)
+        found += sweeps(target, variants=variants, shape=shape)
     if "conv" in what:
-        groups = groups + convolutions(machine, shape=shape)
-    return groups
+        found += convolutions(target, shape=shape)
+    return found
 
 
-def networks(machine: Machine, *, shape: Shape) -> list[Group]:
+def networks(target: Target, *, shape: Shape) -> list[Workload]:
     """f3r_jax against the same networks in PyTorch and against the package `voxelmorph`; on a GPU also in bfloat16."""
-    modes = ("plain", "bf16") if machine.gpu else ("plain",)
-    tasks = [
-        {"what": what, "variant": variant, "shape": shape, **MODES[mode]}
-        for variant, mode, what in product((BEST, FULL), modes, PASSES)
-    ]
-    groups = [group(task, *machine.others("torch")) for task in tasks]
-    tasks = [
-        {"what": what, "variant": variant, "shape": shape, **MODES[mode]}
-        for variant, mode, what in product((BEST, "voxelmorph2"), modes, PASSES)
-    ]
-    return groups + [group(task, other) for task in tasks for other in machine.others("voxelmorph")]
+    modes = ("plain", "bf16") if target.gpu else ("plain",)
+    passes = [(mode, what) for mode in modes for what in PASSES]
+
+    def jobs(*variants: str) -> list[Job]:
+        each = product(variants, passes)
+        return [Job(JAX, what, variant=variant, shape=shape, **MODES[mode]._asdict()) for variant, (mode, what) in each]
+
+    found = [workload(job, *target.others("torch")) for job in jobs(BEST, FULL)]
+    return found + [workload(job, other) for job in jobs(BEST, "voxelmorph2") for other in target.others("voxelmorph")]
 
 
-def scaling(machine: Machine, *, edges: Iterable[int]) -> list[Group]:
+def scaling(target: Target, *, edges: Iterable[int]) -> list[Workload]:
     """The best variant on cubes. Each subject runs alone, because two might not fit into memory at once."""
     return [
-        [{"who": who, "what": what, "variant": BEST, "shape": (edge,) * 3}]
+        (Job(who, what, variant=BEST, shape=(edge,) * 3),)
         for edge in edges
         for what in PASSES
-        for who in ("jax", *machine.others("torch"))
+        for who in (JAX, *target.others("torch"))
     ]
 
 
-def memory(machine: Machine, *, shapes: Iterable[Shape]) -> list[Group]:
+def memory(target: Target, *, shapes: Iterable[Shape]) -> list[Workload]:
     """All variants and modes; on a CPU without bfloat16, and with remat only for two variants."""
     variants = (BEST, FULL, *(name for name in VARIANTS if name not in (BEST, FULL)))
     return [
-        group({"what": what, "variant": variant, "shape": shape, **MODES[mode]})
+        workload(Job(JAX, what, variant=variant, shape=shape, **MODES[mode]._asdict()))
         for variant, shape, what, mode in product(variants, sorted(shapes, key=math.prod), PASSES, MODES)
-        if machine.gpu or mode == "plain" or (mode == "remat" and variant in (BEST, FULL))
+        if target.gpu or mode == "plain" or (mode == "remat" and variant in (BEST, FULL))
     ]
 
 
-def sweeps(_: Machine, *, shape: Shape, variants: Iterable[str] = (BEST, FULL)) -> list[Group]:
+def sweeps(_: Target, *, shape: Shape, variants: Iterable[str] = (BEST, FULL)) -> list[Workload]:
     """Train steps of three lambdas together, against one after another."""
-    return [group({"what": "sweep", "variant": variant, "shape": shape}, "alone") for variant in variants]
+    return [workload(Job(JAX, "sweep", variant=variant, shape=shape), "alone") for variant in variants]
 
 
-def convolutions(machine: Machine, *, shape: Shape) -> list[Group]:
+def convolutions(target: Target, *, shape: Shape) -> list[Workload]:
     """Convolutions of f3r_jax against those of XLA and PyTorch, at full and at half size."""
     half = tuple(max(1, size // 2) for size in shape)
     return [
-        group({"what": what, "kernel": kernel, "channels": channels, "shape": size}, "xla", *machine.others("torch"))
+        workload(Job(JAX, what, kernel=kernel, channels=channels, shape=size), "xla", *target.others("torch"))
         for channels, size in ((16, shape), (32, half))
         for kernel in KERNELS
         for what in ("conv", "conv_gradient")

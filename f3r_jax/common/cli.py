@@ -1,5 +1,6 @@
 """Command line of all entry points: flag parsing, one-line error messages and exit statuses."""
 
+import os
 import re
 import sys
 import textwrap
@@ -24,9 +25,12 @@ def run_main(main: Callable[[Sequence[str]], int | None], groups: Groups) -> Non
     A user's mistake is printed as one line on standard error and gives exit status 2. Ctrl-C gives status 130 and one
     line with the message of the KeyboardInterrupt.
     """
+    prepare_streams()
     if set(HELP_FLAGS) & set(sys.argv[1:]):
-        print(help_text(sys.modules["__main__"].__doc__ or "", groups))
+        description = sys.modules["__main__"].__doc__ or ""
+        exit_on_user_error(lambda: print(help_text(description, groups)))()
         return
+    sys.argv[1:] = with_home(sys.argv[1:])
     keep_freed_memory()
     try:
         app.run(exit_on_user_error(main), flags_parser=_parse)
@@ -35,16 +39,48 @@ def run_main(main: Callable[[Sequence[str]], int | None], groups: Groups) -> Non
         sys.exit(EXIT_INTERRUPTED)
 
 
+def prepare_streams() -> None:
+    """Makes standard output and error usable: characters that they lack are escaped, and closed ones discard text."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:  # opens the smallest free number; otherwise a file of the result could get it
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout, sys.stderr = sys.stdout or os.fdopen(1, "w"), sys.stderr or os.fdopen(2, "w")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def with_home(arguments: Sequence[str]) -> list[str]:
+    """Replaces ~ at the start of the flags' values by the home folder, which shells do not do after an equals sign."""
+    split = [re.fullmatch(r"(--?[\w.]+=)(~.*)", argument, re.DOTALL) for argument in arguments]
+    return [
+        f"{found[1]}{os.path.expanduser(found[2])}" if found else argument
+        for found, argument in zip(split, arguments, strict=True)
+    ]
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
     except (UserError, *CONFIG_ERRORS) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print(f"error: {_unknown_key(argv, error) or one_line(error)}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     # absl prints INFO messages by default, and Orbax logs dozens of them per checkpoint.
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     return rest
+
+
+def _unknown_key(argv: Sequence[str], error: Exception) -> str | None:
+    """The message for a flag --config.KEY=VALUE of a key that the config lacks; ml_collections names the key alone."""
+    key = str(error).strip("\"'")
+    for argument in argv:
+        name = argument.partition("=")[0].lstrip("-")
+        if name.startswith("config.") and key in name.split("."):
+            return f"--{name}: the config has no key {key!r}; expected one that f3r_jax/config.py defines"
+    return None
 
 
 def one_line(error: Exception) -> str:

@@ -9,7 +9,7 @@ from jaxtyping import Float32, Float64, Integer
 from ml_collections import ConfigDict
 
 from f3r_jax.common.errors import UserError
-from f3r_jax.data import nifti, pairs, preprocess, resample
+from f3r_jax.data import landmarks, nifti, pairs, preprocess, resample
 from f3r_jax.data.affine.fit import fit
 from f3r_jax.data.affine.initial import initial_alignment
 
@@ -63,7 +63,7 @@ def load_pair(pair: pairs.PairFiles, data_config: ConfigDict, *, fitted: Matrice
     """
     fitted = fitted or Matrices()
     moving, fixed = in_order(pair.ct, pair.mr, data_config.direction)
-    fixed_image, moving_image = nifti.read(fixed.image), nifti.read(moving.image)
+    fixed_image, moving_image = (_read(scan, data_config) for scan in (fixed, moving))
     matrix = fitted.get(pair.name, lambda: _initial_matrix(fixed, fixed_image, moving, moving_image, data_config))
     grid = resample.working_grid(fixed_image.grid, shape=data_config.shape, spacing=data_config.spacing)
     moving_grid = dataclasses.replace(grid, affine=resample.moving_affine(grid, matrix))
@@ -71,8 +71,8 @@ def load_pair(pair: pairs.PairFiles, data_config: ConfigDict, *, fitted: Matrice
         name=pair.name,
         fixed=_on_grid(fixed_image, fixed.modality, grid, data_config),
         moving=_on_grid(moving_image, moving.modality, moving_grid, data_config),
-        fixed_labels=_labels(fixed, fixed_image, grid),
-        moving_labels=_labels(moving, moving_image, moving_grid),
+        fixed_labels=_labels(fixed, fixed_image, grid, data_config),
+        moving_labels=_labels(moving, moving_image, moving_grid, data_config),
         displacement=None,
         spacing=grid.spacing,
         affine=grid.affine,
@@ -80,6 +80,14 @@ def load_pair(pair: pairs.PairFiles, data_config: ConfigDict, *, fitted: Matrice
         fixed_landmarks=_landmarks(fixed, grid),
         moving_landmarks=_landmarks(moving, moving_grid),
     )
+
+
+def _read(scan: pairs.ScanFiles, config: ConfigDict) -> nifti.Image:
+    """Reads a scan; raises a UserError if its intensities contradict its modality."""
+    image = nifti.read(scan.image, unoriented=config.unoriented)
+    if config.check_modality:
+        preprocess.check_modality(image, scan.modality)
+    return image
 
 
 def _initial_matrix(
@@ -122,23 +130,26 @@ def _on_grid(image: nifti.Image, modality: str, grid: nifti.Grid, config: Config
     return sampled
 
 
-def _labels(scan: pairs.ScanFiles, image: nifti.Image, grid: nifti.Grid) -> np.ndarray | None:
+def _labels(scan: pairs.ScanFiles, image: nifti.Image, grid: nifti.Grid, config: ConfigDict) -> np.ndarray | None:
     if scan.labels is None:
         return None
-    labels = nifti.read_labels(scan.labels)
+    labels = nifti.read_labels(scan.labels, unoriented=config.unoriented)
     nifti.check_same_grid(image, labels)
     return resample.resample_labels(labels, grid)
 
 
 def _landmarks(scan: pairs.ScanFiles, grid: nifti.Grid) -> np.ndarray | None:
-    return resample.to_voxels(pairs.read_landmarks(scan.landmarks), grid.affine) if scan.landmarks else None
+    return resample.to_voxels(landmarks.read_landmarks(scan.landmarks), grid.affine) if scan.landmarks else None
 
 
 def check_overlap(pair: pairs.PairFiles, config: ConfigDict) -> None:
     """Raises a UserError for scans that do not overlap and that the configured initialisation does not align."""
     if config.initialisation != "header":
         return
-    moving, fixed = (nifti.read_grid(scan.image) for scan in in_order(pair.ct, pair.mr, config.direction))
+    moving, fixed = (
+        nifti.read_grid(scan.image, unoriented=config.unoriented)
+        for scan in in_order(pair.ct, pair.mr, config.direction)
+    )
     if not resample.has_overlap(fixed, moving):
         raise UserError(
             f"{moving.path}: does not overlap {fixed.path} in space by their headers; for scans in unrelated frames "

@@ -27,13 +27,16 @@ import numpy as np
 from jaxtyping import Integer
 from ml_collections import ConfigDict
 
+from f3r_jax.common import memory
 from f3r_jax.common.errors import UserError
 from f3r_jax.data import pairs, preprocess
 from f3r_jax.data.cases import DIRECTIONS, Case, Matrices, check_overlap, load_pair
+from f3r_jax.data.nifti_geometry import check_axes
 from f3r_jax.data.phantom.appearance import CT_PHASES, MR_SEQUENCES
 from f3r_jax.data.phantom.cases import kept_tissue_map, phantom_case, phantom_folder
 
 CACHE_BYTES = 2 << 30  # enough for the paper's 50 pairs (27 MB each) and a train step on a machine of 8 GB
+MOST_CASES = 1_000_000
 MIN_TRAINING_CASES = 2  # with a single case there is nothing to shuffle and nothing to generalise from
 SOURCES = ("phantom", "nifti", "synthetic")
 
@@ -76,6 +79,7 @@ class Dataset:
     split: dict[str, tuple[str, ...]]
     makers: dict[str, Callable[[], Case]]
     painters: dict[str, Callable[[], np.ndarray]] = dataclasses.field(default_factory=dict)  # of tissue maps
+    notes: tuple[str, ...] = ()  # what a user should know about the headers of the files
     _cache: _Cache = dataclasses.field(default_factory=_Cache, repr=False, compare=False)
 
     def load(self, name: str) -> Case:
@@ -111,7 +115,7 @@ def open_dataset(data_config: ConfigDict, *, seed: int) -> Dataset:
         return _open_phantom(data_config, seed=seed)
     if data_config.source == "synthetic":
         return _open_synthetic(data_config, seed=seed)
-    found = pairs.read_pairs(Path(data_config.root))
+    found = pairs.read_pairs(Path(data_config.root), unoriented=data_config.unoriented)
     if data_config.cases > len(found):
         raise UserError(f"{data_config.root}: data.cases is {data_config.cases}, but there are {len(found)} pairs")
     found = found[: data_config.cases or None]
@@ -123,7 +127,10 @@ def open_dataset(data_config: ConfigDict, *, seed: int) -> Dataset:
         split = {key: tuple(pair.name for pair in found if pair.split == key) for key in pairs.SPLITS}
         _check_named_split(split, data_config)
     fitted = Matrices()
-    return Dataset(split, {pair.name: partial(load_pair, pair, data_config, fitted=fitted) for pair in found})
+    makers: dict[str, Callable[[], Case]] = {
+        pair.name: partial(load_pair, pair, data_config, fitted=fitted) for pair in found
+    }
+    return Dataset(split, makers, notes=pairs.notes_on(found, unoriented=data_config.unoriented))
 
 
 def organs_of(data_config: ConfigDict) -> dict[str, tuple[int, ...]]:
@@ -202,16 +209,19 @@ def _check_config(config: ConfigDict) -> None:
     ):
         if config[key] not in allowed:
             raise UserError(f"data.{key} is {config[key]!r}; expected one of {', '.join(allowed)}")
+    if config.unoriented:
+        check_axes(config.unoriented, "data.unoriented")
     if config.source != "nifti":
         _check_protocols(config)
     shape, spacing = tuple(config.shape), tuple(config.spacing)
     if len(shape) != 3 or any(not isinstance(size, int) or size < 1 for size in shape):
         raise UserError(f"data.shape is {shape}; expected three whole numbers of voxels, each at least 1")
+    memory.check_voxels(float(np.prod(np.array(shape, np.float64))), f"data.shape={','.join(map(str, shape))}")
     if len(spacing) != 3 or not all(np.isfinite(length) and length > 0 for length in spacing):
         raise UserError(f"data.spacing is {spacing}; expected three positive lengths in mm")
     for key in ("cases", "validation_cases", "test_cases"):
-        if not isinstance(config[key], int) or config[key] < 0:
-            raise UserError(f"data.{key} is {config[key]!r}; expected a whole number, 0 or more")
+        if not isinstance(config[key], int) or not 0 <= config[key] <= MOST_CASES:
+            raise UserError(f"data.{key} is {config[key]!r}; expected a whole number from 0 to {MOST_CASES}")
     for key, low, high in (("ct_window", -np.inf, np.inf), ("mr_percentiles", 0, 100)):
         bounds = tuple(config[key])
         if len(bounds) != 2 or not low <= bounds[0] < bounds[1] <= high:

@@ -14,7 +14,7 @@ from scipy.io.matlab import MatReadError
 
 from f3r_jax.common.arrays import Matrix
 from f3r_jax.common.errors import UserError
-from f3r_jax.common.files import write_text
+from f3r_jax.common.files import check_readable, write_text
 from f3r_jax.data.nifti import PathLike
 
 HEADER = "#Insight Transform File V1.0"
@@ -48,8 +48,7 @@ def read_matrix(path: PathLike) -> Matrix:
       UserError: no such file, not exactly one transform of a type in `KINDS`, or a map that is not invertible.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected an ITK or ANTs transform (.txt, .tfm or .mat)")
+    check_readable(path, "an ITK or ANTs transform (.txt, .tfm or .mat)")
     name, parameters, fixed = (_read_binary if path.suffix == ".mat" else _read_text)(path)
     kind = next((name.removesuffix(suffix) for suffix in PRECISIONS if name.endswith(suffix)), None)
     if kind not in KINDS:
@@ -62,7 +61,8 @@ def read_matrix(path: PathLike) -> Matrix:
         lps[:3, :3] = linear(parameters, fixed)
         centre = fixed[:3] if fixed.size else np.zeros(3)
         lps[:3, 3] = centre + parameters[-3:] - lps[:3, :3] @ centre
-    if not np.isfinite(lps).all() or abs(np.linalg.det(lps[:3, :3])) < 1e-6:
+        size = abs(np.linalg.det(lps[:3, :3]))
+    if not np.isfinite(lps).all() or not 1e-6 <= size < np.inf:
         raise UserError(f"{path}: the transform is singular or not finite; expected an invertible map")
     return FLIP @ lps @ FLIP
 
@@ -70,7 +70,7 @@ def read_matrix(path: PathLike) -> Matrix:
 def _read_text(path):
     """Reads name, parameters and fixed parameters of the only transform in a text file."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a text file; expected a file that begins with '{HEADER}'") from error
     if not lines or not lines[0].startswith("#Insight Transform File"):

@@ -19,17 +19,17 @@ the test split; their pairs are removed from the training split. Label maps are 
 (labelsTs), if they exist.
 """
 
-import csv
 import dataclasses
 import json
+import os
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-
-import numpy as np
 
 from f3r_jax.common.errors import UserError
 from f3r_jax.data import nifti
+from f3r_jax.data.landmarks import check_landmarks, read_rows
 from f3r_jax.data.preprocess import MODALITIES
 
 SPLITS = ("train", "validation", "test")
@@ -60,8 +60,10 @@ class PairFiles:
     fixed: str = "mr"  # modality of the scan in the table's column `fixed`
 
 
-def read_pairs(root: Path) -> list[PairFiles]:
+def read_pairs(root: Path, *, unoriented: str | None = None) -> list[PairFiles]:
     """Reads the pairs of a folder or of one table, and checks the files and headers of all pairs.
+
+    `unoriented` declares the axes of volumes without orientation codes.
 
     Raises:
       UserError: a mistake in the table, or files that are missing, invalid or do not match.
@@ -71,8 +73,14 @@ def read_pairs(root: Path) -> list[PairFiles]:
         raise UserError(f"{table}: neither .csv nor .json; expected pairs.csv or Learn2Reg's *_dataset.json")
     pairs = _from_csv(table) if table.suffix == ".csv" else _from_json(table)
     for pair in pairs:
-        check_pair(pair)
+        check_pair(pair, unoriented=unoriented)
     return pairs
+
+
+def notes_on(pairs: Iterable[PairFiles], *, unoriented: str | None = None) -> tuple[str, ...]:
+    """What a user should know about the headers of the images, one line per file."""
+    images = dict.fromkeys(scan.image for pair in pairs for scan in (pair.mr, pair.ct))
+    return tuple(note for image in images for note in nifti.notes_on(image, unoriented=unoriented))
 
 
 def _table(root: Path) -> Path:
@@ -86,42 +94,29 @@ def _table(root: Path) -> Path:
     return found[0]
 
 
-def check_pair(pair: PairFiles) -> None:
+def check_pair(pair: PairFiles, *, unoriented: str | None = None) -> None:
     """Checks all that needs no voxels: files, headers, label grids, landmarks. Raises a UserError for a mistake."""
     for scan in (pair.ct, pair.mr):
-        grid = nifti.read_grid(scan.image)
+        grid = nifti.read_grid(scan.image, unoriented=unoriented)
         if scan.labels:
-            nifti.check_same_grid(grid, nifti.read_grid(scan.labels))
+            nifti.check_same_grid(grid, nifti.read_grid(scan.labels, unoriented=unoriented))
     if bool(pair.ct.landmarks) != bool(pair.mr.landmarks):
         alone = pair.ct.landmarks or pair.mr.landmarks
         raise UserError(f"{alone}: landmarks of only one image of pair {pair.name}; expected them for both or neither")
     if pair.ct.landmarks and pair.mr.landmarks:
-        counts = [len(read_landmarks(file)) for file in (pair.ct.landmarks, pair.mr.landmarks)]
-        if counts[0] != counts[1]:
-            raise UserError(
-                f"{pair.ct.landmarks}: {counts[0]} landmarks, but {counts[1]} in {pair.mr.landmarks}; "
-                "they must correspond row by row"
-            )
-
-
-def read_landmarks(path: Path) -> np.ndarray:
-    """Reads points (n 3) in mm, RAS+, from a CSV with columns x, y, z."""
-    rows = _rows(path)
-    if missing := [axis for axis in "xyz" if axis not in rows[0]]:
-        raise UserError(f"{path}: no column {', '.join(missing)}; expected x, y, z in mm")
-    try:
-        points = np.array([[float(row[axis]) for axis in "xyz"] for row in rows])
-    except ValueError as error:
-        raise UserError(f"{path}: {error}; expected a number in each of the columns x, y, z") from error
-    if not np.isfinite(points).all():
-        raise UserError(f"{path}: a coordinate is NaN or infinite; expected finite numbers in mm")
-    return points
+        check_landmarks(pair.ct.landmarks, pair.mr.landmarks)
 
 
 def _from_csv(path: Path) -> list[PairFiles]:
-    rows = _rows(path)
+    rows = read_rows(path)
     if missing := [column for column in REQUIRED if column not in rows[0]]:
         raise UserError(f"{path}: no column {' and '.join(missing)}; found {', '.join(rows[0])}")
+    if "" in rows[0]:
+        place = list(rows[0]).index("") + 1
+        raise UserError(
+            f"{path}: column {place} has no name; expected none of these: pandas writes its index like this, unless "
+            "index=False is given"
+        )
     if unknown := [column for column in rows[0] if column not in COLUMNS]:
         raise UserError(f"{path}: unknown column {', '.join(unknown)}; expected some of {', '.join(COLUMNS)}")
     pairs = [_pair_of_row(path, number, row) for number, row in enumerate(rows, start=1)]
@@ -153,16 +148,21 @@ def _pair_of_row(path: Path, number: int, row: dict[str, str]) -> PairFiles:
     scans = {}
     for side in REQUIRED:
         labels, landmarks = (
-            path.parent / file if (file := row.get(f"{side}_{what}")) else None for what in ("labels", "landmarks")
+            _relative(path, file) if (file := row.get(f"{side}_{what}")) else None for what in ("labels", "landmarks")
         )
         stated = bool(row.get(f"{side}_modality"))
-        scans[modality[side]] = ScanFiles(modality[side], path.parent / row[side], labels, landmarks, stated)
+        scans[modality[side]] = ScanFiles(modality[side], _relative(path, row[side]), labels, landmarks, stated)
     return PairFiles(name, scans["ct"], scans["mr"], split, fixed=modality["fixed"])
+
+
+def _relative(table: Path, file: str) -> Path:
+    """The path of a cell: relative to the table's folder; ~ is the home folder."""
+    return table.parent / os.path.expanduser(file)
 
 
 def _from_json(path: Path) -> list[PairFiles]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         # Some releases list the pairs; in others they are matched by case number.
         train = [(entry["fixed"], entry["moving"]) for entry in content.get("training_paired_images", [])]
         if not train:
@@ -173,7 +173,10 @@ def _from_json(path: Path) -> list[PairFiles]:
             split: [(entry["fixed"], entry["moving"]) for entry in content.get(key, [])]
             for split, key in (("validation", "registration_val"), ("test", "registration_test"))
         }
-    except ValueError as error:  # covers JSON and encoding errors
+        for files_of_pair in [*train, *listed["validation"], *listed["test"]]:
+            if wrong := [file for file in files_of_pair if not isinstance(file, str)]:
+                raise UserError(f"{path}: a file is given as {wrong[0]!r}; expected its name as text")
+    except (ValueError, RecursionError) as error:  # covers JSON and encoding errors
         raise UserError(f"{path}: not readable as JSON ({error}); expected Learn2Reg's dataset description") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
@@ -203,30 +206,11 @@ def _pair_of_files(path: Path, files: tuple[str, str], split: str | None) -> Pai
     return PairFiles("_".join([stem, *numbers]), scans["ct"], scans["mr"], split, fixed=next(iter(scans)))
 
 
-def _case_number(path: Path, file: str) -> str:
-    match = re.fullmatch(r".*?(\d+)_\d{4}", _stem(file))
+def _case_number(path: Path, file: object) -> str:
+    match = re.fullmatch(r".*?(\d+)_\d{4}", _stem(file)) if isinstance(file, str) else None
     if match is None:
         raise UserError(f"{path}: file name {file}; expected Learn2Reg's form, such as AbdomenMRCT_0001_0000.nii.gz")
     return match[1]
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    """Reads the rows of a CSV as dictionaries of stripped cells without blank lines; a UserError if it has no rows."""
-    try:
-        lines = [
-            line for line in csv.reader(path.read_text(encoding="utf-8-sig").splitlines()) if any(map(str.strip, line))
-        ]
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; expected a CSV") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not readable as CSV ({error}); expected UTF-8 text with commas") from error
-    if len(lines) < 2:
-        raise UserError(f"{path}: holds no rows; expected a header and one row per entry")
-    header = [cell.strip() for cell in lines[0]]
-    for number, line in enumerate(lines[1:], start=1):
-        if len(line) != len(header):
-            raise UserError(f"{path}: row {number} has {len(line)} cells; the header has {len(header)}")
-    return [dict(zip(header, map(str.strip, line), strict=True)) for line in lines[1:]]
 
 
 def _numbered(pairs: list[PairFiles]) -> list[PairFiles]:

@@ -77,22 +77,58 @@ def recognise_modality(image: Image) -> str:
     A CT in HU has air or lung far below 0; an MR has hardly any voxel below 0. Raises a UserError if neither holds, if
     a CT seems to be stored with an offset, and for intensities that were scaled before.
     """
+    kind = _kind(image)
+    if kind in MODALITIES:
+        return kind
+    if kind == "offset":
+        raise UserError(
+            f"{image.path}: {_range(image)} look like a CT stored with an offset of {OFFSET_HU:g}; expected HU: "
+            "subtract it, or name the modality if this is an MR"
+        )
+    raise UserError(
+        f"{image.path}: cannot detect the modality, {_range(image)}; expected HU or an MR's raw signal: name the "
+        "modality"
+    )
+
+
+def check_modality(image: Image, modality: str) -> None:
+    """Raises a UserError if the intensities contradict the stated modality.
+
+    A stated MR may have any intensities but those of a CT in HU. A stated CT must be in HU.
+    """
+    kind = _kind(image)
+    wrong = {"ct": ("mr", "offset", "scaled"), "mr": ("ct",)}[modality]
+    if kind in wrong:
+        like = {"offset": f"a CT stored with an offset of {OFFSET_HU:g}", "scaled": "an image that was scaled before"}
+        raise UserError(
+            f"{image.path}: is stated to be {_named(modality)}, but {_range(image)} look like "
+            f"{like.get(kind) or _named(kind)}; expected {'HU' if modality == 'ct' else 'signal'}: correct the "
+            "modality or the intensities, or set --nocheck_modality (in a config data.check_modality=False)"
+        )
+
+
+def _named(modality: str) -> str:
+    return {"ct": "a CT", "mr": "an MR"}[modality]
+
+
+def _range(image: Image) -> str:
+    return f"intensities from {image.data.min():g} to {image.data.max():g}"
+
+
+def _kind(image: Image) -> str:
+    """What the intensities look like: "ct", "mr", a CT with an "offset", "scaled" before, or "unclear"."""
     low, high = (float(value) for value in np.percentile(image.data, (0.1, 99.9)))
     least, most = float(image.data.min()), float(image.data.max())
     if np.mean(image.data < AIR_HU) > 0.01 and least > -5 * OFFSET_HU and np.mean(np.abs(image.data) < -AIR_HU) > 0.01:
         return "ct"
-    found = f"intensities from {least:g} to {most:g}"
-    if low < -0.05 * high or most <= 1 or most == 255:
-        raise UserError(
-            f"{image.path}: cannot detect the modality, {found}; expected HU or an MR's raw signal: name the modality"
-        )
+    if low < -0.05 * high:
+        return "unclear"
+    if most <= 1 or most == 255:
+        return "scaled"
     body = image.data[image.data > 0.3 * OFFSET_HU]
     # Fat, water and muscle of a CT are within 200 HU; the tissues of an MR differ by factors.
     if high > OFFSET_HU and body.size and np.mean(np.abs(body - OFFSET_HU) < 200) > 0.6:
-        raise UserError(
-            f"{image.path}: {found} look like a CT stored with an offset of {OFFSET_HU:g}; expected HU: subtract it, "
-            "or name the modality if this is an MR"
-        )
+        return "offset"
     return "mr"
 
 

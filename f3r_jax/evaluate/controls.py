@@ -12,7 +12,8 @@ Letters: x y z voxels of the fixed grid. Displacements are in voxels.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import astuple, dataclass, fields
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -27,7 +28,8 @@ SPARE_CASES = 8  # most training cases in the mean field of a single test case
 KINDS = ("mean_field", "other_pair")
 
 
-class Deviations(NamedTuple):
+@dataclass(frozen=True)
+class Deviations:
     """Sums over the voxels and components of a case, of deviations in mm.
 
     x is the prediction minus its mean over the other cases, y the same for the ground truth.
@@ -40,12 +42,9 @@ class Deviations(NamedTuple):
     yy: float | None
     xy: float | None
 
-    def to_json(self) -> dict:
-        """The fields as a dict."""
-        return self._asdict()
 
-
-class PairSpecific(NamedTuple):
+@dataclass(frozen=True)
+class PairSpecific:
     """Whether a network's predictions depend on the pair. A number that can't be computed is None."""
 
     correlation: float | None  # of prediction and ground truth, each minus its mean over the other cases
@@ -55,9 +54,10 @@ class PairSpecific(NamedTuple):
     cases: int  # number of cases with a gain
     learned: bool | None  # whether the gain is significant; None if that can't be decided
 
-    def to_json(self) -> dict:
-        """The fields as a dict."""
-        return self._asdict()
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "PairSpecific":
+        """Reads a dict of the fields; raises a KeyError if one is missing."""
+        return cls(**{field.name: found[field.name] for field in fields(cls)})
 
 
 def choose_references(evaluated: Sequence[str], training: Sequence[str]) -> tuple[str, ...]:
@@ -112,7 +112,7 @@ def correlate(cases: Sequence[Deviations]) -> float | None:
     known = [case for case in cases if case.count and case.xy is not None]
     if not known:
         return None
-    count, x, xx, y, yy, xy = np.sum(np.array(known, np.float64), axis=0)
+    count, x, xx, y, yy, xy = np.sum(np.array([astuple(case) for case in known], np.float64), axis=0)
     spread_x, spread_y = (np.sqrt(max(square / count - (s / count) ** 2, 0.0)) for s, square in ((x, xx), (y, yy)))
     if min(spread_x, spread_y) < SMALLEST_DEVIATION_MM:
         return None
@@ -161,6 +161,7 @@ def too_few(cases: int) -> bool:
 def judge(gains: Sequence[float], cases: Sequence[Deviations]) -> PairSpecific:
     """Decides from the Dice gains over the mean field and the deviations whether a network has learned the pair."""
     p, deviation = gain_p(gains), deviation_mm(cases)
+    learned: bool | None
     if deviation is not None and deviation < SMALLEST_DEVIATION_MM:
         learned = False  # the same field for every pair, which any number of cases proves
     else:
@@ -169,19 +170,19 @@ def judge(gains: Sequence[float], cases: Sequence[Deviations]) -> PairSpecific:
     return PairSpecific(correlate(cases), deviation, mean, p, len(gains), learned)
 
 
-def explain(found: Mapping) -> str:
-    """The verdict on a network as a sentence, from a `PairSpecific` as a mapping."""
-    if found["dice_gain"] is None:
+def explain(found: PairSpecific) -> str:
+    """The verdict on a network as a sentence."""
+    if found.dice_gain is None:
         gain = "no organ labels, so no Dice gain"
     else:
-        gain = f"Dice gain over its mean field {found['dice_gain']:+.2f} points, p = {found['dice_gain_p']:.2g}"
-    if found["learned"] is None:
-        if found["dice_gain"] is None:
+        gain = f"Dice gain over its mean field {found.dice_gain:+.2f} points, p = {found.dice_gain_p:.2g}"
+    if found.learned is None:
+        if found.dice_gain is None:
             return f"Whether the network has learned the pair is unknown: {gain}."
-        cases = "1 test case is" if found["cases"] == 1 else f"{found['cases']} test cases are"
+        cases = "1 test case is" if found.cases == 1 else f"{found.cases} test cases are"
         return f"Whether the network has learned the pair is unknown: {cases} too few for significance ({gain})."
-    if found["learned"]:
+    if found.learned:
         return f"The network has learned the pair: it is significantly better than its own mean field ({gain})."
-    same = found["deviation_mm"] is not None and found["deviation_mm"] < SMALLEST_DEVIATION_MM
+    same = found.deviation_mm is not None and found.deviation_mm < SMALLEST_DEVIATION_MM
     field = "the same field for every pair" if same else "not significantly better than its own mean field"
     return f"The network has not learned the pair: it predicts the average motion, {field} ({gain})."

@@ -3,7 +3,6 @@
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from numbers import Real
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -59,8 +58,9 @@ def training_curves(path: str | os.PathLike, train_rows: Sequence[Mapping], vali
     ax = _plot(figure, (rows, columns, count), "validation Dice, %")
     colours = itertools.cycle(COLOURS)
     for name, (steps, values) in dices.items():
-        style = {"color": INK, "linewidth": 1.8} if name in MEAN_DICE else {"color": next(colours), "linewidth": 1.0}
-        ax.plot(steps, values, label=as_words(name.replace("dice", "")) or "mean", marker="o", markersize=2.2, **style)
+        colour, width = (INK, 1.8) if name in MEAN_DICE else (next(colours), 1.0)
+        label = as_words(name.replace("dice", "")) or "mean"
+        ax.plot(steps, values, label=label, marker="o", markersize=2.2, color=colour, linewidth=width)
     if dices:
         ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), fontsize=SMALL, frameon=False, labelcolor=INK)
     else:
@@ -74,7 +74,7 @@ def _curves(rows: Sequence[Mapping]) -> dict[str, tuple[np.ndarray, np.ndarray]]
     points: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         for key, value in row.items():
-            if key != "step" and isinstance(value, Real) and np.isfinite(value):
+            if key != "step" and isinstance(value, int | float) and np.isfinite(value):
                 points.setdefault(key, []).append((row["step"], value))
     return {key: tuple(np.array(pairs, np.float64).T) for key, pairs in points.items()}
 

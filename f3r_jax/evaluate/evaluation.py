@@ -3,8 +3,9 @@
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +22,9 @@ from f3r_jax.evaluate.inference import Registration, apply_displacement
 from f3r_jax.evaluate.methods import Method, open_method
 from f3r_jax.evaluate.predictions import ControlFields, Predictions
 from f3r_jax.evaluate.resumable_scores import ResumableScores
-from f3r_jax.evaluate.scoring import FOLDING_ADVICE, FOLDING_LIMIT
+from f3r_jax.evaluate.scores import CaseScores, cases_csv
+from f3r_jax.evaluate.scoring import FOLDING_ADVICE, FOLDING_LIMIT, Organs
+from f3r_jax.evaluate.summary import ControlSummary, FieldSummary, MeanStd, Summary
 from f3r_jax.workdir.log import read_rows
 from f3r_jax.workdir.metadata import read_origin
 
@@ -38,7 +41,7 @@ def evaluate(
     dataset: Dataset | None = None,
     drawn: int = 3,
     challenge: bool = False,
-) -> dict:
+) -> Summary:
     """Scores one checkpoint of a run on its test cases, writes the files and returns the summary.
 
     Args:
@@ -70,15 +73,15 @@ def evaluate(
 
     scored = ResumableScores(folder / "scored.jsonl", method.step)
     predictions = _open_predictions(folder, method.step)
-    if left := [name for name in names if name not in scored.rows]:
+    if left := [name for name in names if name not in scored.cases]:
         references = controls.choose_references(names, dataset.split["train"]) if method.trained else ()
         register_cases(method, dataset, list(dict.fromkeys([*references, *left])), predictions)
         fields = ControlFields(predictions, dataset, references) if references else None
         score_cases(method, dataset, left, scored, predictions, fields, folder=folder, drawn=names[:drawn])
 
-    rows = [scored.rows[name] for name in names]
-    summary = summarise(method, rows) | {"versions": versions(), "origin": read_origin(workdir)}
-    write_files(folder, summary, names, rows)
+    cases = {name: scored.cases[name] for name in names}
+    summary = summarise(method, list(cases.values()), origin=read_origin(workdir))
+    write_files(folder, summary, cases)
     if challenge:
         submit(folder / CHALLENGE, method, dataset, files)
     scored.forget()
@@ -125,39 +128,41 @@ def score_cases(
             if name in drawn:
                 save_registration(folder / f"{name}.npz", result)
                 save_figures(folder, case, result, organs, method.label)
-            scores = {"seconds": predictions.seconds(name), **scoring.score(case, result, organs)}
-            scores["controls"] = scoring.score_controls(case, result.displacement, fields, organs) if fields else None
-            scored.add(name, scores)
+            found = scoring.score_controls(case, result.displacement, fields, organs) if fields else None
+            seconds = predictions.seconds(name)
+            scored.add(name, scoring.score(case, result, organs, seconds=seconds, control_scores=found))
             progress.advance()
 
 
-def summarise(method: Method, rows: Sequence[dict]) -> dict:
-    """Means and standard deviations over cases, in the layout that a study's report reads."""
-    return {
-        "method": method.label,
-        "direction": method.config.data.direction,
-        "cases": len(rows),
-        "parameters": method.parameters,
-        "step": method.step,
-        "seconds_per_pair": float(np.mean([row["seconds"] for row in rows])),
-        "device": jax.devices()[0].platform if method.compiles else "cpu",
-        "folding_percent": scoring.mean_std([row["folding_percent"] for row in rows]),
-        "sd_log_jacobian": scoring.mean_std([row["sd_log_jacobian"] for row in rows]),
-        **scoring.summarise_scores(rows),
-        "before": scoring.summarise_scores([row["before"] for row in rows]),
-        "controls": scoring.summarise_controls(rows),
-    }
+def summarise(method: Method, cases: Sequence[CaseScores], *, origin: Mapping[str, Any]) -> Summary:
+    """Means and standard deviations over cases; `origin` is that of the run."""
+    return Summary(
+        method=method.label,
+        direction=method.config.data.direction,
+        cases=len(cases),
+        parameters=method.parameters,
+        step=method.step,
+        seconds_per_pair=float(np.mean([case.seconds for case in cases])),
+        device=jax.devices()[0].platform if method.compiles else "cpu",
+        folding_percent=MeanStd.of([case.folding_percent for case in cases]),
+        sd_log_jacobian=MeanStd.of([case.sd_log_jacobian for case in cases]),
+        after=FieldSummary.of([case.after for case in cases]),
+        before=FieldSummary.of([case.before for case in cases]),
+        controls=ControlSummary.of(cases),
+        versions=versions(),
+        origin=origin,
+    )
 
 
-def write_files(folder: Path, summary: dict, names: Sequence[str], rows: Sequence[dict]) -> None:
+def write_files(folder: Path, summary: Summary, cases: Mapping[str, CaseScores]) -> None:
     """Writes the training curves, and the scores as CSV, Markdown and JSON."""
     logged = read_rows(folder.parent / "metrics.jsonl")
     kinds = {kind: [_numbers(row) for row in logged if row["kind"] == kind] for kind in ("train", "validation")}
     if logged:
         curves.training_curves(folder / "training.png", kinds["train"], kinds["validation"])
-    write_text(folder / "cases.csv", scoring.cases_csv(names, rows))
+    write_text(folder / "cases.csv", cases_csv(cases))
     write_text(folder / "table.md", score_tables.table(summary))
-    write_text(folder / "summary.json", json.dumps(json_safe(summary), indent=2) + "\n")
+    write_text(folder / "summary.json", json.dumps(json_safe(summary.to_json()), indent=2) + "\n")
 
 
 def submit(folder: Path, method: Method, dataset: Dataset, files: dict[str, PairFiles]) -> dict:
@@ -186,18 +191,26 @@ def save_registration(path: Path, result: Registration) -> None:
         np.savez_compressed(temporary, **{name: array for name, array in result._asdict().items() if array is not None})
 
 
-def save_figures(folder: Path, case: Case, result: Registration, organs: dict, method: str) -> None:
+def save_figures(folder: Path, case: Case, result: Registration, organs: Organs, method: str) -> None:
     """Writes the figures of one case: overlay, checkerboard and deformation."""
-    shared = {"fixed": case.fixed, "spacing": case.spacing, "title": f"{method}, {case.name}"}
-    images = {"moving": case.moving, "warped": result.warped}
-    labels = {
-        "fixed_labels": case.fixed_labels,
-        "moving_labels": case.moving_labels,
-        "warped_labels": result.warped_labels,
-    }
-    figures.overlay(folder / f"{case.name}_overlay.png", **shared, **images, **labels, organs=organs)
-    figures.checkerboard(folder / f"{case.name}_checkerboard.png", **shared, **images)
-    figures.deformation(folder / f"{case.name}_deformation.png", **shared, displacement=result.displacement)
+    fixed, moving, warped = case.fixed, case.moving, result.warped
+    spacing, title = case.spacing, f"{method}, {case.name}"
+    figures.overlay(
+        folder / f"{case.name}_overlay.png",
+        fixed=fixed,
+        moving=moving,
+        warped=warped,
+        fixed_labels=case.fixed_labels,
+        moving_labels=case.moving_labels,
+        warped_labels=result.warped_labels,
+        spacing=spacing,
+        title=title,
+        organs=organs,
+    )
+    path = folder / f"{case.name}_checkerboard.png"
+    figures.checkerboard(path, fixed=fixed, moving=moving, warped=warped, spacing=spacing, title=title)
+    path = folder / f"{case.name}_deformation.png"
+    figures.deformation(path, fixed=fixed, displacement=result.displacement, spacing=spacing, title=title)
 
 
 def _open_predictions(folder: Path, step: int | None) -> Predictions:
@@ -213,8 +226,8 @@ def _numbers(row: dict) -> dict:
     return {key: value for key, value in row.items() if key != "kind"}
 
 
-def print_report(summary: dict, folder: Path) -> None:
+def print_report(summary: Summary, folder: Path) -> None:
     """Prints the table and the folder of the files."""
     print(f"\n{score_tables.table(summary)}\nevaluation: {folder}")
-    if summary["folding_percent"]["mean"] > FOLDING_LIMIT:
+    if summary.folding_percent.mean > FOLDING_LIMIT:
         print(f"WARNING: over {FOLDING_LIMIT} % of voxels fold; {FOLDING_ADVICE}")

@@ -62,8 +62,8 @@ def overlay(
     }
     rows = {**views, "Zoom": zoomed}
     aspects = [*(slices.aspect(fixed.shape, spacing, view) for view in views.values()), ZOOM_ASPECT]
-    labelled = {"fixed": fixed_labels, "moving": moving_labels, "warped": warped_labels}
-    labelled = {role: labels for role, labels in labelled.items() if labels is not None}
+    by_role = {"fixed": fixed_labels, "moving": moving_labels, "warped": warped_labels}
+    labelled = {role: labels for role, labels in by_role.items() if labels is not None}
     figure, panels = _page(aspects, list(columns), list(rows), title, foot=0.42 if labelled else 0.0)
     of_moving, of_fixed = slices.display_range(moving), slices.display_range(fixed)
     ranges = (of_moving, of_fixed, of_moving)
@@ -174,7 +174,8 @@ def _page(
     figure.text(left / WIDTH, 1 - 0.05 / total, title, size=LARGE, weight="bold", color=INK, va="top")
     if note:
         figure.text(left / WIDTH, 1 - 0.24 / total, note, size=NORMAL, color=MUTED, va="top")
-    panels, top = [], total - head
+    panels: list[list[Axes]] = []
+    top = total - head
     for row, (name, height) in enumerate(zip(rows, heights, strict=True)):
         low = top - height
         figure.text(

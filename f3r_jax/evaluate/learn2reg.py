@@ -22,7 +22,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Real, Shaped
@@ -36,6 +36,8 @@ StoredLabels = Real[np.ndarray, "x y z"]
 OtherLabels = Real[np.ndarray, "_x _y _z"]  # the moving file may have another size
 
 LABELS = (1, 2, 3, 4)  # of the challenge's configs for AbdomenMRCT: liver, spleen, right and left kidney
+Score = dict[str, Any]  # "mean", and "detailed": a number, or one per label or keypoint, as in the challenge's files
+
 METRICS = ("LogJacDetStd", "num_foldings", "DSC", "HD95", "TRE")  # names as in the challenge's results
 INNER = (slice(2, -2),) * 3  # the voxels of its Jacobian
 
@@ -56,7 +58,7 @@ def evaluate_case(
     labels: Sequence[int] = LABELS,
     mask: Shaped[np.ndarray, "x y z"] | None = None,
     keypoints: Keypoints | None = None,
-) -> dict[str, dict]:
+) -> dict[str, Score]:
     """The challenge's scores of one case, {metric: {"mean", "detailed"}}, with the names in `METRICS`.
 
     Args:
@@ -77,7 +79,7 @@ def evaluate_case(
     spread = logs.std()
     spread = float("nan") if spread is np.ma.masked else float(spread)
     foldings = float(np.count_nonzero(clipped <= 0))
-    scores = {
+    scores: dict[str, Score] = {
         "LogJacDetStd": {"mean": spread, "detailed": spread},
         "num_foldings": {"mean": foldings, "detailed": foldings},
     }
@@ -91,7 +93,7 @@ def evaluate_case(
     return scores
 
 
-def aggregate(cases: Sequence[Mapping[str, dict]]) -> dict[str, dict[str, float]]:
+def aggregate(cases: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Mean, population standard deviation and 30 % quantile of the cases' means, for metrics that all cases have.
 
     As in the challenge, one case without a value makes the metric NaN.
@@ -173,7 +175,7 @@ def read_submission(path: Path) -> VoxelField:
 
 
 def _read_nifti(path: Path) -> np.ndarray:
-    stored = nifti.read_stored(path)
+    stored = nifti.read_stored(path, unoriented="RAS")  # only its numbers matter
     try:
         return stored.get_fdata()
     except (OSError, EOFError, ValueError, zlib.error) as error:
@@ -199,7 +201,7 @@ def _difference(values: Float64[np.ndarray, "x y z"], axis: int) -> Float64[np.n
 
 def _over_labels(
     score: Callable, fixed: StoredLabels, moving: OtherLabels, warped: StoredLabels, labels: Sequence[int]
-) -> dict[str, float | dict[int, float]]:
+) -> Score:
     """The score of each label, NaN if a file lacks the label, and their mean without NaN."""
     detailed = {}
     for label in labels:

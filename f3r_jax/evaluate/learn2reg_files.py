@@ -6,6 +6,7 @@ Letters: x y z voxels of the working grid.
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, Real
@@ -46,7 +47,7 @@ def open_pairs(data_config: ConfigDict, names: Iterable[str]) -> dict[str, pairs
     return {name: found[name] for name in names}
 
 
-def submit(folder: Path, displacement: VoxelField, case: Case, pair: pairs.PairFiles) -> dict:
+def submit(folder: Path, displacement: VoxelField, case: Case, pair: pairs.PairFiles) -> dict[str, Any]:
     """Writes a case's field as a submission and returns its scores, with the file's name under "submission".
 
     Files without Learn2Reg's numbers are only scored: "submission" is None. As in the challenge, LogJacDetStd is
@@ -59,11 +60,11 @@ def submit(folder: Path, displacement: VoxelField, case: Case, pair: pairs.PairF
         learn2reg.require_surface_distance()  # before anything is written
     scans = pair.mr, pair.ct
     field = to_file_order(displacement, case, pair)
-    numbers = [
+    fixed, moving = (
         re.fullmatch(rf".*_(\d{{4}})_{modality}\.nii(\.gz)?", scan.image.name)
         for scan, modality in zip(scans, ("0000", "0001"), strict=True)
-    ]
-    name = learn2reg.submission_name(*(match[1] for match in numbers)) if all(numbers) else None
+    )
+    name = learn2reg.submission_name(fixed[1], moving[1]) if fixed and moving else None
     if name is not None:
         learn2reg.write_submission(folder, name, field)
     maps = [_in_file_order(scan.labels, nifti.read_labels(scan.labels)) if scan.labels else None for scan in scans]

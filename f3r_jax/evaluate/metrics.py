@@ -12,6 +12,7 @@ only one of them has is lost: Dice 0 and infinite distance. `summarise` keeps th
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Real
@@ -112,22 +113,28 @@ def target_registration_error(
     return np.linalg.norm(mapped - moving_points, axis=-1)
 
 
-def summarise(rows: Sequence[float | Mapping]) -> dict:
-    """Mean, standard deviation and count over cases, {"mean", "std", "count"}, for each entry of the rows.
+@dataclass(frozen=True)
+class Statistics:
+    """Mean, standard deviation and number of the known values."""
 
-    Rows are numbers, or mappings with the same keys. Values of mappings are numbers or mappings again, as in
-    `organ_scores`. NaN is left out and not counted. The deviation is the sample's (n - 1), and 0 for one case. Without
-    cases both are NaN. With an infinite value the mean is infinite and the deviation NaN.
+    mean: float
+    std: float
+    count: int
+
+
+def summarise(values: Sequence[float]) -> Statistics:
+    """Statistics of a score over cases.
+
+    NaN is left out and not counted. The deviation is the sample's (n - 1), and 0 for one case. Without cases both are
+    NaN. With an infinite value the mean is infinite and the deviation NaN.
     """
-    if rows and isinstance(rows[0], Mapping):
-        return {key: summarise([row[key] for row in rows]) for key in rows[0]}
-    values = np.asarray(rows, np.float64)
-    values = values[~np.isnan(values)]
-    if not values.size:
-        return {"mean": float("nan"), "std": float("nan"), "count": 0}
-    finite = bool(np.isfinite(values).all())
-    std = np.std(values, ddof=min(1, values.size - 1)) if finite else float("nan")
-    return {"mean": float(values.mean()), "std": float(std), "count": values.size}
+    known = np.asarray(values, np.float64)
+    known = known[~np.isnan(known)]
+    if not known.size:
+        return Statistics(float("nan"), float("nan"), 0)
+    finite = bool(np.isfinite(known).all())
+    std = np.std(known, ddof=min(1, known.size - 1)) if finite else float("nan")
+    return Statistics(float(known.mean()), float(std), known.size)
 
 
 def _surface_points(mask: Mask, spacing: Spacing) -> np.ndarray:

@@ -5,6 +5,7 @@ A field of a full-size grid takes 70 MB, so memory holds one sum over all cases 
 
 import shutil
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +57,8 @@ class ControlFields:
     def __init__(self, predictions: Predictions, dataset: Dataset, references: Sequence[str]) -> None:
         self._predictions, self._references = predictions, references
         # Summed in a fixed order and in float64, so that the means do not depend on where a killed evaluation resumed.
-        self._total = sum(predictions.read(name).astype(np.float64) for name in references)
-        self._truths = None
+        self._total = reduce(np.add, (predictions.read(name).astype(np.float64) for name in references))
+        self._truths: np.ndarray | None = None
         for name in references:
             truth = dataset.load(name).displacement
             if truth is None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from f3r_jax.common.files import write_text
+from f3r_jax.evaluate.scores import CaseScores
 from f3r_jax.workdir.log import read_rows
 
 
@@ -14,12 +15,12 @@ class ResumableScores:
         self._path, self._step = path, step
         rows = [row for row in read_rows(path) if row["step"] == step]
         # Rows of an earlier version have no controls.
-        self.rows = {row["name"]: row["scores"] for row in rows if "controls" in row["scores"]}
-        write_text(path, "".join(self._line(name) for name in self.rows))
+        self.cases = {row["name"]: CaseScores.from_json(row["scores"]) for row in rows if "controls" in row["scores"]}
+        write_text(path, "".join(self._line(name) for name in self.cases))
 
-    def add(self, name: str, scores: dict) -> None:
+    def add(self, name: str, scores: CaseScores) -> None:
         """Stores the scores of a case."""
-        self.rows[name] = scores
+        self.cases[name] = scores
         with self._path.open("a") as file:
             file.write(self._line(name))
 
@@ -28,4 +29,4 @@ class ResumableScores:
         self._path.unlink()
 
     def _line(self, name: str) -> str:
-        return json.dumps({"step": self._step, "name": name, "scores": self.rows[name]}) + "\n"
+        return json.dumps({"step": self._step, "name": name, "scores": self.cases[name].to_json()}) + "\n"

@@ -6,7 +6,8 @@ Okabe and Ito's palette for colour-blind readers. Its line style shows the image
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,20 +15,22 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from matplotlib.image import AxesImage
 from matplotlib.patheffects import withStroke
+from matplotlib.typing import LineStyleType
 from scipy.ndimage import binary_fill_holes, gaussian_filter, uniform_filter
 
 from f3r_jax.common.arrays import Intensities, LabelMap, Mask, Spacing, VoxelField
 
 COLOURS = ("#E69F00", "#56B4E9", "#CC79A7", "#2CC295", "#F0E442", "#D55E00", "#0072B2")
 INK, MUTED = "#1a1a1a", "#6b6b6b"
-STYLES = {"fixed": "solid", "moving": (0, (3.2, 1.6)), "warped": (0, (1.0, 0.8))}
+STYLES: dict[str, LineStyleType] = {"fixed": "solid", "moving": (0.0, (3.2, 1.6)), "warped": (0.0, (1.0, 0.8))}
 SMALL, NORMAL, LARGE = 6.5, 7.5, 9.5  # points
 SHADOW = [withStroke(linewidth=1.6, foreground="#000000a0")]
 AXIAL, CORONAL = 2, 1
 ZOOM, ZOOM_ASPECT = 0.42, 0.75  # width of the zoom by that of the volume; height of the zoom by its width
 
 
-class View(NamedTuple):
+@dataclass(frozen=True)
+class View:
     """A slice through a volume: coronal across y (axis 1) or axial across z (axis 2)."""
 
     axis: int
@@ -43,7 +46,7 @@ class View(NamedTuple):
 
 
 def draw(
-    ax: Axes, volume: np.ndarray, view: View, spacing: Spacing, shown: tuple[float, float], **options
+    ax: Axes, volume: np.ndarray, view: View, spacing: Spacing, shown: tuple[float, float], **options: Any
 ) -> AxesImage:
     """Draws a slice in mm, voxel centres at multiples of the spacing, with the patient's right on the left."""
     section, (across, up) = view.cut(volume), view.steps(spacing)
@@ -68,12 +71,19 @@ def outline_organs(ax: Axes, labels: LabelMap, view: View, spacing: Spacing, org
     for number, values in enumerate(organs.values()):
         colour = np.array(to_rgb(COLOURS[number % len(COLOURS)]))
         colour = colour if role == "fixed" else 1 - 0.45 * (1 - colour)
-        style = {"color": [tuple(colour)], "linewidth": 1.0, "linestyle": STYLES[role]}
-        outline(ax, np.isin(section, values), view, spacing, **style)
+        mask = np.isin(section, values)
+        outline(ax, mask, view, spacing, color=[tuple(colour)], linewidth=1.0, linestyle=STYLES[role])
 
 
 def outline(
-    ax: Axes, section: np.ndarray, view: View, spacing: Spacing, *, color, linewidth: float, linestyle="solid"
+    ax: Axes,
+    section: np.ndarray,
+    view: View,
+    spacing: Spacing,
+    *,
+    color: Any,
+    linewidth: float,
+    linestyle: LineStyleType = "solid",
 ) -> None:
     """Draws the border of a mask's section, slightly smoothed because voxel steps would hide the shape."""
     section = gaussian_filter(np.pad(section, 1).astype(np.float32), 0.6)
@@ -106,7 +116,7 @@ def draw_grid(ax: Axes, displacement: VoxelField, view: View, spacing: Spacing) 
 
 def annotate(ax: Axes, *, scale_mm: float | None) -> None:
     """Labels the patient's sides, R and L, and draws a scale bar."""
-    style = {"size": SMALL, "color": "white", "path_effects": SHADOW}
+    style: dict[str, Any] = {"size": SMALL, "color": "white", "path_effects": SHADOW}
     for x, letter, side in ((0.02, "R", "left"), (0.98, "L", "right")):
         ax.annotate(letter, (x, 1), (0, -3), "axes fraction", "offset points", ha=side, va="top", **style)
     if scale_mm:

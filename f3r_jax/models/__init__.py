@@ -1,6 +1,7 @@
 """The registration networks, by their names in configs."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -16,10 +17,10 @@ from f3r_jax.models.voxelmorph import DECODERS, VoxelMorph
 
 SMALLEST = 2**COARSEST  # voxels along each axis: one voxel of the coarsest scale
 
-NETWORKS = {
+NETWORKS: dict[str, Callable[[ConfigDict], Callable[..., nn.Module]]] = {
     "f3rnet": lambda model: partial(F3RNet, factorisation=VARIANTS[model.variant], remat=model.remat),
     "faim": lambda model: FAIM,
-    **{name: lambda model, decoder=decoder: partial(VoxelMorph, decoder) for name, decoder in DECODERS.items()},
+    **dict.fromkeys(DECODERS, lambda model: partial(VoxelMorph, DECODERS[model.name])),
 }
 LABELS = {"faim": "FAIM", "voxelmorph1": "VoxelMorph-1", "voxelmorph2": "VoxelMorph-2"}
 

@@ -151,10 +151,10 @@ class F3RNet(nn.Module):
                 self.sow("features", f"h_{name}", h)
             return h
 
-        h, skips = None, {}
-        for k in range(1, COARSEST + 1):
-            h = block(f"encoder_{k}", k, part.encoder, h if h is None else pool(h, 2))
-            skips[k] = h
+        h = block("encoder_1", 1, part.encoder, None)
+        skips = {1: h}
+        for k in range(2, COARSEST + 1):
+            h = skips[k] = block(f"encoder_{k}", k, part.encoder, pool(h, 2))
         for n in range(part.extra_mrbs):
             h = block(f"extra_{n}", COARSEST, True, h)
         for k in range(COARSEST - 1, 0, -1):

@@ -135,12 +135,12 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, z: Features) -> Features:
         c = z.shape[-1]
-        layers = {
+        forms: dict[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module]]] = {
             "full": (Conv, Conv),
             "factorised": (F3D, F3D),
             "cascade": (partial(Conv, size=(3, 3, 1)), partial(Conv, size=(1, 1, 3))),
-        }[self.form]
-        first, second = (layer(c, name=name) for layer, name in zip(layers, ("first", "second"), strict=True))
+        }
+        first, second = (layer(c, name=name) for layer, name in zip(forms[self.form], ("first", "second"), strict=True))
         return z + leaky_relu(second(leaky_relu(first(z), self.slope)), self.slope)
 
 

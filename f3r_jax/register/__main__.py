@@ -9,7 +9,9 @@ descent. `f3r_jax/register/output_files.py` lists the output files of one pair, 
 many pairs. `python -m f3r_jax.apply` applies the transform to further images, label maps and points.
 """
 
+import dataclasses
 import functools
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -17,10 +19,11 @@ from pathlib import Path
 
 from absl import flags
 
-from f3r_jax.common import cli
+from f3r_jax.common import cli, result_folder
 from f3r_jax.common.compilation_cache import keep_compiled_programs
 from f3r_jax.common.errors import UserError
 from f3r_jax.config import CT_WINDOW
+from f3r_jax.data.nifti_geometry import check_axes
 from f3r_jax.data.preprocess import MODALITIES
 from f3r_jax.ops.mind import PRESETS
 from f3r_jax.register import alignment, batch, batch_summary, output_files, pair_spec, pipeline
@@ -47,6 +50,12 @@ _SIDES = {
     }
     for side in ("fixed", "moving")
 }
+_UNORIENTED = flags.DEFINE_string(
+    "unoriented", None, "Axes of scans without orientation codes, such as RAS, or LPS as ITK reads them; else refused."
+)
+_CHECK_MODALITY = flags.DEFINE_bool(
+    "check_modality", True, "Refuse intensities that contradict a stated modality, such as a CT that is not in HU."
+)
 _AFFINE = flags.DEFINE_string(
     "affine", DEFAULT.affine, f"Affine step: {', '.join(alignment.AFFINE_STEPS)}, or a matrix file of ITK or ANTs."
 )
@@ -77,8 +86,10 @@ _CT_WINDOW = flags.DEFINE_list(
 )
 GROUPS = {
     "Scans": ("fixed", "moving", "pairs"),
-    "What is known of the scans": tuple(
-        f"{side}_{what}" for what in ("modality", "mask", "labels", "landmarks") for side in ("fixed", "moving")
+    "What is known of the scans": (
+        *(f"{side}_{what}" for what in ("modality", "mask", "labels", "landmarks") for side in ("fixed", "moving")),
+        "check_modality",
+        "unoriented",
     ),
     "Affine step and working grid": ("affine", "spacing", "ct_window"),
     "Network": ("checkpoint", "step"),
@@ -101,7 +112,6 @@ def main(argv: Sequence[str]) -> int:
 
 def _register_one(output: Path, command: str) -> int:
     """Registers the pair of the flags."""
-    output_files.check_folder(output, overwrite=_OVERWRITE.value)
     sides = {
         side: Files(flags.FLAGS[side].value, **{name: flag.value for name, flag in of_side.items()})
         for side, of_side in _SIDES.items()
@@ -110,7 +120,14 @@ def _register_one(output: Path, command: str) -> int:
     network = pair_spec.network_of(pair.settings)
     pair_spec.check_pair(pair, network)
     note = functools.partial(print, flush=True)
-    summary = pair_spec.register_pair(pair, output, network=network, command=command, note=note)
+    with result_folder.reserved(output, output_files.FILES, size=pair_spec.least_size(pair)) as completed:
+        summary = None
+        if completed and not _OVERWRITE.value:
+            summary = output_files.stored_summary(output, pair_spec.recorded(pair, network))
+            note(f"{output}: the result of a run that was killed was whole; it is in place now")
+        if summary is None:
+            output_files.check_folder(output, overwrite=_OVERWRITE.value)
+            summary = pair_spec.register_pair(pair, output, network=network, command=command, note=note)
     print(output_files.table(summary))
     print(f"result: {output}, report: {output / 'report.html'}")
     return 0
@@ -119,7 +136,15 @@ def _register_one(output: Path, command: str) -> int:
 def _register_all(source: Path, output: Path, command: str) -> int:
     """Registers the pairs of a table; returns 1 if a pair failed, else 0."""
     network = pair_spec.network_of(_settings())
-    rows = batch.register_pairs(source, output, _task, network=network, overwrite=_OVERWRITE.value, command=command)
+    rows = batch.register_pairs(
+        source,
+        output,
+        _task,
+        network=network,
+        overwrite=_OVERWRITE.value,
+        command=command,
+        unoriented=_UNORIENTED.value,
+    )
     print(batch_summary.format_totals(rows))
     print(f"result: {output}, table: {output / batch_summary.TABLE}", flush=True)
     failed = [row for row in rows if row["status"] == "failed"]
@@ -136,14 +161,20 @@ def _check_flags() -> None:
     for flag in (_OUTPUT,) if _PAIRS.value is not None else (_FIXED, _MOVING, _OUTPUT):
         if not flag.value:
             raise UserError(f"--{flag.name} is missing, expected {USAGE}")
-    if _SPACING.value is not None and not _SPACING.value > 0:
+    if _SPACING.value is not None and not 0 < _SPACING.value < math.inf:
         raise UserError(f"--spacing is {_SPACING.value}, expected mm above 0")
+    if not math.isfinite(_LAM.value):
+        raise UserError(f"--lam is {_LAM.value}, expected a number of 0 or more")
+    if _UNORIENTED.value is not None:
+        check_axes(_UNORIENTED.value, "--unoriented")
     if _CHECKPOINT.value is None and not _REFINE.value and _AFFINE.value == "none":
         raise UserError("nothing to do: --affine=none --norefine needs a --checkpoint")
 
 
 def _task(fixed: Files, moving: Files) -> PairSpec:
-    return PairSpec(fixed, moving, _settings(), _organs(), _window(), _LEARN2REG.value)
+    options = {"unoriented": _UNORIENTED.value, "check_modality": _CHECK_MODALITY.value}
+    sides = (dataclasses.replace(files, **options) for files in (fixed, moving))
+    return PairSpec(*sides, _settings(), _organs(), _window(), _LEARN2REG.value)
 
 
 def _settings() -> pipeline.Settings:
@@ -165,7 +196,7 @@ def _window() -> tuple[float, float]:
         low, high = map(float, _CT_WINDOW.value)
     except ValueError:
         low = high = 0.0
-    if not low < high:
+    if not -math.inf < low < high < math.inf:
         raise UserError(f"--ct_window is {','.join(_CT_WINDOW.value)}, expected two numbers such as -160,240")
     return low, high
 

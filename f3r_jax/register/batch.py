@@ -12,24 +12,22 @@ import dataclasses
 import functools
 import glob
 import json
-import os
-import queue
 import shutil
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 
 import jax
 
-from f3r_jax.common import provenance
-from f3r_jax.common.errors import EXIT_INTERRUPTED, UserError
+from f3r_jax.common import provenance, result_folder
+from f3r_jax.common.errors import UserError, explained
 from f3r_jax.common.progress import Progress
 from f3r_jax.data import nifti, preprocess
 from f3r_jax.data.pairs import PairFiles, read_pairs
 from f3r_jax.register import batch_summary, output_files, pair_spec
 from f3r_jax.register.batch_summary import SUMMARY, TABLE, Row
+from f3r_jax.register.device_pool import register_on_devices
 from f3r_jax.register.pair_spec import Files, PairSpec
 from f3r_jax.workdir.trained_network import Network
 
@@ -42,6 +40,7 @@ def register_pairs(
     network: Network | None,
     overwrite: bool,
     command: str,
+    unoriented: str | None = None,
 ) -> list[Row]:
     """Registers the pairs that have no result in `output` yet.
 
@@ -52,21 +51,33 @@ def register_pairs(
       network: the network of the settings' checkpoint.
       overwrite: whether results of other settings may be replaced.
       command: the command line, for the summaries.
+      unoriented: the axes of volumes without orientation codes.
 
     Returns:
       One row per pair, with a `reason` if it failed.
 
     Raises:
-      UserError: a mistake in the table, the settings or a file, or a result of other settings. Nothing is written
-        in this case.
+      UserError: a mistake in the table, the settings or a file, a result of other settings, or another process that
+        writes to `output`. Nothing is written in this case.
     """
-    tasks = {pair.name: template(*_sides(pair)) for pair in read_pairs(source)}
+    tasks = {pair.name: template(*_sides(pair)) for pair in read_pairs(source, unoriented=unoriented)}
     _check_output(output, tasks)
+    with result_folder.reserved(output):
+        return _register_waiting(tasks, output, network=network, overwrite=overwrite, command=command)
+
+
+def _register_waiting(
+    tasks: Mapping[str, PairSpec], output: Path, *, network: Network | None, overwrite: bool, command: str
+) -> list[Row]:
+    """Registers the pairs without a result in a reserved folder; returns the rows of all pairs."""
+    for name in tasks:
+        if (output / name).is_dir():
+            with result_folder.reserved(output / name, output_files.FILES):  # completes the move of a killed run
+                pass
     stored_row = functools.partial(_stored_row, output, network=network, overwrite=overwrite)
     rows = {name: stored_row(name, each) for name, each in tasks.items()}
     waiting = {name: each for name, each in tasks.items() if rows[name]["status"] == "waiting"}
     _check_pairs(waiting, network)
-    output.mkdir(parents=True, exist_ok=True)
     settings = pair_spec.recorded(next(iter(tasks.values())), network)
     shared = {key: value for key, value in settings.items() if not key.startswith(pair_spec.SIDES)}
     facts = {"settings": shared, "command": command, "versions": provenance.versions()}
@@ -75,9 +86,11 @@ def register_pairs(
     register = functools.partial(_register, output=output, command=command)
     with Progress("registering", len(tasks), done=len(tasks) - len(waiting)) as progress:
         progress.note(_plan(len(tasks), len(waiting), devices))
+        for line in dict.fromkeys(line for each in waiting.values() for line in pair_spec.notes_on(each)):
+            progress.note(f"note: {line}")
         try:
             # Close at once on an interrupt: left to the garbage collector, the generator would register all pairs.
-            with closing(_on_devices(waiting, devices, network, register, progress.note)) as done:
+            with closing(register_on_devices(waiting, devices, network, register, progress.note)) as done:
                 for row in done:
                     rows[row["name"]] = row
                     batch_summary.write(output, rows.values(), facts)
@@ -128,12 +141,13 @@ def _stored_row(output: Path, name: str, each: PairSpec, *, network: Network | N
     if not path.is_file():
         return batch_summary.waiting(name)
     try:
-        summary = json.loads(path.read_text())
-        found = summary["settings"]
-    except (ValueError, KeyError, TypeError) as error:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        found = dict(summary["settings"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not the summary of a registration; expected one, or an empty folder") from error
     wanted = pair_spec.recorded(each, network)
-    differing = [key for key in wanted if key not in found or found[key] != wanted[key]]
+    keys = dict.fromkeys((*wanted, *pair_spec.OPTIONS))
+    differing = [key for key in keys if _shown(found, key) != _shown(wanted, key)]
     if not differing:
         return batch_summary.row_of(name, summary)
     if overwrite:
@@ -156,8 +170,8 @@ def _check_pairs(tasks: Mapping[str, PairSpec], network: Network | None) -> None
     """
 
     @functools.cache  # the same atlas may be in every pair
-    def detected(path: str) -> str:
-        return preprocess.recognise_modality(nifti.read(path))
+    def detected(path: str, unoriented: str | None) -> str:
+        return preprocess.recognise_modality(nifti.read(path, unoriented=unoriented))
 
     unknown = sum(None in (each.fixed.modality, each.moving.modality) for each in tasks.values())
     with Progress("detecting modalities", unknown) if unknown else nullcontext() as progress:
@@ -165,7 +179,8 @@ def _check_pairs(tasks: Mapping[str, PairSpec], network: Network | None) -> None
             known = {}
             for side in pair_spec.SIDES:
                 files = getattr(each, side)
-                known[side] = dataclasses.replace(files, modality=files.modality or detected(files.path))
+                modality = files.modality or detected(files.path, files.unoriented)
+                known[side] = dataclasses.replace(files, modality=modality)
             pair_spec.check_pair(dataclasses.replace(each, **known), network)
             if None in (each.fixed.modality, each.moving.modality):
                 progress.advance()
@@ -177,63 +192,18 @@ def _plan(count: int, waiting: int, devices: Sequence[jax.Device]) -> str:
     return f"{count} pair{'s' if count > 1 else ''}, {count - waiting} finished before; on {on}"
 
 
-def _on_devices(
-    tasks: Mapping[str, PairSpec],
-    devices: Sequence[jax.Device],
-    network: Network | None,
-    register: Callable[[str, PairSpec, Network | None], Row],
-    note: Callable[[str], None],
-) -> Iterator[Row]:
-    """Yields a row as each pair finishes, one pair per device.
-
-    With one device the work runs in this thread, so Ctrl-C stops it. With several, the first Ctrl-C waits for running
-    pairs and keeps their results; the second exits at once.
-    """
-    free = queue.SimpleQueue()
-    for device in devices:
-        free.put((device, network and network.on(device)))
-
-    def work(name: str) -> Row:
-        device, own = free.get()
-        try:
-            with jax.default_device(device):
-                return register(name, tasks[name], own)
-        finally:
-            free.put((device, own))
-
-    if len(devices) == 1:
-        yield from map(work, tasks)
-        return
-    pool = ThreadPoolExecutor(len(devices))
-    futures = [pool.submit(work, name) for name in tasks]
-    try:
-        for done in as_completed(futures):
-            yield done.result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        _wait_for([future for future in futures if not future.done()], note)
-
-
-def _wait_for(futures: Sequence[Future], note: Callable[[str], None]) -> None:
-    if not futures:
-        return
-    try:
-        note(f"waiting for {len(futures)} running pairs; Ctrl-C again exits at once")
-        wait(futures)
-    except KeyboardInterrupt:
-        os._exit(EXIT_INTERRUPTED)  # threads cannot be stopped; the next run deletes their temporary folders
-
-
 def _register(name: str, each: PairSpec, network: Network | None, *, output: Path, command: str) -> Row:
     """Registers one pair; any error is recorded in its row."""
     for leftover in output.glob(f".{glob.escape(name)}-????????"):  # of a run that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     try:
-        return batch_summary.row_of(
-            name, pair_spec.register_pair(each, output / name, network=network, command=command)
-        )
+        with result_folder.reserved(output / name, output_files.FILES):
+            summary = pair_spec.register_pair(each, output / name, network=network, command=command)
+        return batch_summary.row_of(name, summary)
     except UserError as error:
         return {"name": name, "status": "failed", "reason": " ".join(str(error).split())}
     except Exception as error:
+        if line := explained(error):
+            return {"name": name, "status": "failed", "reason": line}
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return {"name": name, "status": "failed", "reason": reason, "traceback": traceback.format_exc()}

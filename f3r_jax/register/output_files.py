@@ -8,14 +8,13 @@
   learn2reg_displacement.nii.gz    on request: in voxels of the fixed grid, (x y z 3)
   summary.json, report.html, overlay.png, checkerboard.png, deformation.png
 
-All files are written to a temporary folder and moved at the end, `summary.json` last. A folder with a `summary.json`
-therefore holds a complete result. Letters: x y z voxels.
+All files are written to a temporary folder and moved at the end, `summary.json` last (`common/result_folder.py`). A
+folder with a `summary.json` therefore holds a complete result. Letters: x y z voxels.
 """
 
 import dataclasses
 import json
-import os
-import tempfile
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -63,22 +62,19 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file, expected a folder for the result")
     there = [name for name in FILES if (folder / name).exists()]
-    if there and not overwrite:
+    # Earlier versions could leave files without the summary when they were killed; the first of them was always there.
+    unfinished = SUMMARY not in there and FILES[0] in there
+    if there and not (overwrite or unfinished):
         raise UserError(f"{folder}: holds another result ({there[0]}), expected a new folder, or --overwrite")
 
 
-@contextmanager
-def staged_folder(result: Path) -> Iterator[Path]:
-    """Yields a temporary folder; at the end its files are moved to `result` and replace older ones."""
-    result.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=result.parent, prefix=f".{result.name}-") as temporary:
-        yield Path(temporary)
-        result.mkdir(exist_ok=True)
-        for name in reversed(FILES):  # the summary is removed first and moved last
-            (result / name).unlink(missing_ok=True)
-        for name in FILES:
-            if (Path(temporary) / name).exists():
-                os.replace(Path(temporary) / name, result / name)
+def stored_summary(folder: Path, settings: Mapping[str, object]) -> dict | None:
+    """The content of a folder's `summary.json` if its settings are `settings`, else None."""
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        return summary if summary["settings"] == settings else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def write(
@@ -116,8 +112,8 @@ def write(
     summary["seconds"] = outcome.seconds | {"writing": time.perf_counter() - start}
     summary["seconds"]["total"] = sum(summary["seconds"].values())
     summary = files.json_safe(summary | dict(facts))
-    (folder / "report.html").write_text(page.page(summary, [folder / name for name in FIGURES]))
-    (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+    write_text(folder / "report.html", page.page(summary, [folder / name for name in FIGURES]))
+    write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
 
 
@@ -207,7 +203,8 @@ def _scores(
             there = dataclasses.replace(grid, affine=each.matrix @ grid.affine)
             labels = warped_labels if name == "after" else resample.resample_labels(moving.labels, there)
             scores[name]["organs"] = metrics.organ_scores(reference, labels, organs=organs, spacing=grid.spacing)
-            scores[name]["mean_dice"] = float(np.nanmean([s["dice"] for s in scores[name]["organs"].values()]))
+            known = [s["dice"] for s in scores[name]["organs"].values() if not np.isnan(s["dice"])]
+            scores[name]["mean_dice"] = float(np.mean(known)) if known else math.nan
         if fixed.landmarks is not None and moving.landmarks is not None:
             errors = np.linalg.norm(transforms.to_moving(each, fixed.landmarks) - moving.landmarks, axis=1)
             scores[name]["tre_mm"] = float(errors.mean())

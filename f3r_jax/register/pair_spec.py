@@ -10,16 +10,19 @@ from pathlib import Path
 
 import numpy as np
 
-from f3r_jax.common import provenance
+from f3r_jax.common import memory, provenance, result_folder
 from f3r_jax.common.errors import UserError
 from f3r_jax.config import ORGANS
 from f3r_jax.data import itk_affine, nifti
+from f3r_jax.data.grids import Grid, sizes
+from f3r_jax.data.landmarks import check_landmarks, read_landmarks
 from f3r_jax.register import alignment, output_files, pipeline, scans
 from f3r_jax.register.scans import Scan
 from f3r_jax.workdir import trained_network
 from f3r_jax.workdir.trained_network import Network
 
 SIDES = ("fixed", "moving")
+OPTIONS = ("unoriented", "check_modality")  # the same for both scans
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Files:
     mask: str | None = None
     labels: str | None = None
     landmarks: str | None = None
+    unoriented: str | None = None  # axes of files without orientation codes, such as RAS
+    check_modality: bool = True  # whether intensities that contradict the modality are an error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +53,55 @@ class PairSpec:
 def check_pair(task: PairSpec, network: Network | None) -> None:
     """Raises a UserError for mistakes that can be found without reading voxels."""
     pipeline.refinement(task.settings)
+    grids = [_checked_grid(getattr(task, side)) for side in SIDES]
+    if task.fixed.landmarks and task.moving.landmarks:
+        check_landmarks(Path(task.fixed.landmarks), Path(task.moving.landmarks))
+    if task.settings.spacing is not None:
+        memory.check_voxels(
+            min(np.prod(np.multiply(grid.shape, grid.spacing)) for grid in grids) / task.settings.spacing**3,
+            f"--spacing={task.settings.spacing:g}",
+        )
     if task.settings.affine not in alignment.AFFINE_STEPS:
         itk_affine.read_matrix(Path(task.settings.affine))
     if network is not None and task.moving.modality is not None:
         pipeline.check_direction(network, task.moving.modality, task.moving.path)
     if task.learn2reg:
-        nifti.check_same_grid(nifti.read_grid(task.fixed.path), nifti.read_grid(task.moving.path))
+        _check_one_grid(*grids)
+
+
+def _checked_grid(files: Files) -> Grid:
+    """The grid of a scan; raises a UserError for files that cannot be read or do not match."""
+    grid = nifti.read_grid(files.path, unoriented=files.unoriented)
+    scans.check_size(grid)
+    for kind, file in (("mask", files.mask), ("label map", files.labels)):
+        if file:
+            nifti.check_same_grid(grid, nifti.read_grid(file, unoriented=files.unoriented), kind)
+    if files.landmarks:
+        read_landmarks(Path(files.landmarks))
+    return grid
+
+
+def _check_one_grid(fixed: Grid, moving: Grid) -> None:
+    """Raises a UserError unless both scans are on one grid."""
+    try:
+        nifti.check_same_grid(fixed, moving, "moving scan")
+    except UserError as error:
+        raise UserError(
+            f"--learn2reg needs both scans on one grid, found {sizes(fixed.shape)} and {sizes(moving.shape)} voxels or "
+            f"another frame: {error}"
+        ) from error
+
+
+def notes_on(task: PairSpec) -> list[str]:
+    """What a user should know about the headers of the scans."""
+    sides = (task.fixed, task.moving)
+    return [note for files in sides for note in nifti.notes_on(files.path, unoriented=files.unoriented)]
+
+
+def least_size(task: PairSpec) -> int:
+    """The bytes that the result takes at least; compression saves two thirds at most of most results."""
+    grid = nifti.read_grid(task.fixed.path, unoriented=task.fixed.unoriented)
+    return int(4 * 7 * np.prod(grid.shape, dtype=np.int64) // 3)  # an image and two fields of float32
 
 
 def network_of(settings: pipeline.Settings) -> Network | None:
@@ -68,7 +116,7 @@ def register_pair(
 
     Args:
       task: the pair.
-      output: the folder for the result; an older result in it is replaced.
+      output: the folder for the result, which `result_folder.reserved` has reserved; an older result is replaced.
       network: the network of the settings' checkpoint.
       command: the command line, for `summary.json`.
       note: called with one line of text after each stage; None prints nothing.
@@ -88,7 +136,7 @@ def register_pair(
         "command": command,
         "versions": provenance.versions(),
     }
-    with output_files.staged_folder(output) as folder:
+    with result_folder.staged(output, output_files.FILES) as folder:
         return output_files.write(folder, fixed, moving, found, organs=organs, learn2reg=task.learn2reg, facts=facts)
 
 
@@ -97,7 +145,10 @@ def recorded(task: PairSpec, network: Network | None) -> dict[str, object]:
     sides = {side: getattr(task, side) for side in SIDES}
     values = {side: files.path for side, files in sides.items()}
     for side, files in sides.items():
-        values |= {f"{side}_{name}": value for name, value in vars(files).items() if name != "path"}
+        values |= {f"{side}_{name}": value for name, value in vars(files).items() if name not in ("path", *OPTIONS)}
+    # Only where they are set, because the results of earlier versions do not have them.
+    values |= {"unoriented": task.fixed.unoriented} if task.fixed.unoriented else {}
+    values |= {} if task.fixed.check_modality else {"check_modality": False}
     values |= vars(task.settings) | {"step": network and network.step}
     values |= {"organs": task.organs, "ct_window": task.ct_window, "learn2reg": task.learn2reg}
     return json.loads(json.dumps(values, default=str))
@@ -110,6 +161,8 @@ def _read(task: PairSpec, side: str, note: Callable[[str], None] | None) -> Scan
     if note:
         how = "as given" if files.modality else f"by its intensities; change it with --{side}_modality"
         note(f"{side}: {files.path}, {scan.modality.upper()} ({how})")
+        for line in nifti.notes_on(files.path, unoriented=files.unoriented):
+            note(f"note: {line}")
     return scan
 
 

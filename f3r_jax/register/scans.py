@@ -13,11 +13,14 @@ from jaxtyping import Bool, Float
 from f3r_jax.common.arrays import Numbers
 from f3r_jax.common.errors import UserError
 from f3r_jax.config import CT_WINDOW, MR_PERCENTILES
-from f3r_jax.data import nifti, pairs, preprocess, resample
+from f3r_jax.data import nifti, preprocess, resample
 from f3r_jax.data.affine.coarse import CoarseScan
+from f3r_jax.data.landmarks import read_landmarks
 from f3r_jax.data.nifti import Grid, Image, PathLike
 
 MULTIPLE = 16  # voxels: few different grid sizes, so that compiled functions are reused for other pairs
+THINNEST = 8.0  # mm: the coarsest voxels of the affine step; a thinner scan has no shape along that axis
+SMALLEST_MASK = 27  # voxels: MIND compares patches
 MARGIN = 16.0  # mm around the shared field of view, as a displacement may point there
 
 
@@ -42,25 +45,62 @@ def read(
     labels: PathLike | None = None,
     landmarks: PathLike | None = None,
     ct_window: Sequence[float] = CT_WINDOW,
+    unoriented: str | None = None,
+    check_modality: bool = True,
 ) -> Scan:
     """Reads a scan; a modality of None is detected from the intensities.
+
+    `unoriented` declares the axes of files without orientation codes. `check_modality` makes intensities that
+    contradict a stated modality an error.
 
     Raises:
       UserError: a file is missing, invalid or on another grid than the image, or the modality cannot be detected.
     """
-    image = nifti.read(path)
+    image = nifti.read(path, unoriented=unoriented)
+    check_size(image.grid)
     if modality is None:
         modality = preprocess.recognise_modality(image)
-    others = {"mask": mask, "labels": labels}
-    for what, file in others.items():
-        others[what] = nifti.read_labels(file) if file else None
+    elif check_modality:
+        preprocess.check_modality(image, modality)
+    others = {}
+    for what, kind, file in (("mask", "mask", mask), ("labels", "label map", labels)):
+        others[what] = nifti.read_labels(file, unoriented=unoriented, what=kind) if file else None
         if others[what] is not None:
-            nifti.check_same_grid(image, others[what])
-    if others["mask"] is not None and not others["mask"].data.any():
-        raise UserError(f"{mask}: the mask is empty, expected values above 0 at the voxels to compare")
+            nifti.check_same_grid(image, others[what], kind)
     normalised = preprocess.normalise(image, modality, ct_window=ct_window, mr_percentiles=MR_PERCENTILES)
-    points = pairs.read_landmarks(Path(landmarks)) if landmarks else None
-    return Scan(image, normalised, modality, nifti.read_stored_grid(path), landmarks=points, **others)
+    if others["mask"] is not None:
+        _check_mask(others["mask"], normalised)
+    points = read_landmarks(Path(landmarks)) if landmarks else None
+    stored = nifti.read_stored_grid(path, unoriented=unoriented)
+    return Scan(image, normalised, modality, stored, landmarks=points, **others)
+
+
+def check_size(grid: Grid) -> None:
+    """Raises a UserError for a scan that is too thin to be registered."""
+    length = np.asarray(grid.shape) * grid.spacing
+    axis = int(np.argmin(length))
+    if length[axis] < THINNEST:
+        raise UserError(
+            f"{grid.path}: is {length[axis]:.3g} mm long along {'xyz'[axis]} ({grid.shape[axis]} voxels of "
+            f"{grid.spacing[axis]:.3g} mm); expected a volume of at least {THINNEST:g} mm: a slice cannot be "
+            "registered, and voxels of a wrong size need a corrected header"
+        )
+
+
+def _check_mask(mask: Image, normalised: Image) -> None:
+    """Raises a UserError for a mask that leaves nothing to compare."""
+    inside = mask.data > 0
+    if not inside.any():
+        raise UserError(f"{mask.path}: the mask is empty, expected values above 0 at the voxels to compare")
+    if (count := np.count_nonzero(inside)) < SMALLEST_MASK:
+        raise UserError(
+            f"{mask.path}: the mask holds {count} voxels; expected a region to compare of at least {SMALLEST_MASK}"
+        )
+    if np.ptp(normalised.data[inside]) == 0:
+        raise UserError(
+            f"{mask.path}: the scan {normalised.path} has one intensity inside the mask (air?); expected anatomy to "
+            "compare"
+        )
 
 
 def common_grid(fixed: Grid, moving: Grid, matrix: Float[np.ndarray, "4 4"], *, spacing: float) -> Grid:

@@ -3,8 +3,8 @@
 Letters: x y z voxels of the fixed grid, c channels. Slices are axial, in mm, with the patient's right on the left.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -22,6 +22,7 @@ from f3r_jax.report.charts import NORMAL, SMALL, page
 WIDTH, RAIL, GAP, HEAD, EDGE = 7.6, 0.34, 0.03, 0.24, 0.05  # inches: page, row names, between panels, headings, margin
 COLUMNS = ("Warped, fixed outlines", "Worst liver region", "Deformed grid", "log Jacobian")
 JACOBIAN_RANGE = 0.7  # limit of the log determinant: half to twice the volume
+Window = tuple[float, float, float, float]  # left, low, width and height of a part of a slice, mm
 MAPS = 16  # feature maps per row, as in the paper
 
 
@@ -64,7 +65,7 @@ def comparison(case: Case, shown: Sequence[Shown], organs: Mapping[str, Sequence
     rows += [(one.label, one.note, one.registration.warped) for one in shown]
     for row, (label, note, volume) in enumerate(rows):
         middle = 1 - (HEAD + row * (height + GAP) + height / 2) / total
-        text = {"rotation": 90, "ha": "center", "va": "center"}
+        text: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "center"}
         figure.text((EDGE + 0.09) / WIDTH, middle, label, size=NORMAL, color=INK, weight="bold", **text)
         figure.text((EDGE + 0.23) / WIDTH, middle, note, size=SMALL - 1, color=MUTED, **text)
         grey = slices.display_range(case.fixed if row == 0 else case.moving)
@@ -108,7 +109,8 @@ def features(streams: Mapping[str, Mapping[str, Float[np.ndarray, "c x y"]]]) ->
             for n, one in enumerate(varied(maps)):
                 place = (rail + n * width, low, width - gap, height - gap)
                 ax = figure.add_axes((place[0] / wide, place[1] / total, place[2] / wide, place[3] / total))
-                ax.imshow(one[::-1].T, origin="lower", cmap="gray", aspect="auto", **_range(one))
+                low_value, high_value = _range(one)
+                ax.imshow(one[::-1].T, origin="lower", cmap="gray", aspect="auto", vmin=low_value, vmax=high_value)
                 ax.set_axis_off()
             top = low
     return figure
@@ -120,7 +122,7 @@ def varied(maps: Float[np.ndarray, "c x y"]) -> Float[np.ndarray, "n x y"]:
     return maps[chosen]
 
 
-def _worst(case: Case, shown: Sequence[Shown], organs: Mapping) -> tuple[View, tuple[float, float, float, float]]:
+def _worst(case: Case, shown: Sequence[Shown], organs: Mapping[str, Sequence[int]]) -> tuple[View, Window]:
     liver = organs["liver"] if "liver" in organs else next(iter(organs.values()))
     errors = np.zeros(case.fixed.shape, np.float32)
     for one in shown:
@@ -135,13 +137,20 @@ def _worst(case: Case, shown: Sequence[Shown], organs: Mapping) -> tuple[View, t
 
 
 def _image(
-    ax: Axes, case: Case, volume: np.ndarray, view: View, grey: tuple[float, float], organs: Mapping, window=None
+    ax: Axes,
+    case: Case,
+    volume: np.ndarray,
+    view: View,
+    grey: tuple[float, float],
+    organs: Mapping[str, Sequence[int]],
+    window: Window | None = None,
 ) -> None:
     slices.draw(ax, volume, view, case.spacing, grey)
     if case.fixed_labels is not None:
         slices.outline_organs(ax, case.fixed_labels, view, case.spacing, organs, "fixed")
     if window is not None:
-        ax.add_patch(Rectangle(window[:2], *window[2:], fill=False, edgecolor="white", linewidth=0.7))
+        left, low, width, height = window
+        ax.add_patch(Rectangle((left, low), width, height, fill=False, edgecolor="white", linewidth=0.7))
 
 
 def _grid(ax: Axes, case: Case, registration: Registration, view: View) -> None:
@@ -160,7 +169,7 @@ def _jacobian(ax: Axes, case: Case, registration: Registration, view: View) -> N
     slices.draw(ax, folds, view, case.spacing, (0.0, 1.0), cmap="gray_r", interpolation="nearest")
 
 
-def _legend(figure: Figure, case: Case, organs: Mapping, lefts: np.ndarray, height: float, total: float) -> None:
+def _legend(figure: Figure, case: Case, organs: Iterable[str], lefts: np.ndarray, height: float, total: float) -> None:
     """Draws the legend next to the fixed and the moving image, which have no grid and no Jacobian."""
     handles = [
         Line2D([], [], color=COLOURS[n % len(COLOURS)], linewidth=2.5, label=name.replace("_", " "))
@@ -196,6 +205,6 @@ def _legend(figure: Figure, case: Case, organs: Mapping, lefts: np.ndarray, heig
     )
 
 
-def _range(one: np.ndarray) -> dict[str, float]:
+def _range(one: np.ndarray) -> tuple[float, float]:
     low, high = np.percentile(one, (1, 99))
-    return {"vmin": float(low), "vmax": float(high) if high > low else float(low) + 1.0}
+    return float(low), float(high) if high > low else float(low) + 1.0

@@ -9,7 +9,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -19,6 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from f3r_jax.evaluate.drawing import plain_text
 from f3r_jax.evaluate.slices import INK, MUTED
 
 DPI = 150
@@ -120,7 +121,7 @@ def dots(panels: Mapping[str, Sequence[Dots]]) -> Figure:
     return figure
 
 
-def page(size: tuple[float, float], **options) -> Figure:
+def page(size: tuple[float, float], **options: Any) -> Figure:
     """An empty figure of a size in inches."""
     figure = Figure(figsize=size, dpi=DPI, facecolor="white", **options)
     FigureCanvasAgg(figure)
@@ -129,13 +130,13 @@ def page(size: tuple[float, float], **options) -> Figure:
 
 def save(figure: Figure, folder: Path, stem: str, *, title: str, caption: str) -> Drawing:
     """Writes stem.png and stem.svg; the returned drawing contains the SVG for a page."""
-    options = {"svg.hashsalt": stem, "svg.fonttype": "path"}
-    with mpl.rc_context(options):
+    options: dict[Any, str] = {"svg.hashsalt": stem, "svg.fonttype": "path"}
+    with mpl.rc_context(options), plain_text(figure):
         figure.savefig(folder / f"{stem}.png", metadata={"Software": None})
         figure.savefig(folder / f"{stem}.svg", metadata={"Date": None})
     text = io.StringIO()
     # Text stays text there, in the page's font. Ids are hashed with the stem, because several figures share a page.
-    with mpl.rc_context(options | {"svg.fonttype": "none"}):
+    with mpl.rc_context(options | {"svg.fonttype": "none"}), plain_text(figure):
         figure.patch.set_visible(False)
         figure.savefig(text, format="svg", metadata={"Date": None}, dpi=DPI)
     tall = bool(figure.get_figheight() > figure.get_figwidth())

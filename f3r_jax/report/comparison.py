@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import wilcoxon
 
-from f3r_jax.evaluate import metrics
+from f3r_jax.evaluate.metrics import Statistics, summarise
 from f3r_jax.report import paper_results, run_scores, study_runs
 from f3r_jax.report.run_scores import CaseKey, Scores
 from f3r_jax.report.study_runs import Run, Setting
@@ -21,7 +21,8 @@ HIGHER_IS_BETTER = ("dice",)
 CHOSEN_BY, HARDEST = "dice/mean", "asd_mm/liver"
 
 
-class Cell(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Cell:
     """A measure of a row over its cases."""
 
     mean: float
@@ -56,11 +57,11 @@ class Row:
     @property
     def parameters(self) -> int | None:
         """Number of trained parameters."""
-        return int(self.runs[0].summary["parameters"]) if self.runs else None
+        return self.runs[0].summary.parameters if self.runs else None
 
     def seconds(self, device: str) -> float | None:
         """Mean seconds per pair on "cpu" or "gpu", over all runs of the method: lambda does not change the time."""
-        here = [run.summary["seconds_per_pair"] for run in self.tried if _device(run) == device]
+        here = [run.summary.seconds_per_pair for run in self.tried if _device(run) == device]
         return run_scores.mean(here) if here else None
 
 
@@ -126,9 +127,9 @@ def pooled(runs: Sequence[Run]) -> dict[CaseKey, Scores]:
     }
 
 
-def mean_of(cases: dict[CaseKey, Scores], measure: str) -> dict[str, float]:
+def mean_of(cases: dict[CaseKey, Scores], measure: str) -> Statistics:
     """Mean, standard deviation and count over cases."""
-    return metrics.summarise([of_case.get(measure, math.nan) for of_case in cases.values()])
+    return summarise([of_case.get(measure, math.nan) for of_case in cases.values()])
 
 
 def paired_p(first: dict[CaseKey, Scores], second: dict[CaseKey, Scores], measure: str) -> float | None:
@@ -144,7 +145,7 @@ def paired_p(first: dict[CaseKey, Scores], second: dict[CaseKey, Scores], measur
 
 def sweep(runs: Sequence[Run]) -> dict[str, list[Point]]:
     """Mean Dice over lambda of each trained method, in the paper's order, with the best recipe at each lambda."""
-    curves = {}
+    curves: dict[str, list[Point]] = {}
     for of_system in _by_system(runs).values():
         lams = sorted({run.lam for run in of_system if run.lam is not None})
         points = []
@@ -152,9 +153,9 @@ def sweep(runs: Sequence[Run]) -> dict[str, list[Point]]:
             best = _best_recipe([run for run in of_system if run.lam == lam])
             cases = pooled(best)
             spread = mean_of(cases, CHOSEN_BY)
-            points.append(Point(lam, spread["mean"], spread["std"]))
+            points.append(Point(lam, spread.mean, spread.std))
         if points:
-            curves[of_system[0].summary["method"]] = points
+            curves[of_system[0].summary.method] = points
     return curves
 
 
@@ -168,12 +169,12 @@ def _table(setting: Setting, runs: list[Run]) -> Table:
     rows = []
     for system, of_system in _by_system(runs).items():
         chosen = _best_recipe(of_system)
-        rows.append(Row(chosen[0].summary["method"], system, chosen, of_system, pooled(chosen)))
+        rows.append(Row(chosen[0].summary.method, system, chosen, of_system, pooled(chosen)))
     undeformed = {"folding_percent": 0.0, "sd_log_jacobian": 0.0}
     moving = {key: run_scores.before(key) | undeformed for row in rows for key in row.cases}
     rows.insert(0, Row(paper_results.TABLE_2[paper_results.MOVING].label, paper_results.MOVING, [], [], moving))
     rois = study_runs.regions(runs)
-    cells = {}
+    cells: dict[tuple[str, str], Cell] = {}
     for measure in measures(rois):
         cells |= {(row.system, measure): cell for row, cell in zip(rows, _cells(rows, measure, setting), strict=True)}
     return Table(setting, rois, rows, cells)
@@ -181,17 +182,19 @@ def _table(setting: Setting, runs: list[Run]) -> Table:
 
 def _cells(rows: list[Row], measure: str, setting: Setting) -> list[Cell]:
     spreads = [mean_of(row.cases, measure) for row in rows]
-    judged = [sign(measure) * spread["mean"] for spread in spreads]
+    judged = [sign(measure) * spread.mean for spread in spreads]
     # Without registration nothing folds and nothing deforms, so these measures have no best row.
     known = [value for value in judged if not math.isnan(value)] if "/" in measure else []
     best = judged.index(min(known)) if known else None
     return [
         Cell(
-            **spread,
+            spread.mean,
+            spread.std,
+            spread.count,
             best=n == best,
             p=None if best in (None, n) else paired_p(row.cases, rows[best].cases, measure),
-            seeds=tuple(mean_of(pooled(of_seed), measure)["mean"] for of_seed in _by_seed(row.runs)),
-            printed=paper_results.printed(setting.direction, row.system, measure),
+            seeds=tuple(mean_of(pooled(of_seed), measure).mean for of_seed in _by_seed(row.runs)),
+            printed=paper_results.paper_value(setting.direction, row.system, measure),
         )
         for n, (row, spread) in enumerate(zip(rows, spreads, strict=True))
     ]
@@ -219,11 +222,11 @@ def _best_recipe(runs: Sequence[Run]) -> list[Run]:
 
     def worth(several: list[Run]) -> float:
         cases = {key: of_case for key, of_case in pooled(several).items() if key in shared or not shared}
-        value = mean_of(cases, CHOSEN_BY)["mean"]
+        value = mean_of(cases, CHOSEN_BY).mean
         return -math.inf if math.isnan(value) else value
 
     return max(recipes.values(), key=worth)
 
 
 def _device(run: Run) -> str:
-    return "cpu" if run.summary["device"] == "cpu" else "gpu"
+    return "cpu" if run.summary.device == "cpu" else "gpu"

@@ -141,29 +141,29 @@ def _cases(table: Table) -> list[dict]:
     ]
 
 
-def _provenance(run: Run, tables: Sequence[Table]) -> dict:
+def _provenance(run: Run, tables: Sequence[Table]) -> dict[str, object]:
     """The origin and the settings of a run, for the end of the page."""
     summary = run.summary
-    origin = summary.get("origin") or {}
-    pair_specific = (summary.get("controls") or {"pair_specific": {}})["pair_specific"]
+    origin = summary.origin
+    found = summary.controls and summary.controls.pair_specific
     used = any(run is one for table in tables for row in table.rows for one in row.runs)
     return {
-        "method": summary["method"],
+        "method": summary.method,
         "direction": paper_results.DIRECTIONS[run.setting.direction],
         "lambda": run.lam,
         "seed": run.config.seed,
-        "step": summary.get("step"),
-        "device": summary["device"],
+        "step": summary.step,
+        "device": summary.device,
         "in the tables": "yes" if used else "no",
-        "mean Dice": comparison.mean_of(run.cases, CHOSEN_BY)["mean"],
-        "Dice gain over the mean field": pair_specific.get("dice_gain"),
-        "correlation": pair_specific.get("correlation"),
+        "mean Dice": comparison.mean_of(run.cases, CHOSEN_BY).mean,
+        "Dice gain over the mean field": found and found.dice_gain,
+        "correlation": found and found.correlation,
         "learned the pair": control_tables.verdict(run),
         "folder": os.path.relpath(run.path),
-        "command": origin.get("command") or summary.get("command") or UNRECORDED,
+        "command": origin.get("command") or UNRECORDED,
         "commit": origin.get("commit") or UNRECORDED,
         "trained with": _versions(origin.get("versions")),
-        "evaluated with": _versions(summary.get("versions")),
+        "evaluated with": _versions(summary.versions),
         "config": json.dumps(json.loads(run.config.to_json()), indent=1),
     }
 

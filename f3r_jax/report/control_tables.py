@@ -1,8 +1,7 @@
 """The controls of a study's networks as a table and as sentences: did they learn the pair, or the average motion?"""
 
-import math
-
-from f3r_jax.evaluate.score_tables import NO_CONTROLS, before, explain_controls, mean_over_organs
+from f3r_jax.evaluate.score_tables import NO_CONTROLS, explain_controls
+from f3r_jax.evaluate.summary import FieldSummary
 from f3r_jax.report.comparison import Row, Table
 from f3r_jax.report.study_runs import Run
 from f3r_jax.report.wording import Text, TextTable, count, listed, number
@@ -55,8 +54,8 @@ def undecided(table: Table) -> str:
 
 def verdict(run: Run) -> str:
     """Whether a run has learned the pair: yes, no, unknown or no controls."""
-    controls = run.summary.get("controls")
-    return VERDICTS[controls["pair_specific"]["learned"]] if controls else NO_CONTROLS
+    controls = run.summary.controls
+    return NO_CONTROLS if controls is None else VERDICTS[controls.pair_specific.learned]
 
 
 def _with_verdict(table: Table, wanted: str) -> list[str]:
@@ -74,19 +73,19 @@ def _note(row: Row, run: Run) -> str:
 
 
 def _cells(run: Run) -> list[Text]:
-    summary = run.summary
-    dices = [before(summary), summary]
-    controls = summary.get("controls")
-    if not controls:
-        own = [Text(number(mean_over_organs(side, "dice"), 1)) for side in dices]
-        return [*own, *[Text("–")] * 5, Text(NO_CONTROLS)]
-    dices += [controls["mean_field"], controls["other_pair"]]
-    found = controls["pair_specific"]
-    gain, p = (math.nan if found[key] is None else found[key] for key in ("dice_gain", "dice_gain_p"))
+    controls = run.summary.controls
+    sides = [run.summary.before, run.summary.after]
+    if controls is None:
+        return [*map(_dice, sides), *[Text("–")] * 5, Text(NO_CONTROLS)]
+    found = controls.pair_specific
     return [
-        *(Text(number(mean_over_organs(side, "dice"), 1)) for side in dices),
-        Text("–" if math.isnan(gain) else f"{gain:+.2f}"),
-        Text("–" if math.isnan(p) else f"{p:.2g}"),
-        Text(number(found["correlation"])),
+        *map(_dice, [*sides, controls.mean_field, controls.other_pair]),
+        Text("–" if found.dice_gain is None else f"{found.dice_gain:+.2f}"),
+        Text("–" if found.dice_gain_p is None else f"{found.dice_gain_p:.2g}"),
+        Text(number(found.correlation)),
         Text(verdict(run)),
     ]
+
+
+def _dice(side: FieldSummary) -> Text:
+    return Text(number(side.mean_over_organs("dice"), 1))

@@ -1,5 +1,8 @@
 """The features inside a trained F3RNet for one case, as in the paper's Fig. 6."""
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import jax
 import numpy as np
 from jaxtyping import Float
@@ -11,13 +14,15 @@ from f3r_jax.workdir.trained_network import load_network
 STREAMS = {"l": "Full-resolution stream", "h": "Multi-scale residual stream"}
 
 
-def feature_slices(workdir, case: Case, *, step: int, index: int) -> dict[str, dict[str, Float[np.ndarray, "c x y"]]]:
+def feature_slices(
+    workdir: Path, case: Case, *, step: int | None, index: int
+) -> dict[str, dict[str, Float[np.ndarray, "c x y"]]]:
     """An axial slice of the features after every block: {stream: {block: channels}}, in the order of the blocks.
 
     Args:
       workdir: the run's folder.
       case: the input of the network.
-      step: step of the checkpoint.
+      step: step of the checkpoint; the newest if None.
       index: index of the slice, in voxels of the case; a coarse block shows the slice that contains it.
 
     Raises:
@@ -48,7 +53,7 @@ def words(name: str) -> str:
     return f"extra {int(number) + 1}" if part == "extra" else f"{part} 1/{2 ** int(number)}"
 
 
-def _in_order(names) -> list[str]:
+def _in_order(names: Iterable[str]) -> list[str]:
     """Sorts blocks: encoder down, extra blocks, decoder up. JAX returns mappings sorted by name."""
 
     def place(name: str) -> tuple[int, int]:

@@ -67,20 +67,21 @@ def order_grid(table: Table) -> TextTable | None:
 
 def order(table: Table, measure: str) -> Order | None:
     """The order of the systems here and in the paper; None with fewer than two to compare."""
-    both = [row for row in table.rows if row.system != paper_results.MOVING and table.cell(row, measure).printed]
-    both = [row for row in both if not math.isnan(table.cell(row, measure).mean)]
-    if len(both) < 2:
+    ours, printed = {}, {}
+    for row in table.rows:
+        cell = table.cell(row, measure)
+        if row.system != paper_results.MOVING and cell.printed and not math.isnan(cell.mean):
+            ours[row.system], printed[row.system] = sign(measure) * cell.mean, sign(measure) * cell.printed[0]
+    if len(ours) < 2:
         return None
-    ours = {row.system: sign(measure) * table.cell(row, measure).mean for row in both}
-    printed = {row.system: sign(measure) * table.cell(row, measure).printed[0] for row in both}
+    both = [table.row(system) for system in ours]
     swapped = []
     for a, b in combinations(both, 2):
         if (ours[a.system] - ours[b.system]) * (printed[a.system] - printed[b.system]) < 0:
             ahead, behind = sorted((a, b), key=lambda row: ours[row.system])
             swapped.append(Swap(ahead.label, behind.label, paired_p(ahead.cases, behind.cases, measure)))
-    labels = {row.system: row.label for row in both}
-    ranked = [[labels[system] for system in sorted(side, key=side.get)] for side in (ours, printed)]
-    return Order(measure, *ranked, math.comb(len(both), 2), swapped)
+    here, papers = ([row.label for row in sorted(both, key=lambda row: side[row.system])] for side in (ours, printed))
+    return Order(measure, here, papers, math.comb(len(both), 2), swapped)
 
 
 def is_own(row: Row) -> bool:
@@ -172,13 +173,13 @@ def _order(found: Order) -> str:
     title = MEASURES[found.measure].title
     if not found.swapped:
         return f"{title}: the same order as in the paper."
-    sure = [pair for pair in found.swapped if pair.p is not None and pair.p < SIGNIFICANT]
+    sure = [(pair, pair.p) for pair in found.swapped if pair.p is not None and pair.p < SIGNIFICANT]
     pairs = count(found.pairs, "pair")
     verb = "is" if len(found.swapped) == 1 else "are"
     text = f"{title}: {len(found.swapped)} of {pairs} of methods {verb} in the opposite order to the paper"
     if not sure:
         return f"{text}, none of them significantly (p < {SIGNIFICANT})."
-    pairs = listed([f"{pair.ahead} before {pair.behind} ({p_value(pair.p)})" for pair in sure])
+    pairs = listed([f"{pair.ahead} before {pair.behind} ({p_value(p)})" for pair, p in sure])
     return f"{text}; significant (p < {SIGNIFICANT}): {pairs}."
 
 

@@ -91,7 +91,7 @@ TABLES = {"ct_to_mr": TABLE_2, "mr_to_ct": TABLE_3}
 SYSTEMS = tuple(TABLE_2)  # the order of the rows
 
 
-def printed(direction: str, system: str, measure: str) -> Spread | None:
+def paper_value(direction: str, system: str, measure: str) -> Spread | None:
     """The paper's mean and deviation of a measure such as "asd_mm/liver"; (mean, nan) of "dice/mean"."""
     row = TABLES[direction].get(system)
     score, _, roi = measure.partition("/")

@@ -10,14 +10,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from f3r_jax.evaluate.controls import KINDS, PairSpecific
 from f3r_jax.evaluate.evaluation import FOLDER
-from f3r_jax.evaluate.score_tables import before as before_registration
-from f3r_jax.evaluate.scoring import SCORES
+from f3r_jax.evaluate.scores import SCORES
+from f3r_jax.evaluate.summary import Summary
 
 Scores = dict[str, float]
 OF_THE_FIELD = ("folding_percent", "sd_log_jacobian", "epe_mm")
@@ -38,11 +37,11 @@ class UnreadableRun(Exception):
     """A run can't be used; the message is the reason."""
 
 
-def read_cases(path: Path, summary: dict) -> dict[CaseKey, Scores]:
+def read_cases(path: Path, summary: Summary) -> dict[CaseKey, Scores]:
     """Reads the scores of each case from a cases.csv, which must be of the same evaluation as the summary."""
-    by_name: dict[str, list[dict]] = {}
+    by_name: dict[str, list[dict[str, str]]] = {}
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 by_name.setdefault(row["case"], []).append(row)
         if not by_name:
@@ -73,11 +72,22 @@ def mean(values: Sequence[float]) -> float:
     return float(np.mean(known)) if known else float("nan")
 
 
-def read_json(path: Path) -> dict:
+def read_summary(path: Path) -> Summary:
+    """Reads the summary.json of an evaluation."""
+    found = read_json(path)
+    try:
+        return Summary.from_json(found)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UnreadableRun(
+            f"{FOLDER}/{path.name}: not as evaluate writes it ({type(error).__name__}: {error})"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object from a file of a run."""
     name = f"{path.parent.name}/{path.name}" if path.parent.name == FOLDER else path.name
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UnreadableRun(f"{name}: not readable ({error})") from error
     if not isinstance(found, dict):
@@ -112,24 +122,13 @@ def _number(text: str) -> float:
     return float(text) if text else float("nan")
 
 
-def _check_agreement(summary: dict, by_name: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
+def _check_agreement(summary: Summary, by_name: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
     """Raises an UnreadableRun if summary and rows are not of the same evaluation."""
     again = f"summary.json and cases.csv in {FOLDER} disagree; evaluate again"
-    try:
-        if summary["cases"] != len(by_name):
-            raise UnreadableRun(f"{again} ({summary['cases']} and {len(by_name)} cases)")
-        summarised = {organ: scores["dice"]["mean"] for organ, scores in summary["organs"].items()}
-        _ = [summary[key] for key in ("method", "parameters", "seconds_per_pair", "device", "step")]
-        sides = [before_registration(summary)]
-        if found := summary.get("controls"):
-            sides += [found[kind] for kind in KINDS]
-            _ = [found["pair_specific"][key] for key in PairSpecific._fields]
-        _ = [scores["dice"]["mean"] for side in sides for scores in side["organs"].values()]
-    except (KeyError, TypeError) as error:
-        raise UnreadableRun(
-            f"{FOLDER}/summary.json: not as evaluate writes it ({type(error).__name__}: {error})"
-        ) from error
-    for organ, value in summarised.items():
+    if summary.cases != len(by_name):
+        raise UnreadableRun(f"{again} ({summary.cases} and {len(by_name)} cases)")
+    for organ, scores in summary.after.organs.items():
+        value = scores["dice"].mean
         rows = mean([_number(row["dice"]) for of_case in by_name.values() for row in of_case if row["organ"] == organ])
-        if value is not None and not math.isclose(value, rows, rel_tol=AGREEMENT):
+        if not math.isnan(value) and not math.isclose(value, rows, rel_tol=AGREEMENT):
             raise UnreadableRun(f"{again} (Dice of {organ}: {value:.3f} and {rows:.3f})")

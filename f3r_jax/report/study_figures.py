@@ -109,7 +109,7 @@ def feature_figure(table: Table, stem: str, folder: Path, problems: list[Problem
     if case is None:
         return
     try:
-        streams = feature_slices(run.path, case, step=run.summary["step"], index=_liver_slice(case, run))
+        streams = feature_slices(run.path, case, step=run.summary.step, index=_liver_slice(case, run))
     except UserError as error:
         problems.append(Problem(f"{run.path}: Fig. 6", str(error)))
         return
@@ -138,7 +138,9 @@ def _training(row: Row, key: str, kind: str) -> Curve | None:
     if not points:
         return None
     x, y = np.array(points, np.float64).T
-    return Curve(*(charts.smoothed(x, y) if kind == "train" else (x, y)), None, is_own(row))
+    if kind == "train":
+        x, y = charts.smoothed(x, y)
+    return Curve(x, y, None, is_own(row))
 
 
 def _stored(table: Table) -> tuple[CaseKey, dict[str, Run]] | None:
@@ -190,7 +192,7 @@ def _read(path: Path, shape: Sequence[int]) -> Registration:
 
 
 def _has_checkpoint(run: Run) -> bool:
-    return run.trained and run.summary["step"] in checkpoints.steps(run.path)
+    return run.trained and run.summary.step in checkpoints.steps(run.path)
 
 
 def _file(run: Run, key: CaseKey) -> Path:

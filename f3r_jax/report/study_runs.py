@@ -9,12 +9,13 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from f3r_jax.config import flatten, is_trained
 from f3r_jax.evaluate.evaluation import FOLDER
+from f3r_jax.evaluate.summary import Summary
 from f3r_jax.report import paper_results, run_scores
 from f3r_jax.report.run_scores import CaseKey, Scores, UnreadableRun
 from f3r_jax.workdir import checkpoints
@@ -35,14 +36,11 @@ class Setting(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """A run that was read."""
+class RunFolder:
+    """The folder of a run and its config."""
 
     path: Path
     config: ConfigDict
-    summary: dict
-    cases: dict[CaseKey, Scores]
-    rows: list[dict]  # of metrics.jsonl; none for a method that isn't trained
 
     @property
     def trained(self) -> bool:
@@ -74,6 +72,15 @@ class Run:
         if not self.trained:
             keys = {key: value for key, value in keys.items() if not key.startswith(("loss.", "optim.", "train."))}
         return {key: value for key, value in sorted(keys.items()) if key not in NO_RECIPE}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(RunFolder):
+    """A run that was read."""
+
+    summary: Summary
+    cases: dict[CaseKey, Scores]
+    rows: list[dict[str, Any]]  # of metrics.jsonl; none for a method that isn't trained
 
 
 class Problem(NamedTuple):
@@ -121,7 +128,7 @@ def read_run(folder: Path) -> Run:
     """
     config = ConfigDict(_with_tuples(run_scores.read_json(folder / "config.json")))
     try:
-        found = Run(folder, config, {}, {}, [])
+        found = RunFolder(folder, config)
         _ = found.system, found.lam, found.recipe, config.seed
         if found.setting.direction not in paper_results.DIRECTIONS:
             raise ValueError(f"data.direction is {found.setting.direction!r}")
@@ -137,17 +144,17 @@ def read_run(folder: Path) -> Run:
     progress = f"half-finished, {done} of {wanted} training steps"
     if not (folder / FOLDER / "summary.json").exists():
         raise UnreadableRun(f"{progress}; not evaluated" if done < wanted else "not evaluated")
-    summary = run_scores.read_json(folder / FOLDER / "summary.json")
+    summary = run_scores.read_summary(folder / FOLDER / "summary.json")
     cases = run_scores.read_cases(folder / FOLDER / "cases.csv", summary)
-    if max(done, summary["step"] or 0) < wanted:
-        raise UnreadableRun(f"{progress}; evaluated at step {summary['step']}, which would not compare fairly")
-    return dataclasses.replace(found, summary=summary, cases=cases, rows=rows)
+    if max(done, summary.step or 0) < wanted:
+        raise UnreadableRun(f"{progress}; evaluated at step {summary.step}, which would not compare fairly")
+    return Run(folder, config, summary, cases, rows)
 
 
 def regions(runs: Sequence[Run]) -> list[str]:
     """The ROIs that all runs have: the paper's first, in its order."""
     shared = (
-        set.intersection(*({run_scores.roi_of(organ) for organ in run.summary["organs"]} for run in runs))
+        set.intersection(*({run_scores.roi_of(organ) for organ in run.summary.after.organs} for run in runs))
         if runs
         else set()
     )

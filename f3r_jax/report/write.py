@@ -38,9 +38,9 @@ def write_report(paths: Sequence[Path], output: Path) -> Contents:
         folder.mkdir()
         found = contents(study, folder)
         for name, text in (found.files | _pages(found)).items():
-            (folder / name).write_text(text)
+            (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
         names = sorted([*(path.name for path in folder.iterdir()), MANIFEST])
-        (folder / MANIFEST).write_text(json.dumps({"files": names}, indent=1) + "\n")
+        (folder / MANIFEST).write_text(json.dumps({"files": names}, indent=1) + "\n", encoding="utf-8")
         if output.exists():
             os.replace(output, Path(made) / "old")
         os.replace(folder, output)
@@ -54,7 +54,7 @@ def check_output(output: Path) -> None:
     if not output.is_dir():
         raise UserError(f"{output}: is a file, expected a folder for --output")
     try:
-        own = set(json.loads((output / MANIFEST).read_text())["files"])
+        own = set(json.loads((output / MANIFEST).read_text(encoding="utf-8"))["files"])
     except (OSError, ValueError, KeyError, TypeError):
         own = set()
     foreign = sorted(path.name for path in output.iterdir() if path.name not in own)

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from f3r_jax.common.errors import UserError
 from f3r_jax.ops.losses import Batch
 from f3r_jax.ops.random_fields import smooth_noise
+from f3r_jax.ops.shapes import total
 from f3r_jax.ops.warp import warp
 
 DEFORMATION_INTERVALS = ((4, 1.0), (8, 0.5))  # intervals of knots along the longest axis, and weight of each field
@@ -78,9 +79,8 @@ def random_displacement(
 ) -> Float[Array, "x y z 3"]:
     """A random displacement in voxels: a smooth one plus an affine one about the centre of the grid."""
     keys = jax.random.split(key, 5)
-    spacing = jnp.asarray(spacing)
     strength = settings.deformation * jax.random.uniform(keys[0]) / math.hypot(*(w for _, w in DEFORMATION_INTERVALS))
-    smooth = sum(
+    smooth = total(
         weight * smooth_noise(jax.random.fold_in(keys[1], n), shape, intervals=intervals, channels=3)
         for n, (intervals, weight) in enumerate(DEFORMATION_INTERVALS)
     )
@@ -91,7 +91,7 @@ def random_displacement(
     axes = [(jnp.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing, strict=True)]
     points = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1)
     shift = settings.shift * jax.random.normal(keys[4], (3,))
-    return (strength * smooth + points @ linear.T + shift) / spacing
+    return (strength * smooth + points @ linear.T + shift) / jnp.asarray(spacing)
 
 
 def repainted(key: Array, volume: Float[Array, "x y z 1"], *, settings: Augmentation) -> Float[Array, "x y z 1"]:
@@ -110,5 +110,5 @@ def _mean_of_neighbours(volume: Float[Array, "x y z 1"]) -> Float[Array, "x y z 
     for axis in range(3):
         n = volume.shape[axis]
         padded = jnp.pad(volume, [(1, 1) if a == axis else (0, 0) for a in range(4)], mode="edge")
-        volume = sum(jax.lax.slice_in_dim(padded, start, start + n, axis=axis) for start in range(3)) / 3
+        volume = total(jax.lax.slice_in_dim(padded, start, start + n, axis=axis) for start in range(3)) / 3
     return volume

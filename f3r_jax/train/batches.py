@@ -7,7 +7,7 @@ Letters: x y z voxels.
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def source_of(config: ConfigDict) -> Source:
         labels = jax.ShapeDtypeStruct(tuple(config.data.shape), jnp.uint8)
         return Source(Dataset.tissue_map, labels, partial(_synthetic, config, settings))
     volume = jax.ShapeDtypeStruct((*config.data.shape, 1), jnp.float32)
-    return Source(load_pair, Batch(volume, volume), partial(_augmented, config))
+    return Source(load_pair, jax.eval_shape(Batch, volume, volume), partial(_augmented, config))
 
 
 def check_batches(config: ConfigDict) -> None:
@@ -58,9 +58,9 @@ def check_batches(config: ConfigDict) -> None:
 
 
 def load_pair(dataset: Dataset, name: str) -> Batch:
-    """The volumes of a case, (x y z 1)."""
+    """The volumes of a case, (x y z 1), as NumPy arrays; `load_batch` sends them to the devices."""
     case = dataset.load(name)
-    return Batch(case.moving[..., None], case.fixed[..., None])
+    return Batch(*(cast(Array, volume[..., None]) for volume in (case.moving, case.fixed)))
 
 
 def _augmented(config: ConfigDict, batch: Batch, step: Array, first: Array | int) -> Prepared:

@@ -19,6 +19,7 @@ from f3r_jax.evaluate.methods import check_untrained
 from f3r_jax.train import devices
 from f3r_jax.train.batches import check_batches
 from f3r_jax.train.loop import train
+from f3r_jax.train.record import TrainingError
 from f3r_jax.train.step import TrainStep, check_settings, compile_train_step
 from f3r_jax.workdir.checkpoints import steps
 from f3r_jax.workdir.metadata import check_same_run, write_config, write_origin
@@ -39,27 +40,33 @@ def train_and_evaluate(runs: dict[Path, ConfigDict], *, argv: Sequence[str], not
     workdirs, configs = list(runs), list(runs.values())
     config = configs[0]
     trained = is_trained(config)
-    network = _checked_network(configs) if trained else check_untrained(config)
+    network = None
+    if trained:
+        network = _checked_network(configs)
+    else:
+        check_untrained(config)
     dataset = open_dataset(config.data, seed=config.seed)
     models.check_shape(config.data.shape, "data.shape")
     if trained:
         check_batches(config)
     for workdir, each in runs.items():
         check_same_run(each, workdir)
-    if note is not None:
-        print(note, flush=True)
-    step_future = compile_in_background(network, configs, workdirs) if trained else None
+    for line in (*([note] if note else []), *(f"note: {line}" for line in dataset.notes)):
+        print(line, flush=True)
+    step_future = None if network is None else compile_in_background(network, configs, workdirs)
     devices.main_first(partial(load_all_cases, dataset))  # so that only one process creates the phantom
     if devices.is_main():
         for workdir, each in runs.items():
             workdir.mkdir(parents=True, exist_ok=True)
             write_config(each, workdir)
             write_origin(workdir, argv=argv)
-    errors = train(network, dataset, configs, workdirs, step_future=step_future).errors if trained else [None]
+    errors: list[TrainingError | None] = [None]
+    if network is not None:
+        errors = train(network, dataset, configs, workdirs, step_future=step_future).errors
     for error in filter(None, errors):
         print(f"error: {error}", file=sys.stderr)
-    for workdir, error in zip(workdirs, errors, strict=True):
-        if error is None and evaluates:
+    for workdir, failed in zip(workdirs, errors, strict=True):
+        if failed is None and evaluates:
             print_report(evaluate(workdir, dataset=dataset), folder_of(workdir, refine=False))
     return 1 if any(errors) else 0
 
@@ -67,10 +74,10 @@ def train_and_evaluate(runs: dict[Path, ConfigDict], *, argv: Sequence[str], not
 def _checked_network(configs: Sequence[ConfigDict]) -> nn.Module:
     """The network of the runs. Raises a UserError for an invalid setting."""
     config = configs[0]
-    devices.mesh_for(config.train.batch_size)
-    network = models.build(config.model, dtype=config.train.dtype)
     for each in configs:
         check_settings(each)
+    devices.mesh_for(config.train.batch_size)
+    network = models.build(config.model, dtype=config.train.dtype)
     instance.settings_of(config.instance)
     return network
 

@@ -6,7 +6,7 @@ A resumed training is bit-identical to an uninterrupted one.
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -22,6 +22,8 @@ from f3r_jax.train.batches import batches, source_of
 from f3r_jax.train.record import NullRecord, Record, TrainingError, open_record
 from f3r_jax.train.step import State, TrainStep, compile_train_step, create_state, make_optimiser
 from f3r_jax.workdir.trained_network import make_predictor
+
+T = TypeVar("T")
 
 
 class Trained(NamedTuple):
@@ -66,6 +68,7 @@ def train(
             lams = devices.replicate(mesh, lams)
             step_function = _step_function(network, configs, first, step_future)
             for names, batch in batches(dataset, source_of(config), config, first, mesh):
+                assert step_function is not None  # a batch is only loaded for a step that is not done
                 state, metrics = step_function(state, batch, lams)
                 metrics = jax.device_get(metrics)  # once per step: slices of it cost nothing
                 of_runs = [{name: float(v) for name, v in _of_run(metrics, n, count).items()} for n in range(count)]
@@ -82,12 +85,12 @@ def train(
             record.close()
 
 
-def _together(trees: Sequence) -> object:
+def _together(trees: Sequence[T]) -> T:
     """Stacks the arrays of several runs along a new first axis; those of a single run are unchanged."""
     return trees[0] if len(trees) == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def _of_run(tree: object, n: int, count: int) -> object:
+def _of_run(tree: T, n: int, count: int) -> T:
     """The arrays of the n-th of `count` runs, from the result of `_together`."""
     return tree if count == 1 else jax.tree.map(lambda leaf: leaf[n], tree)
 

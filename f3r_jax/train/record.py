@@ -5,6 +5,7 @@ Two runs of the same config have bit-identical logs.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -63,7 +64,7 @@ class Record:
         if problem := _problem(step, names, metrics):
             good = self._checkpoints.latest() or 0
             raise TrainingError(f"{self._label}{problem}; the checkpoint of step {good} is the last good one")
-        self._log.write({"step": step, "kind": "train", **metrics})
+        self._write({"step": step, "kind": "train", **metrics})
         settings = self._config.train
         last = step == settings.steps
         validates, saves = (last or step % every == 0 for every in (settings.validate_every, settings.checkpoint_every))
@@ -85,8 +86,12 @@ class Record:
         scratch = self._workdir / ".validation"
         values = validate(self._predict, params, self._dataset, self._organs, scratch=scratch)
         if values:
-            self._log.write({"step": step, "kind": "validation", **values})
+            self._write({"step": step, "kind": "validation", **values})
             self._progress.note(self._label + _validation_line(step, values))
+
+    def _write(self, row: dict[str, Any]) -> None:
+        assert self._log is not None  # since `begin`
+        self._log.write(row)
 
 
 class NullRecord:

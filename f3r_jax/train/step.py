@@ -1,7 +1,8 @@
 """The training step: similarity + lambda x smoothness (Eq. 3) as one jitted pure function."""
 
+import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -15,7 +16,7 @@ from f3r_jax.models import initialise
 from f3r_jax.ops.fields import folding_percent
 from f3r_jax.ops.losses import SIMILARITIES, Batch, Objective, Prepared, terms
 from f3r_jax.ops.mind import PRESETS
-from f3r_jax.ops.shapes import Scalar
+from f3r_jax.ops.shapes import Displacement, Scalar
 from f3r_jax.train import augment, devices
 from f3r_jax.train.batches import Prepare, source_of
 
@@ -45,7 +46,7 @@ def check_settings(config: ConfigDict) -> None:
         "train.keep_checkpoints": config.train.keep_checkpoints,
     }
     for name, value in positive.items():
-        if not value > 0:
+        if not 0 < value < math.inf:
             raise UserError(f"{name} is {value}, expected a number above 0")
     for name, value in {
         "loss.lam": config.loss.lam,
@@ -53,7 +54,7 @@ def check_settings(config: ConfigDict) -> None:
         "loss.second_after": config.loss.second_after,
         "optim.warmup_steps": config.optim.warmup_steps,
     }.items():
-        if not value >= 0:
+        if not 0 <= value < math.inf:
             raise UserError(f"{name} is {value}, expected 0 or more")
     for name, value, known in (
         ("loss.mind", config.loss.mind, PRESETS),
@@ -86,15 +87,20 @@ def create_state(network: nn.Module, optimiser: optax.GradientTransformation, se
     return State(jnp.zeros((), jnp.int32), params, optimiser.init(params))
 
 
+def unchanged(batch: Batch, step: jax.Array, first: jax.Array | int) -> Prepared:
+    """Prepares nothing: the loaded batch is the input of the step."""
+    return Prepared(batch, batch, None)
+
+
 def make_train_step(
     network: nn.Module,
     optimiser: optax.GradientTransformation,
     objective: Objective,
     *,
-    prepare: Prepare | None = None,
+    prepare: Prepare = unchanged,
     together: bool = False,
     mesh: Mesh | None = None,
-) -> TrainStep:
+) -> jax.stages.Wrapped:
     """A jitted function (state, batch, lam) -> (state, metrics). The given state is donated; lam is traced.
 
     Metrics are scalars: those of `losses.terms`, gradient_norm and folding (percent of voxels). `prepare` converts a
@@ -108,14 +114,14 @@ def make_train_step(
     def loss_function(
         params: dict, prepared: Prepared, lam: Scalar, step: jax.Array
     ) -> tuple[Scalar, dict[str, Scalar]]:
-        u = network.apply({"params": params}, *prepared.given)
+        u = cast(Displacement, network.apply({"params": params}, *prepared.given))
         values = terms(objective, prepared, u, lam, step)
         return values["loss"], values | {"folding": folding_percent(jax.lax.stop_gradient(u)).mean()}
 
     def differentiate(params: dict, batch: Batch | jax.Array, rest: tuple[Scalar, jax.Array]) -> tuple:
         lam, step = rest
         first = devices.first_example(mesh, len(jax.tree.leaves(batch)[0]))
-        prepared = Prepared(batch, batch, None) if prepare is None else prepare(batch, step, first)
+        prepared = prepare(batch, step, first)
         return jax.grad(loss_function, has_aux=True)(params, prepared, lam, step)
 
     # Each device prepares its own share. Otherwise JAX's partitioner would gather the whole batch on every device.
@@ -130,7 +136,7 @@ def make_train_step(
 
     if together:
         # `step` has no axis for the runs, so that only the selected similarity is computed.
-        states = State(None, 0, 0)
+        states = State._make([None, 0, 0])
         step = jax.vmap(step, in_axes=(states, None, 0), out_axes=(states, 0))
     return jax.jit(step, donate_argnums=0)
 
@@ -165,12 +171,10 @@ def compile_train_step(network: nn.Module, configs: Sequence[ConfigDict]) -> Tra
     runs = (len(configs),) if together else ()
     everywhere, shared = devices.on_each_sharding(mesh), devices.divided_sharding(mesh)
     start = jax.eval_shape(lambda: create_state(network, optimiser, config.seed))
-    state = State(
-        jax.ShapeDtypeStruct((), start.step.dtype, sharding=everywhere),
-        *jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(runs + leaf.shape, leaf.dtype, sharding=everywhere), tuple(start[1:])
-        ),
+    of_runs = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(runs + leaf.shape, leaf.dtype, sharding=everywhere), tuple(start[1:])
     )
+    state = State._make([jax.ShapeDtypeStruct((), start.step.dtype, sharding=everywhere), *of_runs])
     batch = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((config.train.batch_size, *leaf.shape), leaf.dtype, sharding=shared),
         source.example,

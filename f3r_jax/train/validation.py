@@ -1,6 +1,7 @@
 """Scores of a network on the validation cases during training, with controls that show when learning begins."""
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -35,7 +36,8 @@ def validate(predict: Predictor, params: dict, dataset: Dataset, organs: Organs,
     names = dataset.split["validation"]
     shutil.rmtree(scratch, ignore_errors=True)
     predictions = Predictions(scratch)
-    scores, dices = {}, {}
+    scores: dict[str, list[float]] = {}
+    dices: dict[str, dict[str, float]] = {}
     for name in names:
         case = dataset.load(name)
         result = register_case(predict, params, case)
@@ -61,7 +63,9 @@ def _control_scores(
     fields: ControlFields, predictions: Predictions, dataset: Dataset, organs: Organs, own: dict[str, dict[str, float]]
 ) -> dict[str, float]:
     """Dice and correlation of the controls. Surface distances would take longer than the predictions."""
-    dices, gains, deviations = {kind: [] for kind in controls.KINDS}, [], []
+    dices: dict[str, list[float]] = {kind: [] for kind in controls.KINDS}
+    gains: list[float] = []
+    deviations = []
     for name, of_case in own.items():
         case, mean_field = dataset.load(name), fields.mean_field(name)
         mask = controls.inside_organs(case.fixed_labels, organs)
@@ -83,7 +87,7 @@ def _dices(case: Case, labels: np.ndarray | None, organs: Organs) -> dict[str, f
     return controls.organ_dices(case.fixed_labels, labels, organs)
 
 
-def _mean(values) -> float:
+def _mean(values: Iterable[float]) -> float:
     """The mean of the finite values; NaN if there are none."""
     known = [value for value in values if np.isfinite(value)]
     return float(np.mean(known)) if known else float("nan")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
+from f3r_jax.common.errors import UserError
 from f3r_jax.common.files import write_text
 
 
@@ -40,4 +41,17 @@ def read_rows(path: Path) -> list[dict]:
     """The rows of a `metrics.jsonl`. An incomplete last line of a killed run is left out."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True), 1):
+        if not line.endswith("\n"):
+            continue
+        try:
+            row = json.loads(line)
+            int(row["step"]), str(row["kind"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}: line {number} is damaged ({line.strip()[:60]!r}), expected a row as a training writes it; "
+                "remove the line, or the whole file"
+            ) from error
+        rows.append(row)
+    return rows

@@ -80,7 +80,7 @@ def read_origin(workdir: Path) -> dict:
 
 def _read(path: Path) -> dict:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}), expected what a run writes") from error
 

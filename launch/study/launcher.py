@@ -8,7 +8,6 @@ others and is listed at the end. Exit status: 0 on success, 1 if a run or the re
 import argparse
 import contextlib
 import fcntl
-import os
 import shlex
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from f3r_jax.common.cli import prepare_streams, with_home
 from f3r_jax.common.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error
 from f3r_jax.common.progress import Progress
 from f3r_jax.data.datasets import open_dataset
@@ -194,8 +194,5 @@ def only_launcher(output: Path) -> Iterator[None]:
 
 def run_launcher(main: Callable[[Sequence[str]], int]) -> None:
     """Exits with the status of `main`; a user's mistake prints one line and exits with 2."""
-    try:
-        sys.exit(exit_on_user_error(main)(sys.argv[1:]))
-    except BrokenPipeError:  # ... | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    prepare_streams()
+    sys.exit(exit_on_user_error(main)(with_home(sys.argv[1:])))

@@ -178,7 +178,7 @@ def state_of(run: Run) -> tuple[str, str]:
 def finished_step(run: Run) -> int | None:
     """The evaluated step if it is the last one of the run, else None; 0 for a method without training."""
     try:
-        summary = json.loads((run.workdir / "evaluation" / "summary.json").read_text())
+        summary = json.loads((run.workdir / "evaluation" / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     last = run.config.train.steps if is_trained(run.config) else 0

@@ -6,6 +6,8 @@ import time
 import pytest
 
 from f3r_jax.benchmark import tables, worker
+from f3r_jax.benchmark.job import Job, Seconds, SetUp
+from f3r_jax.benchmark.measurement import Measurement, Performance, Range, Ratio
 
 COUNTS = {
     "F3RNet-w/o F3D": 746_339,
@@ -123,12 +125,12 @@ def test_mistakes_about_the_suite_get_one_line_and_status_2(commands, argument, 
     check_mistake(commands.run("benchmark", "--suite", argument), told)
 
 
-def row_of(**seconds: list[float]) -> dict:
-    subject = {"cpu": [1.0], "compile": {"wall": 7.0}, "peak_mib": 500.0, "imported_mib": 200.0, "device": "cpu"}
-    results = {who: subject | {"wall": wall, "device_peak_mib": None} for who, wall in seconds.items()}
-    ratio = tables.summary([1.0, 1.5, 4.0])
-    ratios = {who: {"wall": ratio, "cpu": ratio} for who in seconds if who != "jax"}
-    return {"what": "train", "variant": "ms", "shape": [8, 8, 8], "results": results, "ratios": ratios}
+def row_of(**seconds: list[float]) -> Measurement:
+    set_up = SetUp(200.0, "cpu", Seconds(7.0, 8.0))
+    results = {who: Performance(set_up, wall, [1.0], 500.0, None) for who, wall in seconds.items()}
+    ratio = Range.of([1.0, 1.5, 4.0])
+    workload = tuple(Job(who, "train", variant="ms", shape=(8, 8, 8)) for who in seconds)
+    return Measurement(workload, results, {who: Ratio(ratio, ratio) for who in seconds if who != "jax"})
 
 
 def test_row_of_a_pass_tells_medians_and_spread():
@@ -148,9 +150,8 @@ def test_row_of_a_pass_tells_medians_and_spread():
 
 def test_section_is_replaced_where_it_stands(tmp_path):
     page = tmp_path / "BENCHMARKS.md"
-    reports = [{"shape": shape, "measurements": []} for shape in ([8, 8, 8], [9, 9, 9])]
-    for text, report in (("first\n", reports[0]), ("second\n", reports[1]), ("third\n", reports[0])):
-        tables.replace_section(page, text, name=tables.section_name(report))
+    for text, size in (("first\n", 8), ("second\n", 9), ("third\n", 8)):
+        tables.replace_section(page, text, name=tables.section_name((size,) * 3, "cpu"))
     written = page.read_text()
     assert "first" not in written
     assert written.index("third") < written.index("second")

@@ -1,5 +1,6 @@
 """The table of f3r_jax and the baselines: scores, messages, and what a failure leaves."""
 
+import dataclasses
 import json
 import sys
 
@@ -8,17 +9,20 @@ import pytest
 
 from conftest import make_case
 from f3r_jax.benchmark import registration as benchmark
-from f3r_jax.benchmark import registration_worker
+from f3r_jax.benchmark import registration_tables, registration_worker
+from f3r_jax.benchmark.environment import Environment, Machine
+from f3r_jax.benchmark.registration_tables import RegisteredPair
+from f3r_jax.benchmark.registration_worker import RegistrationCost
 from f3r_jax.common.errors import UserError
 from f3r_jax.evaluate import classical
 
-COST = {"seconds": 2.0, "cpu_seconds": 3.0, "imported_mib": 100.0, "peak_mib": 300.0, "device_peak_mib": None}
+COST = RegistrationCost(2.0, 3.0, 100.0, 300.0, "cpu", None)
 ORGANS = {"liver": (1,), "spleen": (2,)}
 
 
 @pytest.fixture
 def measured(monkeypatch):
-    """A report of two tiny pairs: f3r_jax predicts zero, SyN the ground truth, greedy fails, another is missing."""
+    """Two tiny pairs: f3r_jax predicts zero, SyN the ground truth, greedy fails, another is not installed."""
 
     def register(method, *, folder, checkpoint):
         with np.load(folder / benchmark.PAIR_FILE) as pair:
@@ -28,7 +32,7 @@ def measured(monkeypatch):
             raise ChildProcessError("ValueError: no")
         number = sum(line.startswith("pair ") for line in told) - 1
         truth = cases[number].displacement if method == "SyN" else np.zeros((*shape, 3), np.float32)
-        return truth, COST | {"device": "cpu", "seconds": 2.0 + number}
+        return truth, dataclasses.replace(COST, seconds=2.0 + number)
 
     opened, cases, told = benchmark.datasets.open_dataset, [], []
 
@@ -50,35 +54,47 @@ def measured(monkeypatch):
 
 def test_scores_and_costs_of_each_method_and_case(measured):
     found, told = measured
-    assert list(found["methods"]) == ["f3r_jax", "SyN", "greedy"]
-    for before, ours, truth in zip(found["before"], found["methods"]["f3r_jax"], found["methods"]["SyN"], strict=True):
-        assert all(ours[name] == before[name] for name in ("dice", "liver_dice", "hd95_mm", "epe_mm"))
-        assert ours["folding_percent"] == ours["sd_log_jacobian"] == 0
-        assert truth["epe_mm"] == 0 and truth["dice"] > before["dice"] + 5
-        assert truth["sd_log_jacobian"] > 0
-        assert truth["peak_mib"] == 300
-    assert [case["seconds"] for case in found["methods"]["SyN"]] == [2.0, 3.0]
-    assert found["first_seconds"] == {"f3r_jax": 2.0}
+    assert list(found.methods) == ["f3r_jax", "SyN", "greedy"]
+    for before, still, exact in zip(found.before, found.methods["f3r_jax"], found.methods["SyN"], strict=True):
+        assert all(still.scores[name] == before.scores[name] for name in ("dice", "liver_dice", "hd95_mm", "epe_mm"))
+        assert still.scores["folding_percent"] == still.scores["sd_log_jacobian"] == 0
+        assert exact.scores["epe_mm"] == 0 and exact.scores["dice"] > before.scores["dice"] + 5
+        assert exact.scores["sd_log_jacobian"] > 0
+        assert exact.cost.peak_mib == 300
+    assert [pair.cost.seconds for pair in found.methods["SyN"]] == [2.0, 3.0]
+    assert found.first_seconds == {"f3r_jax": 2.0}
     assert sum(line.startswith("pair ") for line in told) == 2
     assert any("SyN" in line and "2.0 s" in line for line in told)
 
 
 def test_table_has_a_row_a_method_and_tells_what_failed_or_is_missing(measured):
-    machine = {"cpu": "one", "cores": 2, "memory_gib": 8.0}
-    origin = {"date": "2026-01-01", "commit": "abc", "machine": machine, "versions": {"jax": "1"}, "command": "python"}
-    text = benchmark.as_markdown(origin | {"registration": measured[0]})
+    found, environment = measured[0], Environment("python", "2026-01-01", "abc", Machine("one", 2, 8.0), {"jax": "1"})
+    text = registration_tables.as_markdown(found, environment)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
-    titles, _, before, ours, syn = rows
+    titles, _, before, first, syn = rows
     assert titles[0] == "method" and "HD95, mm" in titles and "end-point error, mm" in titles
-    assert [row[0] for row in (before, ours, syn)] == ["before", "f3r_jax", "SyN"]
+    assert [row[0] for row in (before, first, syn)] == ["before", "f3r_jax", "SyN"]
     cell = dict(zip(titles, syn, strict=True))
     assert cell["seconds"] == "2.5 (2.0-3.0)" and cell["peak MiB (imports)"] == "300 (100)"
     assert cell["end-point error, mm"] == "0.00 (0.00-0.00)" and cell["first, s"] == ""
     assert dict(zip(titles, before, strict=True))["seconds"] == ""
     assert "Failed: greedy, pair 2: ValueError: no." in text
-    measured[0]["methods"]["SyN"][1] = {"error": "killed: out of memory?"}
-    assert "| SyN (1 of 2 pairs) |" in benchmark.as_markdown(origin | {"registration": measured[0]})
+    pairs = [found.methods["SyN"][0], RegisteredPair(error="killed: out of memory?")]
+    failed = dataclasses.replace(found, methods={**found.methods, "SyN": pairs})
+    assert "| SyN (1 of 2 pairs) |" in registration_tables.as_markdown(failed, environment)
     assert "other is skipped" in text and "pip install other-one" in text
+
+
+def test_the_json_has_scores_and_cost_of_a_pair_in_one_dict(measured):
+    found = json.loads(json.dumps(measured[0].to_json()))
+    keys = ["seed", "spacing", "left_out", "before", "methods", "device", "first_seconds"]
+    assert list(found) == keys and (found["seed"], found["device"]) == (1008, "cpu")
+    accuracy = ["dice", "hd95_mm", "liver_dice", "epe_mm"]
+    assert [list(pair) for pair in found["before"]] == [accuracy] * 2
+    cost = ["seconds", "cpu_seconds", "imported_mib", "peak_mib", "device", "device_peak_mib"]
+    for pair in found["methods"]["SyN"]:
+        assert list(pair) == [*accuracy, "sd_log_jacobian", "folding_percent", *cost]
+    assert found["methods"]["greedy"] == [{"error": "ValueError: no"}] * 2
 
 
 def test_scores_mean_over_organs_and_tell_the_liver_apart():

@@ -35,9 +35,9 @@ def test_displacements_mean_to_the_package_what_they_mean_here(torch, voxelmorph
     np.testing.assert_allclose(ours[inside], theirs[inside], atol=1e-5)
 
 
-def test_training_lowers_the_loss(torch, torch_voxelmorph):
+def test_training_lowers_the_loss(torch, torch_voxelmorph, torch_f3rnet):
     torch.manual_seed(0)
     fixed = torch.nn.functional.avg_pool3d(torch.rand(1, 1, 20, 20, 20), 5, stride=1)
-    step = torch_voxelmorph.train_step(torch_voxelmorph.network(fixed.shape[2:]), lam=0.01, learning_rate=2e-3)
+    step = torch_f3rnet.train_step(torch_voxelmorph.network(fixed.shape[2:]), lam=0.01, learning_rate=2e-3)
     values = [float(step(fixed.roll(1, 2), fixed)) for _ in range(10)]
     assert values[-1] < 0.8 * values[0]

@@ -92,3 +92,9 @@ def test_help_names_choices_and_defaults(commands):
     text = commands.run("register", "--help").out
     assert "--[no]refine\n" in text and "(default: true)" in text
     assert "--fixed_modality={ct,mr}" in text and "--lam=X" in text and "(default: 0.2)" in text
+
+
+def test_the_home_folder_is_replaced_after_an_equals_sign(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    given = ["--fixed=~/mr.nii", "--organs=liver=1", "~", "--output=a~b"]
+    assert cli.with_home(given) == ["--fixed=/somewhere/mr.nii", *given[1:]]

@@ -197,7 +197,9 @@ def test_files_that_are_no_nifti(tmp_path):
         message = _message(nifti.read, tmp_path / name)
         assert name in message and "expected .nii or .nii.gz" in message
     assert "no such file" in _message(nifti.read, tmp_path / "missing.nii.gz")
-    assert "no such file" in _message(nifti.read, tmp_path)
+    assert "folder of DICOM files" in _message(nifti.read, tmp_path)
+    assert "is a folder;" in _message(nifti.read, tmp_path.parent)
+    assert "too long" in _message(nifti.read, tmp_path / ("x" * 300 + ".nii"))
     nibabel.save(nibabel.MGHImage(_volume(), OBLIQUE), tmp_path / "brain.mgz")
     assert "MGHImage" in _message(nifti.read, tmp_path / "brain.mgz")
 
@@ -236,6 +238,7 @@ def test_affines_that_are_no_grid(tmp_path, wrong):
     image = nibabel.Nifti1Image(_volume(), OBLIQUE)
     for column in ("srow_x", "srow_y", "srow_z"):
         image.header[column][1] = image.header[column][0] if wrong == "parallel" else wrong
+    image.header["vox_offset"] = 352
     path = tmp_path / "flat.nii"
     path.write_bytes(image.header.binaryblock + bytes(4) + _volume().tobytes(order="F"))
     message = _message(nifti.read, path)
@@ -244,7 +247,7 @@ def test_affines_that_are_no_grid(tmp_path, wrong):
 
 def test_a_header_that_breaks_off_in_its_numbers_is_one_line(tmp_path, capfd):
     image = nibabel.Nifti1Image(_volume(), OBLIQUE)
-    image.header["datatype"] = 77
+    image.header["datatype"], image.header["vox_offset"] = 77, 352
     path = tmp_path / "odd.nii"
     path.write_bytes(image.header.binaryblock + bytes(4) + _volume().tobytes(order="F"))
     assert "odd.nii" in _message(nifti.read, path)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from f3r_jax.common.errors import UserError
-from f3r_jax.data import nifti, pairs
+from f3r_jax.data import landmarks, nifti, pairs
 
 
 def _write(root, name, *, shape=(6, 5, 4), shift=0.0):
@@ -48,7 +48,7 @@ def test_all_columns(folder):
         "test",
         fixed="ct",
     )
-    np.testing.assert_array_equal(pairs.read_landmarks(folder / "ct.csv"), [[1, 2, 3], [4.5, 5, -60]])
+    np.testing.assert_array_equal(landmarks.read_landmarks(folder / "ct.csv"), [[1, 2, 3], [4.5, 5, -60]])
 
 
 def test_two_columns_and_repeated_files(folder):

@@ -242,3 +242,31 @@ def test_turned_grids_share_no_axes():
     matrix = np.eye(4)
     matrix[0, 1] = 1e-6
     assert resample.shared_axes(matrix) is None
+
+
+@pytest.mark.parametrize(
+    ("scale", "offset", "modality", "words"),
+    [
+        (1.0, 1024.0, "ct", "is stated to be a CT, but .* a CT stored with an offset of 1024"),
+        (1.0, 0.0, "mr", "is stated to be an MR, but .* look like a CT"),
+        (1 / 4000, 0.3, "ct", "scaled before; expected HU"),
+        (1.0, 0.0, "ct", None),
+        (1.0, 1024.0, "mr", None),  # an MR may look like this
+        (1 / 500, 0.0, "mr", None),
+    ],
+)
+def test_a_stated_modality_must_not_contradict_the_intensities(scale, offset, modality, words):
+    ct = _scan(TISSUES, FRACTIONS)
+    image = Image(ct.data * np.float32(scale) + np.float32(offset), ct.affine, "scan.nii.gz")
+    if words is None:
+        preprocess.check_modality(image, modality)
+        return
+    with pytest.raises(UserError, match=f"^scan.nii.gz: .*{words}") as caught:
+        preprocess.check_modality(image, modality)
+    assert "--nocheck_modality" in str(caught.value) and "data.check_modality=False" in str(caught.value)
+
+
+def test_an_mr_stated_as_a_ct_is_a_contradiction():
+    mr = _scan(((15, 8), (150, 20), (400, 60), (900, 80)), FRACTIONS)
+    with pytest.raises(UserError, match="look like an MR"):
+        preprocess.check_modality(Image(np.abs(mr.data), mr.affine, "mr.nii.gz"), "ct")

@@ -10,6 +10,8 @@ from f3r_jax.data.datasets import Dataset
 from f3r_jax.evaluate import controls, scoring
 from f3r_jax.evaluate.inference import apply_displacement
 from f3r_jax.evaluate.predictions import ControlFields, Predictions
+from f3r_jax.evaluate.scores import CaseScores
+from f3r_jax.evaluate.summary import ControlSummary
 
 SHAPE, ORGANS = (16, 16, 16), {"ball": (1,)}
 COMMON = np.array([3.0, 0.0, 0.0])  # voxels, of every pair
@@ -35,18 +37,19 @@ def one_way_data(count: int = 8) -> Dataset:
     return Dataset({"train": (), "validation": (), "test": tuple(cases)}, makers)
 
 
-def evaluated(dataset: Dataset, network, folder) -> tuple[list[dict], dict]:
-    """The rows and the summary of the controls of a function case -> displacement."""
+def evaluated(dataset: Dataset, network, folder) -> tuple[list[CaseScores], ControlSummary]:
+    """The scores and the summary of the controls of a function case -> displacement."""
     names = dataset.split["test"]
     predictions = Predictions(folder / "predictions")
     for name in names:
         predictions.add(name, network(dataset.load(name)).astype(np.float32))
-    fields, rows = ControlFields(predictions, dataset, names), []
+    fields, scores = ControlFields(predictions, dataset, names), []
     for name in names:
         case, prediction = dataset.load(name), predictions.read(name)
-        row = scoring.score(case, apply_displacement(case, prediction), ORGANS)
-        rows.append(row | {"controls": scoring.score_controls(case, prediction, fields, ORGANS)})
-    return rows, scoring.summarise_controls(rows)
+        found = scoring.score_controls(case, prediction, fields, ORGANS)
+        result = apply_displacement(case, prediction)
+        scores.append(scoring.score(case, result, ORGANS, seconds=1.0, control_scores=found))
+    return scores, ControlSummary.of(scores)
 
 
 def average_motion(case: Case) -> np.ndarray:
@@ -54,11 +57,11 @@ def average_motion(case: Case) -> np.ndarray:
 
 
 def test_a_constant_network_has_not_learned_the_pair(tmp_path):
-    rows, summary = evaluated(one_way_data(), average_motion, tmp_path)
-    assert np.mean([row["organs"]["ball"]["dice"] - row["before"]["organs"]["ball"]["dice"] for row in rows]) > 10
-    found = summary["pair_specific"]
-    assert found["dice_gain"] == 0 and found["dice_gain_p"] == 1 and found["deviation_mm"] == 0
-    assert found["correlation"] is None and found["learned"] is False
+    scores, summary = evaluated(one_way_data(), average_motion, tmp_path)
+    assert np.mean([case.after.organs["ball"]["dice"] - case.before.organs["ball"]["dice"] for case in scores]) > 10
+    found = summary.pair_specific
+    assert found.dice_gain == 0 and found.dice_gain_p == 1 and found.deviation_mm == 0
+    assert found.correlation is None and found.learned is False
     words = controls.explain(found)
     assert "has not learned the pair" in words and "predicts the average motion" in words
 
@@ -69,32 +72,32 @@ def test_noise_about_the_average_motion_has_not_learned_the_pair(tmp_path):
     def noisy(case):
         return one_way_case("another", 100 + int(case.name[-1])).displacement
 
-    found = evaluated(one_way_data(), noisy, tmp_path)[1]["pair_specific"]
-    assert found["learned"] is False and abs(found["correlation"]) < 0.3 and found["deviation_mm"] > 0.5
+    found = evaluated(one_way_data(), noisy, tmp_path)[1].pair_specific
+    assert found.learned is False and abs(found.correlation) < 0.3 and found.deviation_mm > 0.5
     assert "has not learned the pair: it predicts the average motion" in controls.explain(found)
 
 
 def test_a_perfect_network_has_learned_the_pair(tmp_path):
     _, summary = evaluated(one_way_data(), lambda case: case.displacement, tmp_path)
-    found = summary["pair_specific"]
-    assert found["correlation"] == pytest.approx(1.0) and found["learned"] is True
-    assert found["dice_gain"] > 3 and found["dice_gain_p"] == 0.5**8 and found["cases"] == 8
+    found = summary.pair_specific
+    assert found.correlation == pytest.approx(1.0) and found.learned is True
+    assert found.dice_gain > 3 and found.dice_gain_p == 0.5**8 and found.cases == 8
     assert "has learned the pair" in controls.explain(found)
-    own, other = 0.0, summary["other_pair"]["epe_mm"]["mean"]
-    assert own < summary["mean_field"]["epe_mm"]["mean"] < other
-    assert summary["other_pair"]["organs"]["ball"]["dice"]["mean"] < 97
-    assert set(summary["mean_field"]["organs"]["ball"]) == {"dice", "asd_mm", "hd95_mm"}
+    own, other = 0.0, summary.other_pair.epe_mm.mean
+    assert own < summary.mean_field.epe_mm.mean < other
+    assert summary.other_pair.organs["ball"]["dice"].mean < 97
+    assert set(summary.mean_field.organs["ball"]) == {"dice", "asd_mm", "hd95_mm"}
 
 
 def test_half_of_the_own_motion_correlates_fully(tmp_path):
     half = evaluated(one_way_data(), lambda case: COMMON + (case.displacement - COMMON) / 2, tmp_path)[1]
-    assert half["pair_specific"]["correlation"] == pytest.approx(1.0)
-    assert half["pair_specific"]["learned"] is True
+    assert half.pair_specific.correlation == pytest.approx(1.0)
+    assert half.pair_specific.learned is True
 
 
 def test_few_cases_decide_nothing(tmp_path):
-    found = evaluated(one_way_data(4), lambda case: case.displacement, tmp_path)[1]["pair_specific"]
-    assert found["learned"] is None and found["cases"] == 4 and found["dice_gain"] > 0
+    found = evaluated(one_way_data(4), lambda case: case.displacement, tmp_path)[1].pair_specific
+    assert found.learned is None and found.cases == 4 and found.dice_gain > 0
     assert "4 test cases are too few for significance" in controls.explain(found)
     assert controls.too_few(4) and not controls.too_few(5)
 
@@ -102,8 +105,9 @@ def test_few_cases_decide_nothing(tmp_path):
 def test_without_labels_and_ground_truth():
     sums = [controls.Deviations(300, 1.0, 9.0, None, None, None)] * 2
     found = controls.judge([], sums)
-    assert found == controls.PairSpecific(None, pytest.approx(0.3), None, None, 0, None)
-    assert "unknown: no organ labels" in controls.explain(found.to_json())
+    assert found.deviation_mm == pytest.approx(0.3)
+    assert found == controls.PairSpecific(None, found.deviation_mm, None, None, 0, None)
+    assert "unknown: no organ labels" in controls.explain(found)
     assert controls.judge([], [controls.Deviations(0, 0.0, 0.0, None, None, None)]).deviation_mm is None
 
 

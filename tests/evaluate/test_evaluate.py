@@ -13,6 +13,7 @@ from f3r_jax.common.errors import UserError
 from f3r_jax.data.datasets import Dataset
 from f3r_jax.evaluate import evaluation, metrics, scoring
 from f3r_jax.evaluate.inference import Registration
+from f3r_jax.evaluate.scores import cases_csv
 from f3r_jax.workdir import checkpoints
 
 ORGANS = {"liver", "spleen", "right_kidney", "left_kidney"}
@@ -207,13 +208,13 @@ def test_scores_of_a_known_shift():
     case = make_case("ball", 2.0)
     u = np.full((*case.fixed.shape, 3), 2.0, np.float32)
     registered = Registration(u, case.fixed, case.fixed_labels)
-    scores = scoring.score(case, registered, {"ball": (1,), "none": (7,)})
-    assert scores["organs"]["ball"]["dice"] == 100 and scores["organs"]["ball"]["asd_mm"] == 0
-    assert scores["epe_mm"] == 0 and scores["folding_percent"] == 0
-    np.testing.assert_allclose(scores["before"]["epe_mm"], np.linalg.norm([4.0, 4.0, 6.0]), rtol=1e-6)
-    assert scores["before"]["organs"]["ball"]["dice"] < 80
-    assert scores["tre_mm"] is None
-    table = scoring.cases_csv(["ball"], [scores | {"seconds": 1.0, "controls": None}])
+    scores = scoring.score(case, registered, {"ball": (1,), "none": (7,)}, seconds=1.0)
+    assert scores.after.organs["ball"]["dice"] == 100 and scores.after.organs["ball"]["asd_mm"] == 0
+    assert scores.after.epe_mm == 0 and scores.folding_percent == 0
+    np.testing.assert_allclose(scores.before.epe_mm, np.linalg.norm([4.0, 4.0, 6.0]), rtol=1e-6)
+    assert scores.before.organs["ball"]["dice"] < 80
+    assert scores.after.tre_mm is None
+    table = cases_csv({"ball": scores})
     assert table.splitlines()[2].startswith("ball,none,")
 
 

@@ -1,6 +1,7 @@
 """Controls from a checkpoint to the printed words."""
 
 import csv
+import dataclasses
 import json
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from f3r_jax import models
 from f3r_jax.data.datasets import open_dataset
 from f3r_jax.evaluate import evaluation, score_tables
+from f3r_jax.evaluate.summary import Summary
 from f3r_jax.workdir import checkpoints
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
@@ -55,9 +57,9 @@ def test_a_constant_network_is_found_out(constant, capsys):
 def test_a_single_test_case_is_compared_with_training_cases(constant):
     workdir = constant(1)
     summary = evaluation.evaluate(workdir, drawn=0)
-    assert summary["cases"] == 1 and summary["controls"]["pair_specific"]["cases"] == 1
-    assert summary["controls"]["pair_specific"]["learned"] is False  # one field for every pair needs no statistics
-    assert summary["controls"]["mean_field"]["organs"]["liver"]["dice"] == summary["organs"]["liver"]["dice"]
+    assert summary.cases == 1 and summary.controls.pair_specific.cases == 1
+    assert summary.controls.pair_specific.learned is False  # one field for every pair needs no statistics
+    assert summary.controls.mean_field.organs["liver"]["dice"] == summary.after.organs["liver"]["dice"]
 
 
 def test_predictions_of_a_killed_evaluation_are_used_and_those_of_another_step_are_deleted(constant, monkeypatch):
@@ -82,7 +84,7 @@ def test_predictions_of_a_killed_evaluation_are_used_and_those_of_another_step_a
         scored(*arguments, **options)
 
     monkeypatch.setattr(evaluation, "score_cases", looked_at)
-    assert evaluation.evaluate(workdir, drawn=0)["cases"] == 3
+    assert evaluation.evaluate(workdir, drawn=0).cases == 3
     assert seen == written and not kept.exists()
 
 
@@ -91,7 +93,7 @@ def test_a_method_that_is_not_trained_has_no_controls(constant, monkeypatch):
     method = evaluation.open_method(workdir)._replace(step=None)
     monkeypatch.setattr(evaluation, "open_method", lambda *_, **__: method)
     summary = evaluation.evaluate(workdir, drawn=0)
-    assert summary["controls"] is None and "no controls: the method is not trained" in score_tables.table(summary)
+    assert summary.controls is None and "no controls: the method is not trained" in score_tables.table(summary)
     with (workdir / "evaluation" / "cases.csv").open() as file:
         assert {row["dice_mean_field"] for row in csv.DictReader(file)} == {""}
 
@@ -99,9 +101,13 @@ def test_a_method_that_is_not_trained_has_no_controls(constant, monkeypatch):
 def test_a_summary_of_an_earlier_version(constant):
     workdir = constant(2)
     summary = evaluation.evaluate(workdir, drawn=0)
-    new = score_tables.table(summary)
-    earlier = {key: value for key, value in summary.items() if key not in ("before", "controls")}
-    old = score_tables.table(earlier | {"moving": summary["before"]})
+    found = json.loads((workdir / "evaluation" / "summary.json").read_text())
+    assert Summary.from_json(found) == summary and summary.to_json() == found
+    del found["controls"]
+    found["moving"] = found.pop("before")
+    earlier = Summary.from_json(found)
+    assert earlier == dataclasses.replace(summary, controls=None, early=True)
+    new, old = score_tables.table(summary), score_tables.table(earlier)
     assert "no controls: evaluated by a version without them" in old
     assert old.splitlines()[:8] == new.splitlines()[:8]
 
@@ -112,5 +118,5 @@ def test_a_data_set_without_other_cases(constant):
     whole = open_dataset(method.config.data, seed=method.config.seed)
     alone = type(whole)({**whole.split, "train": ()}, whole.makers)
     summary = evaluation.evaluate(workdir, dataset=alone, drawn=0)
-    assert summary["controls"] is None
+    assert summary.controls is None
     assert "no controls: there is no other case to predict" in score_tables.table(summary)

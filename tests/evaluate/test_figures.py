@@ -200,3 +200,11 @@ def test_curves_leave_out_what_is_no_finite_number():
     found = curves._curves(rows)
     assert list(found) == ["loss"]
     np.testing.assert_array_equal(found["loss"], [[1, 3], [2, 4]])
+
+
+def test_names_are_drawn_as_text(tmp_path, recwarn):
+    """Two $ are no mathematics, and names may be in any script or in none."""
+    names = {"a$\\bad{$": (1,), "\u6f22": (2,), "b\udce9": (3,)}
+    figures.overlay(tmp_path / "overlay.png", **case(title="m$x$_{.nii on \u6f22\udce9", organs=names))
+    assert (tmp_path / "overlay.png").exists()
+    assert not list(recwarn)

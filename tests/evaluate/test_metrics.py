@@ -366,21 +366,14 @@ def test_target_registration_error_follows_a_field_that_is_linear():
 
 def test_summary_of_cases():
     nan, inf = math.nan, math.inf
-    assert metrics.summarise([1.0, 3.0, nan]) == {"mean": 2.0, "std": pytest.approx(math.sqrt(2)), "count": 2}
-    assert metrics.summarise([4.0]) == {"mean": 4.0, "std": 0.0, "count": 1}
+    found = metrics.summarise([1.0, 3.0, nan])
+    assert (found.mean, found.std, found.count) == (2.0, pytest.approx(math.sqrt(2)), 2)
+    assert metrics.summarise([4.0]) == metrics.Statistics(4.0, 0.0, 1)
     lost = metrics.summarise([1.0, inf])
-    assert (lost["mean"], lost["count"]) == (inf, 2)
-    assert math.isnan(lost["std"])
+    assert (lost.mean, lost.count) == (inf, 2)
+    assert math.isnan(lost.std)
     for nothing in ([], [nan]):
         summary = metrics.summarise(nothing)
-        assert summary["count"] == 0
-        assert math.isnan(summary["mean"])
-        assert math.isnan(summary["std"])
-
-
-def test_summary_follows_the_structure_of_its_rows():
-    rows = [{"liver": {"dice": 80.0}, "epe_mm": 1.0}, {"liver": {"dice": 90.0}, "epe_mm": 3.0}]
-    assert metrics.summarise(rows) == {
-        "liver": {"dice": metrics.summarise([80.0, 90.0])},
-        "epe_mm": metrics.summarise([1.0, 3.0]),
-    }
+        assert summary.count == 0
+        assert math.isnan(summary.mean)
+        assert math.isnan(summary.std)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from conftest import REPOSITORY
+from f3r_jax.common import result_folder
 from f3r_jax.data import nifti
 from f3r_jax.data.phantom import generate
 from f3r_jax.register import pipeline, scans
@@ -140,11 +141,11 @@ def test_a_killed_run_goes_on(commands, registered, data, tmp_path):
     given = [f"--pairs={data}", f"--output={output}", *QUICK]
 
     def second_half_written():
-        return any((folder / "warped.nii.gz").exists() for folder in output.glob(".case1-*"))
+        return any(output.glob("case1/.writing-*/new/warped.nii.gz"))
 
     assert commands.run("register", *given, kill_when=second_half_written).status == -9
     assert [row["status"] for row in _rows(output)] == ["done", "waiting"]
-    assert list(output.glob(".case1-*")) and not (output / "case1").exists()
+    assert [path.name[:9] for path in (output / "case1").iterdir()] == [".writing-"]
     first = (output / "case0" / "summary.json").stat().st_mtime_ns
     again = commands.run("register", *given)
     assert again.status == 0 and again.err == "" and "2 pairs, 1 finished before" in again.out, again
@@ -203,6 +204,13 @@ def test_a_mistake_is_one_line_and_writes_nothing(commands, data, tmp_path, give
     given, words = ([text.replace("DATA", str(data)) for text in texts] for texts in (given, words))
     _assert_one_line(commands.run("register", *QUICK, f"--output={tmp_path / 'out'}", *given), *words)
     assert list(tmp_path.iterdir()) == [] and set(data.iterdir()) == before
+
+
+def test_two_runs_do_not_write_to_one_folder(commands, data, tmp_path):
+    with result_folder.reserved(tmp_path / "out"):
+        result = commands.run("register", f"--pairs={data}", f"--output={tmp_path / 'out'}", *QUICK)
+    _assert_one_line(result, "another process is writing here")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_folder_of_one_result_is_no_place_for_many(commands, registered, data):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from f3r_jax.common import result_folder
 from f3r_jax.data import nifti, transforms
 from f3r_jax.data.itk_affine import read_matrix
 from f3r_jax.data.phantom import generate
@@ -199,10 +200,12 @@ def test_a_killed_registration_leaves_the_old_result(commands, registered, scans
     before = {path.name: path.read_bytes() for path in output.iterdir()}
 
     def half_written():
-        return any((folder / "warped.nii.gz").exists() for folder in tmp_path.glob(".out-*"))
+        return any(output.glob(".writing-*/new/warped.nii.gz"))
 
     assert commands.run("register", *_arguments(scans, output, "--overwrite"), kill_when=half_written).status == -9
-    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()} == before
+    again = commands.run("register", *_arguments(scans, output, "--overwrite", "--norefine"))
+    assert again.status == 0 and {path.name for path in output.iterdir()} == FILES, again
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +246,15 @@ def test_a_network_of_the_other_direction_is_refused(commands, scans, trained, t
         (["--affine=no.txt"], ["no.txt", "no such file"]),
         (["--checkpoint=no/run"], ["no/run", "no such folder"]),
         (["--spacing=0"], ["--spacing"]),
+        (["--spacing=inf"], ["--spacing is inf"]),
+        (["--spacing=nan"], ["--spacing is nan"]),
+        (["--spacing=0.001"], ["--spacing=0.001", "GB"]),
+        (["--lam=nan"], ["--lam is nan"]),
+        (["--unoriented=up"], ["--unoriented is 'up'", "RAS"]),
+        (["--moving_modality=mr"], ["ct.nii.gz", "stated to be an MR", "--nocheck_modality"]),
+        (["--fixed_landmarks=FEW"], ["1 landmarks, but 3 in", "ct.csv"]),
+        (["--fixed=FOLDER"], ["is a folder", "expected a NIfTI"]),
+        (["--fixed=" + "x" * 300], ["the name is too long"]),
         (["--iterations=0"], ["iterations"]),
         (["--iterations=7"], ["--iterations", "7"]),
         (["--organs=liver"], ["--organs", "liver"]),
@@ -256,8 +268,30 @@ def test_a_network_of_the_other_direction_is_refused(commands, scans, trained, t
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(commands, scans, tmp_path, given, words):
+    (scans / "few.csv").write_text("x,y,z\n1,2,3\n")
+    given = [text.replace("FEW", str(scans / "few.csv")).replace("FOLDER", str(scans)) for text in given]
     _assert_one_line(commands.run("register", *_arguments(scans, tmp_path / "out", *given)), *words)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_result_that_was_whole_when_its_run_was_killed_is_moved_into_place(commands, registered, scans, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(registered[0], output / ".complete")
+    (output / "warped.nii.gz").write_bytes(b"an older one")
+    refused = commands.run(
+        "apply", f"--transform={output}", f"--image={scans / 'ct.nii.gz'}", f"--output={tmp_path / 'x.nii.gz'}"
+    )
+    _assert_one_line(refused, "complete")
+    again = commands.run("register", *_arguments(scans, output))
+    assert again.status == 0 and again.err == "" and "it is in place now" in again.out, again
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == {
+        path.name: path.read_bytes() for path in registered[0].iterdir()
+    }
+
+
+def test_the_folder_of_another_process_is_not_touched(commands, scans, tmp_path):
+    with result_folder.reserved(tmp_path / "out"):
+        _assert_one_line(commands.run("register", *_arguments(scans, tmp_path / "out")), "another process")
 
 
 @pytest.mark.parametrize(

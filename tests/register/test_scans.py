@@ -107,7 +107,7 @@ def test_the_modality_is_told_by_the_intensities(files):
     ("given", "words"),
     [
         ({"labels": "elsewhere.nii.gz"}, "elsewhere.nii.gz: affine of the label map differs"),
-        ({"mask": "elsewhere.nii.gz"}, "elsewhere.nii.gz: affine of the label map differs"),
+        ({"mask": "elsewhere.nii.gz"}, "elsewhere.nii.gz: affine of the mask differs"),
         ({"mask": "empty.nii.gz"}, "empty.nii.gz: the mask is empty"),
         ({"labels": "none.nii.gz"}, "none.nii.gz: no such file"),
         ({"landmarks": "none.csv"}, "none.csv: no such file"),
@@ -116,3 +116,37 @@ def test_the_modality_is_told_by_the_intensities(files):
 def test_what_does_not_fit_the_scan_is_a_mistake(files, given, words):
     with pytest.raises(UserError, match=words):
         scans.read(str(files / "mr.nii.gz"), modality="mr", **{name: str(files / file) for name, file in given.items()})
+
+
+def test_a_stated_modality_that_the_intensities_contradict(files):
+    with pytest.raises(UserError, match="is stated to be an MR"):
+        scans.read(str(files / "ct.nii.gz"), modality="mr")
+    assert scans.read(str(files / "ct.nii.gz"), modality="mr", check_modality=False).modality == "mr"
+
+
+def test_masks_that_leave_nothing_to_compare_and_soft_ones(files):
+    affine = np.diag([2.0, 2.0, 3.0, 1.0])
+    masks = {
+        "one": np.zeros(SHAPE, np.uint8),
+        "air": np.zeros(SHAPE, np.uint8),
+        "soft": np.full(SHAPE, 0.5, np.float32),
+    }
+    masks["one"][8, 8, 8] = 1
+    data = 500 * blob(0.0)
+    data[:4] = 0
+    masks["air"][:4] = 1
+    nifti.write(files / "mr.nii.gz", data, affine)
+    for name, words in (
+        ("one", "the mask holds 1 voxels"),
+        ("air", "one intensity inside the mask"),
+        ("soft", "a mask holds whole"),
+    ):
+        nifti.write(files / f"{name}.nii.gz", masks[name], affine)
+        with pytest.raises(UserError, match=f"{name}.nii.gz: .*{words}"):
+            scans.read(str(files / "mr.nii.gz"), modality="mr", mask=str(files / f"{name}.nii.gz"))
+
+
+@pytest.mark.parametrize(("shape", "spacing"), [((64, 64, 1), 5.0), ((64, 64, 64), 0.06)])
+def test_scans_that_are_too_thin(shape, spacing):
+    with pytest.raises(UserError, match=f"scan.nii: is .* mm long .* voxels of {spacing:g} mm"):
+        scans.check_size(grid(spacing, shape=shape))

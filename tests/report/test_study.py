@@ -104,7 +104,7 @@ def test_a_last_line_cut_off_and_an_earlier_step_are_no_fault(tmp_path):
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "ki')
     (run,) = read_study([folder]).runs
-    assert run.summary["step"] == 2 and len(run.rows) == STEPS + 1
+    assert run.summary.step == 2 and len(run.rows) == STEPS + 1
 
 
 def test_syn_needs_no_training(tmp_path):
@@ -297,9 +297,9 @@ def test_notes_name_what_a_reader_must_know(tmp_path):
 
 def test_numbers_of_the_paper():
     assert [len(rows) for rows in paper_results.TABLES.values()] == [12, 7]
-    assert paper_results.printed("ct_to_mr", "mrb", "asd_mm/liver") == (2.17, 0.46)
-    assert paper_results.printed("mr_to_ct", "faim", "dice/kidney") == (83.44, 2.92)
-    assert paper_results.printed("ct_to_mr", "moving", "dice/mean")[0] == pytest.approx((77.18 + 78.24 + 80.14) / 3)
-    assert paper_results.printed("mr_to_ct", "enc", "dice/liver") is None
-    assert paper_results.printed("ct_to_mr", "mrb", "hd95_mm/liver") is None
+    assert paper_results.paper_value("ct_to_mr", "mrb", "asd_mm/liver") == (2.17, 0.46)
+    assert paper_results.paper_value("mr_to_ct", "faim", "dice/kidney") == (83.44, 2.92)
+    assert paper_results.paper_value("ct_to_mr", "moving", "dice/mean")[0] == pytest.approx((77.18 + 78.24 + 80.14) / 3)
+    assert paper_results.paper_value("mr_to_ct", "enc", "dice/liver") is None
+    assert paper_results.paper_value("ct_to_mr", "mrb", "hd95_mm/liver") is None
     assert paper_results.TABLE_2["mrb"].seconds_cpu == 25 and paper_results.TABLE_2["wo_f3d"].parameters == 0.746

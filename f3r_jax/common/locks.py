@@ -1,0 +1,36 @@
+"""Locks of folders, which end with the process that holds them, however it ends."""
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+
+LOCK_FILE = ".lock"  # only on network file systems, where a folder itself cannot be locked
+
+
+def lock(folder: Path) -> int | None:
+    """Locks a folder and returns what `release` needs; None if its file system has no locks.
+
+    Raises:
+      BlockingIOError: another process holds the lock.
+      OSError: the folder cannot be opened.
+    """
+    for path, mode in ((folder, os.O_RDONLY), (folder / LOCK_FILE, os.O_RDWR | os.O_CREAT)):
+        descriptor = os.open(path, mode)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise
+        except OSError:
+            os.close(descriptor)
+    with contextlib.suppress(OSError):
+        (folder / LOCK_FILE).unlink()
+    return None
+
+
+def release(descriptor: int | None) -> None:
+    """Ends a lock."""
+    if descriptor is not None:
+        os.close(descriptor)
