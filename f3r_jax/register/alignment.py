@@ -17,26 +17,29 @@ from f3r_jax.register.scans import Scan
 AFFINE_STEPS = ("none", "rigid", "affine")
 
 
+# mm on average over the body. A search that ends closer than this to the headers' frame confirms it: more than the
+# motion of a deep breath.
+CONFIRMED = 48.0
+
+
 @dataclasses.dataclass(frozen=True)
 class Alignment:
-    """The result of the affine step.
+    """A result of the affine step.
 
     Attributes:
       matrix: mm of the fixed frame to mm of the moving frame.
       initial: the same before the step: the frame of the headers, or the centres of the bodies.
-      start: the search for a start; None if it was not needed.
-      trusted: whether the headers' frame was the best start, or was asked for.
+      start: the search that gave the matrix; None for the other ways.
       line: one line of text for the console.
     """
 
     matrix: Matrix
     initial: Matrix
     start: Start | None
-    trusted: bool
     line: str
 
 
-def align(fixed: Scan, moving: Scan, how: str) -> Alignment:
+def align(fixed: Scan, moving: Scan, how: str) -> list[Alignment]:
     """Aligns two scans.
 
     Args:
@@ -44,31 +47,54 @@ def align(fixed: Scan, moving: Scan, how: str) -> Alignment:
       moving: the moving scan.
       how: one of `AFFINE_STEPS`, or the path of a matrix file.
 
+    Returns:
+      One alignment. Where the position had to be searched, and a fit from the initial matrix succeeds too: the
+      searched alignment and the fitted one.
+
     Raises:
       UserError: scans that do not overlap, or a file that is not a matrix.
     """
     if how not in AFFINE_STEPS:
         matrix = itk_affine.read_matrix(Path(how))
-        return Alignment(matrix, matrix, None, trusted=True, line=f"affine step: {how}")
+        return [Alignment(matrix, matrix, None, f"affine step: {how}")]
     if how == "none":
         if not resample.has_overlap(fixed.image.grid, moving.image.grid):
             raise UserError(
                 f"{moving.image.path}: does not overlap {fixed.image.path} in space by their headers; with "
                 "--affine=none expected scans in one frame: omit it, or give a matrix file"
             )
-        return Alignment(np.eye(4), np.eye(4), None, trusted=True, line="affine step: none")
+        return [Alignment(np.eye(4), np.eye(4), None, "affine step: none")]
     initial, related = initial_alignment(fixed.image, fixed.modality, moving.image, moving.modality)
+    found = _searched(fixed, moving, initial, related=related) if how == "affine" else []
     masks = {"fixed_mask": _voxels(fixed), "moving_mask": _voxels(moving)}
-    start = None
-    if how == "affine":
-        coarse = [coarse_scan(scan.image, scan.normalised, scan.modality, _voxels(scan)) for scan in (fixed, moving)]
+    try:
+        end = fit(fixed.normalised, moving.normalised, initial=initial, degrees=how, related=related, **masks)
+    except UserError:
+        if found:
+            return found
+        raise
+    return [*found, Alignment(end.matrix, initial, None, f"affine step: {how}")]
+
+
+def _searched(fixed: Scan, moving: Scan, initial: Matrix, *, related: bool) -> list[Alignment]:
+    """The alignment by search; none if it confirms the headers, or if it fails and a fit is possible."""
+    coarse = [coarse_scan(scan.image, scan.normalised, scan.modality, _voxels(scan)) for scan in (fixed, moving)]
+    try:
         start = find_start(*coarse, headers=related)
-    if start is not None and not start.candidates[0].from_headers:
-        why = "the headers' frame matches worse" if related else "the headers share no frame"
-        line = f"affine step: searched for the position, as {why}"
-        return Alignment(start.transform.matrix, initial, start, trusted=False, line=line)
-    found = fit(fixed.normalised, moving.normalised, initial=initial, degrees=how, related=related, **masks)
-    return Alignment(found.matrix, initial, start, trusted=True, line=f"affine step: {how}")
+    except UserError:
+        return []
+    if related and distance(start) < CONFIRMED:
+        return []
+    why = "the headers' frame matches worse" if related else "the headers share no frame"
+    line = f"affine step: searched for the position, as {why}"
+    return [Alignment(start.transform.matrix, initial, start, line)]
+
+
+def distance(start: Start) -> float:
+    """The distance of the best candidate's matrix from the identity, in mm on average over the fixed body."""
+    inside = np.argwhere(start.fixed.body)
+    points = np.c_[inside, np.ones(len(inside))] @ start.fixed.grid.affine.T
+    return float(np.linalg.norm((points @ (start.candidates[0].matrix - np.eye(4)).T)[:, :3], axis=1).mean())
 
 
 def _voxels(scan: Scan) -> Mask | None:

@@ -31,7 +31,7 @@ from f3r_jax.ops.warp import warp
 MARGIN = 4  # voxels around the fixed grid, from where the moving scan can be pulled in
 MULTIPLE = 16  # voxels: few different grid sizes, so that compiled functions are reused
 DEFORMATION = Refinement(mind=coarse.PRESET, lam=0.3, levels=tuple(Level(spacing, 80, 0.3) for spacing in (8, 4, 2)))
-# The identity of the headers wins unless another placement is better by this fraction of the cost.
+# The identity of the headers wins unless another placement is cheaper by this fraction.
 TRUST = 0.03
 ROBUST = 18.0  # mm: points further from the fitted matrix hardly count
 ROUNDS = 8  # of the reweighted fit
