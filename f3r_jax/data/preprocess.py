@@ -32,6 +32,7 @@ INITIALISATIONS = ("header", "body_centre", "rigid", "affine")
 AIR_HU = -500.0  # only air and lung are below
 OFFSET_HU = 1024.0  # some scanners and converters add it to HU to avoid negative values
 BODY_HU = -300.0  # between fat (-100) and air or lung (-1000, -800)
+BRIGHTEST = 99.5  # percentile of an MR's intensities that `full_range` scales to 1
 BODY_SPACING = 4.0  # mm, fine enough for the body's outline; 100 times faster than 0.8 mm
 
 
@@ -56,6 +57,18 @@ def normalise(image: Image, modality: str, *, ct_window: Numbers, mr_percentiles
             f"expected a {modality.upper()}{' in HU' if modality == 'ct' else ''} with contrast"
         )
     return dataclasses.replace(image, data=data)
+
+
+def full_range(image: Image, normalised: Image, modality: str) -> Image:
+    """Intensities in [0, 1] for the comparison of scans of unknown place: an MR keeps its darkest tissues.
+
+    `normalise` takes its percentiles from the bright part of an MR. Where fat is suppressed, muscle, fat and lungs are
+    darker, and become 0. Here an MR is divided by a percentile of the whole volume. A CT is as `normalise` gives it.
+    """
+    if modality == "ct":
+        return normalised
+    brightest = max(float(np.percentile(image.data, BRIGHTEST)), 1e-30)
+    return dataclasses.replace(image, data=np.clip(image.data / np.float32(brightest), 0, 1))
 
 
 def recognise_modality(image: Image) -> str:

@@ -13,7 +13,7 @@ class ResumableScores:
 
     def __init__(self, path: Path, step: int | None) -> None:
         self._path, self._step = path, step
-        rows = [row for row in read_rows(path) if row["step"] == step]
+        rows = [row for row in read_rows(path, ("step", "name", "scores")) if row["step"] == step]
         # Rows of an earlier version have no controls.
         self.cases = {row["name"]: CaseScores.from_json(row["scores"]) for row in rows if "controls" in row["scores"]}
         write_text(path, "".join(self._line(name) for name in self.cases))

@@ -26,7 +26,7 @@ from f3r_jax.config import CT_WINDOW
 from f3r_jax.data.nifti_geometry import check_axes
 from f3r_jax.data.preprocess import MODALITIES
 from f3r_jax.ops.mind import PRESETS
-from f3r_jax.register import batch, batch_summary, output_files, pair_spec, pipeline
+from f3r_jax.register import alignment, batch, batch_summary, output_files, pair_spec, pipeline
 from f3r_jax.register.pair_spec import Files, PairSpec
 
 DEFAULT = pipeline.Settings()
@@ -57,7 +57,7 @@ _CHECK_MODALITY = flags.DEFINE_bool(
     "check_modality", True, "Refuse intensities that contradict a stated modality, such as a CT that is not in HU."
 )
 _AFFINE = flags.DEFINE_string(
-    "affine", DEFAULT.affine, f"Affine step: {', '.join(pipeline.AFFINE_STEPS)}, or a matrix file of ITK or ANTs."
+    "affine", DEFAULT.affine, f"Affine step: {', '.join(alignment.AFFINE_STEPS)}, or a matrix file of ITK or ANTs."
 )
 _SPACING = flags.DEFINE_float(
     "spacing",

@@ -16,7 +16,7 @@ from f3r_jax.config import ORGANS
 from f3r_jax.data import itk_affine, nifti
 from f3r_jax.data.grids import Grid, sizes
 from f3r_jax.data.landmarks import check_landmarks, read_landmarks
-from f3r_jax.register import output_files, pipeline, scans
+from f3r_jax.register import alignment, output_files, pipeline, scans
 from f3r_jax.register.scans import Scan
 from f3r_jax.workdir import trained_network
 from f3r_jax.workdir.trained_network import Network
@@ -61,7 +61,7 @@ def check_pair(task: PairSpec, network: Network | None) -> None:
             min(np.prod(np.multiply(grid.shape, grid.spacing)) for grid in grids) / task.settings.spacing**3,
             f"--spacing={task.settings.spacing:g}",
         )
-    if task.settings.affine not in pipeline.AFFINE_STEPS:
+    if task.settings.affine not in alignment.AFFINE_STEPS:
         itk_affine.read_matrix(Path(task.settings.affine))
     if network is not None and task.moving.modality is not None:
         pipeline.check_direction(network, task.moving.modality, task.moving.path)

@@ -14,6 +14,7 @@ from f3r_jax.common.arrays import Numbers
 from f3r_jax.common.errors import UserError
 from f3r_jax.config import CT_WINDOW, MR_PERCENTILES
 from f3r_jax.data import nifti, preprocess, resample
+from f3r_jax.data.affine.coarse import CoarseScan
 from f3r_jax.data.landmarks import read_landmarks
 from f3r_jax.data.nifti import Grid, Image, PathLike
 
@@ -137,12 +138,21 @@ def no_finer(grid: Grid, spacing: float) -> Grid:
     return covering(grid, spacing=np.maximum(grid.spacing, spacing))
 
 
-def on_grid(scan: Scan, grid: Grid) -> tuple[Float[np.ndarray, "x y z"], Bool[np.ndarray, "x y z"]]:
-    """Resamples a scan on a grid in its frame: (intensities in [0, 1], mask of the voxels to compare)."""
+def on_grid(
+    scan: Scan, grid: Grid, coarse: CoarseScan | None = None
+) -> tuple[Float[np.ndarray, "x y z"], Bool[np.ndarray, "x y z"]]:
+    """Resamples a scan on a grid in its frame: (intensities in [0, 1], mask of the voxels to compare).
+
+    With the coarse copy of the scan, the mask is limited to its body, and an MR keeps its darkest tissues.
+    """
     inside = resample.field_of_view(scan.image.grid, grid)
     if scan.mask is not None:
         inside &= resample.resample_labels(scan.mask, grid) > 0
-    return resample.resample(scan.normalised, grid), inside
+    if coarse is not None:
+        body = Image(coarse.body.astype(np.float32), coarse.grid.affine)
+        inside &= resample.resample(body, grid) > 0.5
+    shown = scan.normalised if coarse is None else preprocess.full_range(scan.image, scan.normalised, scan.modality)
+    return resample.resample(shown, grid), inside
 
 
 def _over(like: Grid, centre: np.ndarray, length: np.ndarray, spacing: np.ndarray) -> Grid:

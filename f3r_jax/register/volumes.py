@@ -8,6 +8,7 @@ import numpy as np
 
 from f3r_jax.common.arrays import Matrix
 from f3r_jax.common.progress import Progress
+from f3r_jax.data.affine.start import Start
 from f3r_jax.data.nifti import Grid
 from f3r_jax.ops import shapes
 from f3r_jax.ops.instance_optimisation import Refinement, calls, refine
@@ -20,10 +21,14 @@ from f3r_jax.register.scans import Scan
 class WorkingVolumes:
     """Both scans on a working grid, the moving one after the affine `matrix`, with masks of the voxels to compare."""
 
-    def __init__(self, fixed: Scan, moving: Scan, grid: Grid, matrix: Matrix) -> None:
+    def __init__(self, fixed: Scan, moving: Scan, grid: Grid, matrix: Matrix, start: Start | None = None) -> None:
+        """Resamples both scans. With a `start` only their bodies are compared, and signals keep their low values."""
         self.grid, self.matrix = grid, matrix
         there = dataclasses.replace(grid, affine=matrix @ grid.affine)
-        (fixed_data, fixed_mask), (moving_data, moving_mask) = scans.on_grid(fixed, grid), scans.on_grid(moving, there)
+        (fixed_data, fixed_mask), (moving_data, moving_mask) = (
+            scans.on_grid(scan, on, None if start is None else coarse)
+            for scan, on, coarse in ((fixed, grid, start and start.fixed), (moving, there, start and start.moving))
+        )
         self.fixed, self.moving = shapes.as_volume(fixed_data), shapes.as_volume(moving_data)
         self._fixed_mask, self._moving_mask = (
             shapes.as_volume(mask.astype(np.float32)) for mask in (fixed_mask, moving_mask)

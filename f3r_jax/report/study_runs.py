@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from f3r_jax.common.errors import UserError
 from f3r_jax.config import flatten, is_trained
 from f3r_jax.evaluate.evaluation import FOLDER
 from f3r_jax.evaluate.summary import Summary
@@ -138,7 +139,7 @@ def read_run(folder: Path) -> Run:
     try:
         rows = read_rows(folder / "metrics.jsonl") if found.trained else []
         trained_rows = [row["step"] for row in rows if row["kind"] == "train"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (UserError, KeyError, TypeError, ValueError) as error:
         raise UnreadableRun(f"metrics.jsonl: not as training writes it ({_one_line(error)})") from error
     done = max([*checkpoints.steps(folder), *trained_rows], default=0)
     progress = f"half-finished, {done} of {wanted} training steps"

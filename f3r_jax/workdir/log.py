@@ -37,8 +37,12 @@ class Log:
         self._board.close()
 
 
-def read_rows(path: Path) -> list[dict]:
-    """The rows of a `metrics.jsonl`. An incomplete last line of a killed run is left out."""
+def read_rows(path: Path, keys: tuple[str, ...] = ("step", "kind")) -> list[dict]:
+    """The rows of a `metrics.jsonl`, or of a file like it. An incomplete last line of a killed run is left out.
+
+    Raises:
+      UserError: a line that is not JSON, or that lacks one of `keys`.
+    """
     if not path.exists():
         return []
     rows = []
@@ -47,11 +51,12 @@ def read_rows(path: Path) -> list[dict]:
             continue
         try:
             row = json.loads(line)
-            int(row["step"]), str(row["kind"])
+            _ = [row[key] for key in keys]
+            float(row["step"] or 0)  # None where nothing was trained
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{path}: line {number} is damaged ({line.strip()[:60]!r}), expected a row as a training writes it; "
-                "remove the line, or the whole file"
+                f"{path}: line {number} is damaged ({line.strip()[:60]!r}), expected JSON with "
+                f"{', '.join(keys)}: remove the line, or the whole file"
             ) from error
         rows.append(row)
     return rows

@@ -68,7 +68,7 @@ def similarity(
     matrix = (views.to_moving @ affine_map(theta, views.radius) @ views.to_local)[:3]
     shape = views.weights.shape
     index = jnp.moveaxis(jnp.indices(shape, jnp.float32), 0, -1).reshape(-1, 3)
-    sampled = _sample(views.moving, index @ matrix[:, :3].T + matrix[:, 3])
+    sampled = sample(views.moving, index @ matrix[:, :3].T + matrix[:, 3])
     m = mind(sampled[:, 0].reshape(1, *shape, 1), preset=preset)[0]
     weights = views.weights * sampled[:, 1].reshape(shape)
     match = jnp.sum(weights * (views.unrelated - jnp.mean((views.fixed - m) ** 2, axis=-1)))
@@ -127,7 +127,7 @@ def peaks(scores: Float[np.ndarray, "x y z"], *, count: int, apart: int) -> Inte
     return np.array(found)
 
 
-def _sample(volume, voxels):
+def sample(volume, voxels):
     """Samples a volume at fractional voxels (n 3) trilinearly, as (n c); edge values outside."""
     size = np.array(volume.shape[:3])
     voxels = jnp.clip(voxels, 0, size - 1)

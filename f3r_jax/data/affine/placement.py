@@ -1,0 +1,90 @@
+"""Local optimisation of a placement: shift and three scales, by L-BFGS on a sample of points.
+
+The cost is the mismatch of `coarse`, made continuous: body and field of view of the moving scan are interpolated.
+Rotations are left out. On real pairs of different people they made the result worse: the mean Dice of 16 pairs fell
+from 59.8 to 56.4. The deformation that follows contains them. Letters: n points, x y z voxels, c channels.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+from scipy import ndimage, optimize
+
+from f3r_jax.data.affine import similarity
+from f3r_jax.data.affine.coarse import PENALTY, SPACING, CoarseScan, descriptors
+from f3r_jax.data.affine.search import LEAST_COVER, PENALTY_OF_SCALE, Placement
+from f3r_jax.ops.shapes import Scalar
+
+POINTS = 2**14
+AROUND = 6  # voxels: points outside the fixed body up to this distance are compared too
+ITERATIONS, TOLERANCE = 40, 1e-5
+MILLIMETRES, LOGARITHM = 10.0, 0.1  # units of the parameters, which then have similar effects
+PENALTY_OF_COVER = 10.0  # per square of what is missing to `LEAST_COVER`
+
+
+class Compared(NamedTuple):
+    """Points of the fixed scan, and the moving volume."""
+
+    offsets: Float[Array, "n 3"]  # voxels from the centre of the fixed grid
+    fixed: Float[Array, "n k"]  # descriptors
+    body: Float[Array, " n"]
+    weight: Float[Array, " n"]  # 0 for points that only fill the array
+    moving: Float[Array, "x y z c"]  # descriptors, body and field of view, with a border of one voxel
+    centre: Float[Array, "3"]  # of the moving grid, in voxels of `moving`
+    smaller: Scalar  # the smaller of both bodies as a fraction of the fixed one
+
+
+def compared(fixed: CoarseScan, moving: CoarseScan) -> Compared:
+    """The arrays that `optimise` needs for a pair; the points are the same in each run."""
+    near = ndimage.binary_dilation(fixed.body, iterations=AROUND) & fixed.seen
+    index = np.random.default_rng(0).permutation(np.argwhere(near))[:POINTS]
+    missing = POINTS - len(index)
+    weight = np.pad(np.ones(len(index), np.float32), (0, missing))
+    index = np.pad(index, ((0, missing), (0, 0)))
+    at = tuple(index.T)
+    masks = np.stack([moving.body, moving.seen], axis=-1).astype(np.float32)
+    border = ((1, 1),) * 3 + ((0, 0),)
+    volume = np.concatenate(
+        [np.pad(descriptors(moving.intensities), border, mode="edge"), np.pad(masks, border)], axis=-1
+    )
+    centre = (np.array(volume.shape[:3]) - 1) / 2
+    offsets = index - (np.array(fixed.body.shape) - 1) / 2
+    single = functools.partial(jnp.asarray, dtype=jnp.float32)
+    described, smaller = descriptors(fixed.intensities)[at], min(1.0, moving.body.sum() / max(fixed.body.sum(), 1))
+    return Compared(*map(single, (offsets, described, fixed.body[at], weight, volume, centre, smaller)))
+
+
+def optimise(start: Placement, pair: Compared) -> Placement:
+    """The placement of the lowest cost near `start`."""
+
+    def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
+        value, slope = _cost_and_slope(jnp.asarray(x, jnp.float32), pair)
+        return float(value), np.asarray(slope, np.float64)
+
+    first = np.concatenate([start.shift / MILLIMETRES, start.log_scales / LOGARITHM])
+    options = {"maxiter": ITERATIONS, "ftol": TOLERANCE}
+    end = optimize.minimize(loss, first, jac=True, method="L-BFGS-B", options=options)
+    return Placement(MILLIMETRES * end.x[:3], LOGARITHM * end.x[3:], float(end.fun))
+
+
+def cost(x: Float[Array, "6"], pair: Compared) -> Scalar:
+    """The mismatch at a shift (10 mm) and logarithms of scales (0.1), and the penalty of the scales."""
+    log_scales = LOGARITHM * x[3:]
+    position = pair.offsets * jnp.exp(log_scales) + pair.centre + MILLIMETRES * x[:3] / SPACING
+    sampled = similarity.sample(pair.moving, position)
+    m, body, seen = sampled[:, :-2], sampled[:, -2], sampled[:, -1]
+    both = pair.weight * pair.body * body
+    one = pair.weight * (pair.body * (seen - body) + (1 - pair.body) * body)
+    squares = jnp.sum(both * jnp.mean((pair.fixed - m) ** 2, axis=-1))
+    mean = (squares + PENALTY * jnp.sum(one)) / (jnp.sum(both + one) + 1)
+    cover = jnp.sum(pair.weight * pair.body * seen) / (pair.smaller * jnp.sum(pair.weight * pair.body))
+    uncovered = PENALTY_OF_COVER * jnp.maximum(LEAST_COVER - cover, 0) ** 2
+    return mean + PENALTY_OF_SCALE * jnp.sum(log_scales**2) + uncovered
+
+
+_cost_and_slope = jax.jit(jax.value_and_grad(cost))

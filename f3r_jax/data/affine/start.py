@@ -1,0 +1,145 @@
+"""A start for two scans that may be anywhere: placement, coarse deformation, and the matrix that fits it best.
+
+1. `search` finds the best placements at all shifts and several scales. If the headers overlap in space, the identity is
+   one of them.
+2. `placement` optimises each of them.
+3. Each is deformed on the coarse grid. The placement with the lowest sum of mismatches, before and after the
+   deformation, is the result. The costs before differ by one percent where the Dice differs by 30.
+4. The matrix of twelve parameters is fitted to the deformation, and the deformation is expressed relative to it.
+
+Fitting the matrix and deforming again does not help: on 16 real pairs the mean Dice after the deformation was 69, then
+64, then 62. The coarse deformation is therefore kept, and finer levels continue from it.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+from f3r_jax.common.arrays import Matrix, VoxelField
+from f3r_jax.common.errors import UserError
+from f3r_jax.data.affine import coarse
+from f3r_jax.data.affine.coarse import CoarseScan
+from f3r_jax.data.affine.placement import compared, optimise
+from f3r_jax.data.affine.search import Placement, centre, matrix_of, search
+from f3r_jax.data.nifti import Grid
+from f3r_jax.data.transforms import Transform
+from f3r_jax.ops.instance_optimisation import Level, Refinement, refine
+from f3r_jax.ops.shapes import as_volume
+from f3r_jax.ops.warp import warp
+
+MARGIN = 4  # voxels around the fixed grid, from where the moving scan can be pulled in
+MULTIPLE = 16  # voxels: few different grid sizes, so that compiled functions are reused
+DEFORMATION = Refinement(mind=coarse.PRESET, lam=0.3, levels=tuple(Level(spacing, 80, 0.3) for spacing in (8, 4, 2)))
+# The identity of the headers wins unless another placement is cheaper by this fraction.
+TRUST = 0.03
+ROBUST = 18.0  # mm: points further from the fitted matrix hardly count
+ROUNDS = 8  # of the reweighted fit
+EVERY = 7  # of the body's voxels, one is used in the fit
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A placement and the deformation from it.
+
+    Attributes:
+      from_headers: whether it began at the identity of the headers.
+      matrix: mm of the fixed frame to mm of the moving frame, before the deformation.
+      displacement: on the coarse grid of `Start`, in its voxels.
+      mismatch: of the placement, with the penalty of its scales.
+      mismatch_deformed: after the deformation.
+    """
+
+    from_headers: bool
+    matrix: Matrix
+    displacement: VoxelField
+    mismatch: float
+    mismatch_deformed: float
+
+    @property
+    def cost(self) -> float:
+        """The sum of both mismatches; the headers are given some credit."""
+        return (self.mismatch + self.mismatch_deformed) * (1 - TRUST * self.from_headers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """The result: the transform on the coarse grid, both scans there, and all candidates, best first."""
+
+    transform: Transform
+    fixed: CoarseScan
+    moving: CoarseScan  # on its own grid
+    candidates: tuple[Candidate, ...]
+
+
+def find_start(fixed: CoarseScan, moving: CoarseScan, *, headers: bool) -> Start:
+    """Finds the start.
+
+    Args:
+      fixed: the fixed scan.
+      moving: the moving scan.
+      headers: whether the identity of the headers is a candidate.
+
+    Raises:
+      UserError: no placement shows half of a body in the other scan, and the headers give none.
+    """
+    places = search(fixed, moving)
+    pair = compared(fixed, moving)
+    ends = [(False, optimise(place, pair)) for place in places]
+    if headers:
+        identity = Placement(centre(fixed.grid) - centre(moving.grid), np.zeros(3), 0.0)
+        ends.append((True, optimise(identity, pair)))
+    if not ends:
+        raise UserError(
+            f"{moving.grid.path}: no position shows half of the body of {fixed.grid.path}; expected scans of the same "
+            "part of the body: give a matrix file with --affine"
+        )
+    wide = coarse.widened(fixed, MARGIN, MULTIPLE)
+    candidates = [_deformed(place, from_headers, fixed.grid, wide, moving) for from_headers, place in ends]
+    candidates.sort(key=lambda each: each.cost)
+    best = candidates[0]
+    transform = refitted(Transform(wide.grid, best.matrix, best.displacement), wide)
+    return Start(transform, wide, moving, tuple(candidates))
+
+
+def _deformed(place: Placement, from_headers: bool, grid: Grid, fixed: CoarseScan, moving: CoarseScan) -> Candidate:
+    """Deforms the moving scan from a placement; `fixed` is the fixed scan on the wider grid."""
+    matrix = matrix_of(place, grid, moving.grid)
+    moved = coarse.moved_by(moving, matrix, fixed.grid)
+    volumes = [as_volume(scan.intensities) for scan in (fixed, moved)]
+    masks = [as_volume(scan.body.astype(np.float32)) for scan in (fixed, moved)]
+    u = refine(*volumes, fixed_mask=masks[0], moving_mask=masks[1], settings=DEFORMATION)
+    after = warped(moved, u)
+    return Candidate(from_headers, matrix, np.asarray(u)[0], place.cost, coarse.mismatch(fixed, after, moved.seen))
+
+
+def warped(scan: CoarseScan, u: jnp.ndarray) -> CoarseScan:
+    """The scan after a displacement (1 x y z 3) on its grid."""
+
+    def mask(data: np.ndarray) -> np.ndarray:
+        return np.asarray(warp(as_volume(data.astype(np.float32)), u, padding="zero"))[0, ..., 0] > 0.5
+
+    intensities = np.asarray(warp(as_volume(scan.intensities), u))[0, ..., 0]
+    return CoarseScan(intensities, mask(scan.body), mask(scan.seen), scan.grid)
+
+
+def refitted(transform: Transform, fixed: CoarseScan) -> Transform:
+    """The same transform with the matrix that fits it best over the fixed body, and the rest as displacement."""
+    inside = np.argwhere(fixed.body)[::EVERY]
+    to_world, old = transform.grid.affine, transform.matrix @ transform.grid.affine
+    points = np.c_[inside, np.ones(len(inside))] @ to_world.T
+    goals = np.c_[inside + transform.displacement[tuple(inside.T)], np.ones(len(inside))] @ old.T
+    weight = np.ones(len(inside))
+    for _ in range(ROUNDS):
+        root = np.sqrt(weight)[:, None]
+        rows = np.linalg.lstsq(points * root, goals[:, :3] * root, rcond=None)[0]
+        away = np.linalg.norm(goals[:, :3] - points @ rows, axis=1)
+        weight = 1 / (1 + (away / ROBUST) ** 2)
+    matrix = np.eye(4)
+    matrix[:3] = rows.T
+    if np.linalg.det(matrix[:3, :3]) < 0.1:  # the deformation has collapsed: keep the placement
+        return transform
+    carry = np.linalg.inv(matrix @ to_world) @ old
+    index = np.moveaxis(np.indices(transform.grid.shape, np.float32), 0, -1)
+    u = (index + transform.displacement) @ carry[:3, :3].T.astype(np.float32) + carry[:3, 3].astype(np.float32) - index
+    return Transform(transform.grid, matrix, u.astype(np.float32))

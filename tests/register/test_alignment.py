@@ -1,0 +1,55 @@
+"""Which alignments a pair gets: the headers' frame, or a search where the frame is wrong."""
+
+import numpy as np
+import pytest
+
+import affine_scans
+from f3r_jax.data import resample
+from f3r_jax.data.affine import search
+from f3r_jax.data.transforms import Transform
+from f3r_jax.register.alignment import CONFIRMED, align, distance
+from f3r_jax.register.pipeline import mismatch_of
+from f3r_jax.register.scans import Scan
+
+SHAPE, SPACING = (49, 41, 43), (5.0, 5.0, 5.0)
+
+
+def scan(shift=(0.0, 0.0, 0.0), contrast=np.asarray):
+    """The anatomy, `shift` mm away from the origin in its own frame and field of view."""
+    there = affine_scans.grid(SPACING, SHAPE, centre=shift)
+    image = affine_scans.image(SHAPE, there, resample.translation(shift), contrast)
+    return Scan(image, image, "mr", image.grid)
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    """Three placements are enough where only one is right."""
+    monkeypatch.setattr(search, "COUNT", 3)
+
+
+def test_a_frame_that_the_search_confirms_is_kept():
+    found = align(scan(), scan((10.0, -6.0, 8.0), affine_scans.negative), "affine")
+    assert len(found) == 1 and found[0].start is None
+    np.testing.assert_allclose(found[0].matrix[:3, 3], (10, -6, 8), atol=3)
+
+
+def test_headers_that_overlap_by_accident_are_not_trusted():
+    shift = np.array([110.0, 70.0, -60.0])
+    fixed, moving = scan(), scan(tuple(shift), affine_scans.negative)
+    assert resample.has_overlap(fixed.image.grid, moving.image.grid)
+    searched, fitted = align(fixed, moving, "affine")
+    assert distance(searched.start) > CONFIRMED and fitted.start is None
+    assert "the headers' frame matches worse" in searched.line
+    points = np.random.default_rng(0).uniform(-40, 40, (50, 3)) @ np.eye(3, 4) + [0, 0, 0, 1]
+    away = (points @ searched.matrix.T - points)[:, :3] - shift
+    assert np.linalg.norm(away, axis=1).mean() < 15
+    grid = searched.start.fixed.grid
+    wrong = Transform(grid, np.eye(4), np.zeros((*grid.shape, 3), np.float32))
+    right = Transform(grid, resample.translation(shift), np.zeros((*grid.shape, 3), np.float32))
+    assert mismatch_of(searched.start, right) < 0.8 * mismatch_of(searched.start, wrong)
+
+
+@pytest.mark.parametrize("how", ["rigid", "none"])
+def test_other_affine_steps_do_not_search(how):
+    (found,) = align(scan(), scan((10.0, -6.0, 8.0)), how)
+    assert found.start is None
