@@ -39,17 +39,18 @@ class Alignment:
     line: str
 
 
-def align(fixed: Scan, moving: Scan, how: str) -> list[Alignment]:
+def align(fixed: Scan, moving: Scan, how: str, *, both: bool = True) -> list[Alignment]:
     """Aligns two scans.
 
     Args:
       fixed: the fixed scan.
       moving: the moving scan.
       how: one of `AFFINE_STEPS`, or the path of a matrix file.
+      both: whether the fit from the initial matrix is wanted beside a searched position.
 
     Returns:
-      One alignment. Where the position had to be searched, and a fit from the initial matrix succeeds too: the
-      searched alignment and the fitted one.
+      One alignment. Where the position had to be searched, `both` is set, and a fit from the initial matrix succeeds
+      too: the searched alignment and the fitted one.
 
     Raises:
       UserError: scans that do not overlap, or a file that is not a matrix.
@@ -66,6 +67,8 @@ def align(fixed: Scan, moving: Scan, how: str) -> list[Alignment]:
         return [Alignment(np.eye(4), np.eye(4), None, "affine step: none")]
     initial, related = initial_alignment(fixed.image, fixed.modality, moving.image, moving.modality)
     found = _searched(fixed, moving, initial, related=related) if how == "affine" else []
+    if found and not both:
+        return found
     masks = {"fixed_mask": _voxels(fixed), "moving_mask": _voxels(moving)}
     try:
         end = fit(fixed.normalised, moving.normalised, initial=initial, degrees=how, related=related, **masks)

@@ -90,13 +90,11 @@ def register_scans(
       UserError: scans that do not overlap, a network for the other direction, or an unreadable matrix file.
     """
     clock = StageTimer(note)
-    refinement(settings)
+    refinement(settings)  # invalid settings are an error before the work
     if settings.checkpoint is not None:
         network = network or trained_network.load(settings.checkpoint, settings.step)
         check_direction(network, moving.modality, moving.image.path)
-    alignments = align(fixed, moving, settings.affine)
-    if network is not None or not settings.refine:
-        alignments = alignments[:1]
+    alignments = align(fixed, moving, settings.affine, both=network is None and settings.refine)
     clock.stop("affine", alignments[0].line)
     searched = alignments[0].start
     if searched is None:
@@ -138,19 +136,21 @@ def _continued(
         similarity["initial"] = WorkingVolumes(fixed, moving, grid, initial, start).similarity(None, settings.mind)
     release_memory(grid)
     clock.stop("resampling", f"working grid: {' x '.join(map(str, grid.shape))} voxels of {spacing:g} mm")
-    u = None if start is None else transforms.resampled(start.transform, grid)
+    u = None
     if network is not None:
         u = predict_displacement(network, fixed, moving, volumes)
         similarity["network"] = volumes.similarity(u, settings.mind)
         release_memory(grid)
         clock.stop("network", f"network: similarity {similarity['affine']:.4f} -> {similarity['network']:.4f}")
+    elif start is not None and settings.refine:
+        u = transforms.resampled(start.transform, grid)
     if settings.refine:
         u = volumes.refined(u, refinement(settings, after_start=start is not None), shown=clock.shown)
         similarity["refined"] = volumes.similarity(u, settings.mind)
         release_memory(grid)
         change = f"{similarity['affine']:.4f} -> {similarity['refined']:.4f}"
         clock.stop("refinement", f"instance optimisation: similarity {change}")
-    if u is None or (network is None and not settings.refine):
+    if u is None:
         u = np.zeros((*grid.shape, 3), np.float32)
     folding = float(folding_percent(jnp.asarray(u)[None])[0])
     return RegistrationResult(
