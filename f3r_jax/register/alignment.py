@@ -46,7 +46,7 @@ def align(fixed: Scan, moving: Scan, how: str, *, both: bool = True) -> list[Ali
       fixed: the fixed scan.
       moving: the moving scan.
       how: one of `AFFINE_STEPS`, or the path of a matrix file.
-      both: whether the fit from the initial matrix is wanted beside a searched position.
+      both: whether the fit from the initial matrix is wanted in addition to a searched position.
 
     Returns:
       One alignment. Where the position had to be searched, `both` is set, and a fit from the initial matrix succeeds
