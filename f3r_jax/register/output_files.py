@@ -4,6 +4,7 @@
   displacement.nii.gz          the whole transform in ITK's and ANTs' format: fixed grid, mm, LPS, affine included
   deformation.nii.gz, affine.txt   its two parts; a point of the fixed scan goes through the deformation first
   inverse_displacement.nii.gz  from the moving scan's frame to the fixed scan's frame
+  jacobian.nii.gz              Jacobian determinant of the deformation without its affine part
   warped_labels.nii.gz, warped_landmarks.csv   if the moving scan has labels or landmarks
   learn2reg_displacement.nii.gz    on request: in voxels of the fixed grid, (x y z 3)
   summary.json, report.html, overlay.png, checkerboard.png, deformation.png
@@ -31,6 +32,7 @@ from f3r_jax.common.errors import UserError
 from f3r_jax.common.files import write_text
 from f3r_jax.config import ORGANS
 from f3r_jax.data import itk_affine, nifti, resample, transforms
+from f3r_jax.data.jacobian import jacobian_on
 from f3r_jax.data.transforms import Transform
 from f3r_jax.evaluate import figures, metrics
 from f3r_jax.ops.warp import warp, warp_nearest
@@ -38,7 +40,7 @@ from f3r_jax.register import page, scans
 from f3r_jax.register.pipeline import RegistrationResult
 from f3r_jax.register.scans import Scan
 
-SUMMARY, LEARN2REG = "summary.json", "learn2reg_displacement.nii.gz"
+SUMMARY, LEARN2REG, JACOBIAN = "summary.json", "learn2reg_displacement.nii.gz", "jacobian.nii.gz"
 FIGURES = ("overlay.png", "checkerboard.png", "deformation.png")
 FILES = (
     "warped.nii.gz",
@@ -46,6 +48,7 @@ FILES = (
     "affine.txt",
     "deformation.nii.gz",
     "inverse_displacement.nii.gz",
+    JACOBIAN,
     "warped_labels.nii.gz",
     "warped_landmarks.csv",
     LEARN2REG,
@@ -106,6 +109,7 @@ def write(
             **_scores(fixed, moving, transform, warped_labels, organs),
             "similarity": outcome.similarity,
             "folding_percent": outcome.folding_percent,
+            "nondiffeomorphic_percent": outcome.nondiffeomorphic_percent,
             "sd_log_jacobian": metrics.sd_log_jacobian(transform.displacement),
             "inverse_residual_voxels": residual,
         }
@@ -128,6 +132,7 @@ def _write_volumes(
     itk_affine.write_matrix(folder / "affine.txt", transform.matrix)
     deformation = transforms.deformation_on(transform, grid)
     save(nifti.write_field, folder / "deformation.nii.gz", deformation, grid.affine)
+    save(nifti.write, folder / JACOBIAN, jacobian_on(transform, grid), grid.affine)
     field = transforms.followed_by(deformation, transform.matrix, grid)
     save(nifti.write_field, folder / "displacement.nii.gz", field, grid.affine)
     warped = transforms.warp_image(moving.image, field, grid, outside=float(moving.image.data.min()))

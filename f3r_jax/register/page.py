@@ -52,6 +52,7 @@ def _facts(summary: Mapping) -> list[tuple[str, str]]:
         ("MIND difference", similarities(summary)),
         ("Landmark error", ", ".join(errors)),
         ("Folding", f"{summary['folding_percent']:.3f} % of voxels"),
+        ("Non-diffeomorphic volume", f"{summary['nondiffeomorphic_percent']:.4f} % (Liu et al., 2024)"),
         ("SD of log Jacobian", f"{summary['sd_log_jacobian']:.3f}"),
         ("Inverse", f"residual {residual['mean']:.4f} voxels on average, {residual['max']:.2f} at most"),
         ("Seconds", ", ".join(seconds)),

@@ -101,7 +101,7 @@ def notes_on(task: PairSpec) -> list[str]:
 def least_size(task: PairSpec) -> int:
     """The bytes that the result takes at least; compression saves two thirds at most of most results."""
     grid = nifti.read_grid(task.fixed.path, unoriented=task.fixed.unoriented)
-    return int(4 * 7 * np.prod(grid.shape, dtype=np.int64) // 3)  # an image and two fields of float32
+    return int(4 * 8 * np.prod(grid.shape, dtype=np.int64) // 3)  # two images and two fields of float32
 
 
 def network_of(settings: pipeline.Settings) -> Network | None:

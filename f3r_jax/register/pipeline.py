@@ -22,7 +22,7 @@ from f3r_jax.data.affine import coarse
 from f3r_jax.data.affine.start import Start, warped
 from f3r_jax.data.nifti import Grid, PathLike
 from f3r_jax.data.transforms import Transform
-from f3r_jax.ops.fields import folding_percent
+from f3r_jax.ops.fields import folding_percent, nondiffeomorphic_percent
 from f3r_jax.ops.instance_optimisation import AFTER_NETWORK, Refinement
 from f3r_jax.ops.instance_optimisation import DEFAULT as REFINEMENT
 from f3r_jax.register import scans
@@ -64,6 +64,7 @@ class RegistrationResult:
     initial: Matrix  # the start of the affine step
     similarity: dict[str, float]  # "initial", "affine", "network", "refined": the stages that were run
     folding_percent: float
+    nondiffeomorphic_percent: float  # of the working grid's volume
     seconds: dict[str, float]
     fixed: Float[np.ndarray, "x y z"]  # the scan in [0, 1] on the working grid
     moving: Float[np.ndarray, "x y z"]  # the same, after the affine step
@@ -152,9 +153,10 @@ def _continued(
         clock.stop("refinement", f"instance optimisation: similarity {change}")
     if u is None:
         u = np.zeros((*grid.shape, 3), np.float32)
-    folding = float(folding_percent(jnp.asarray(u)[None])[0])
+    field = jnp.asarray(u)[None]
+    measures = [float(measure(field)[0]) for measure in (folding_percent, nondiffeomorphic_percent)]
     return RegistrationResult(
-        Transform(grid, matrix, u), initial, similarity, folding, clock.seconds, *volumes.images()
+        Transform(grid, matrix, u), initial, similarity, *measures, clock.seconds, *volumes.images()
     )
 
 
