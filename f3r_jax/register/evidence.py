@@ -14,13 +14,15 @@ from f3r_jax.common.arrays import Matrix
 from f3r_jax.data import transforms
 from f3r_jax.data.affine import coarse
 from f3r_jax.data.affine.coarse import CoarseScan
-from f3r_jax.data.affine.start import DEFORMATION, MARGIN, MULTIPLE, mutual_information, warped
+from f3r_jax.data.affine.start import CLOSE, DEFORMATION, MARGIN, MULTIPLE, Start, mutual_information, warped
 from f3r_jax.data.transforms import Transform
 from f3r_jax.ops.fields import jacobian_determinant
 from f3r_jax.ops.instance_optimisation import refine
 from f3r_jax.ops.shapes import as_volume
 
 SHUFFLES = 4
+TINY = 1e-9
+SIMILAR = 0.9  # of the chosen candidate's merit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +38,9 @@ class Evidence:
       information: normalised mutual information inside both bodies, 1 to 2.
       smallest_volume, largest_volume: first and 99th percentile of the Jacobian determinant of the deformation.
       cycle_mm: median distance in the fixed body after a way through this result and a registration back.
-      mirrored: percent by which the scans match better if the moving one is mirrored left to right; negative if worse.
+      apart_mm: mean distance, inside the body, of the chosen position from the furthest of those that match as well;
+        None without a search.
+      mirrored: percent by which the mismatch falls if the moving scan is mirrored left to right; negative if it rises.
     """
 
     seen: float
@@ -48,16 +52,18 @@ class Evidence:
     smallest_volume: float
     largest_volume: float
     cycle_mm: float
+    apart_mm: float | None
     mirrored: float
 
 
-def gather(fixed: CoarseScan, moving: CoarseScan, transform: Transform) -> Evidence | None:
+def gather(fixed: CoarseScan, moving: CoarseScan, transform: Transform, start: Start | None = None) -> Evidence | None:
     """Measures a result.
 
     Args:
       fixed: the fixed scan.
       moving: the moving scan.
       transform: the result.
+      start: the search for the position, if there was one.
 
     Returns:
       The measures, or None if the bodies do not meet.
@@ -83,7 +89,8 @@ def gather(fixed: CoarseScan, moving: CoarseScan, transform: Transform) -> Evide
         smallest_volume=float(smallest),
         largest_volume=float(largest),
         cycle_mm=_cycle(fixed, moving, Transform(fixed.grid, transform.matrix, u), both),
-        mirrored=_mirrored(fixed, before, coarse.mismatch(fixed, after, before.seen)),
+        apart_mm=None if start is None else _apart(start),
+        mirrored=_mirrored(fixed, before),
     )
 
 
@@ -113,10 +120,21 @@ def _cycle(fixed: CoarseScan, moving: CoarseScan, transform: Transform, both: np
     return float(np.median(np.linalg.norm(returned - points, axis=1)))
 
 
-def _mirrored(fixed: CoarseScan, before: CoarseScan, mismatch: float) -> float:
-    """The percent by which the mismatch is lower if the moving scan is mirrored in its place and deformed anew."""
-    middle = round(float(np.argwhere(before.body)[:, 0].mean() * 2)) if before.body.any() else fixed.body.shape[0] - 1
-    size = fixed.body.shape[0]
+def _apart(start: Start) -> float:
+    """The mean distance of the chosen candidate from the furthest close candidate of similar merit, in mm."""
+    best, index = start.candidates[0], np.argwhere(start.fixed.body)
+    grid = start.fixed.grid
+    points = index @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+    goal = transforms.to_moving(Transform(grid, best.matrix, best.displacement), points)
+    rivals = [each for each in start.candidates[1:] if each.cost <= (1 + CLOSE) * best.cost]
+    rivals = [each for each in rivals if each.merit >= SIMILAR * best.merit]
+    ends = [transforms.to_moving(Transform(grid, each.matrix, each.displacement), points) for each in rivals]
+    return max((float(np.linalg.norm(end - goal, axis=1).mean()) for end in ends), default=0.0)
+
+
+def _mirrored(fixed: CoarseScan, before: CoarseScan) -> float:
+    """The percent by which the mismatch falls if the moving scan is mirrored in its place; both ways are deformed."""
+    middle, size = round(2 * float(np.argwhere(before.body)[:, 0].mean())), len(before.body)
 
     def mirrored(data: np.ndarray, mode: str) -> np.ndarray:
         flipped = data[::-1].astype(np.float32)  # voxel i is now at size - 1 - i, and should be at middle - i
@@ -126,8 +144,11 @@ def _mirrored(fixed: CoarseScan, before: CoarseScan, mismatch: float) -> float:
     scan = CoarseScan(
         mirrored(before.intensities, "nearest"), (mirrored(before.body, "nearest") > 0.5) & seen, seen, before.grid
     )
-    after = warped(scan, jnp.asarray(_deformation(fixed, scan))[None])
-    return 100 * (1 - coarse.mismatch(fixed, after, scan.seen) / mismatch)
+    mismatch, other = (
+        coarse.mismatch(fixed, warped(each, jnp.asarray(_deformation(fixed, each))[None]), each.seen)
+        for each in (before, scan)
+    )
+    return 100 * (mismatch - other) / max(mismatch, other, TINY)
 
 
 def _deformation(fixed: CoarseScan, moved: CoarseScan) -> Float[np.ndarray, "x y z 3"]:

@@ -7,7 +7,7 @@ the working grid, whose affine is A. Voxel p of that grid corresponds to the poi
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -25,9 +25,10 @@ from f3r_jax.data.transforms import Transform
 from f3r_jax.ops.fields import folding_percent, nondiffeomorphic_percent
 from f3r_jax.ops.instance_optimisation import AFTER_NETWORK, Refinement
 from f3r_jax.ops.instance_optimisation import DEFAULT as REFINEMENT
-from f3r_jax.register import scans
-from f3r_jax.register.alignment import Alignment, align
+from f3r_jax.register import evidence, scans, verdict
+from f3r_jax.register.alignment import Alignment, align, coarse_copies
 from f3r_jax.register.scans import Scan
+from f3r_jax.register.verdict import Verdict
 from f3r_jax.register.volumes import WorkingVolumes
 from f3r_jax.workdir import trained_network
 from f3r_jax.workdir.trained_network import Network
@@ -68,6 +69,7 @@ class RegistrationResult:
     seconds: dict[str, float]
     fixed: Float[np.ndarray, "x y z"]  # the scan in [0, 1] on the working grid
     moving: Float[np.ndarray, "x y z"]  # the same, after the affine step
+    verdict: Verdict | None = None  # None before it is made
 
 
 def register_scans(
@@ -95,8 +97,24 @@ def register_scans(
     if settings.checkpoint is not None:
         network = network or trained_network.load(settings.checkpoint, settings.step)
         check_direction(network, moving.modality, moving.image.path)
-    alignments = align(fixed, moving, settings.affine, both=network is None and settings.refine)
+    copies = coarse_copies(fixed, moving)
+    alignments, search = align(fixed, moving, copies, settings.affine, both=network is None and settings.refine)
     clock.stop("affine", alignments[0].line)
+    result = _result(alignments, fixed, moving, settings, network, clock)
+    found = verdict.judge(evidence.gather(*copies, result.transform, search))
+    clock.stop("verdict", f"verdict: {verdict.line(found.to_json())}")
+    return dataclasses.replace(result, verdict=found, seconds=clock.seconds)
+
+
+def _result(
+    alignments: Sequence[Alignment],
+    fixed: Scan,
+    moving: Scan,
+    settings: Settings,
+    network: Network | None,
+    clock: "StageTimer",
+) -> RegistrationResult:
+    """The stages after the affine step, for each of its results; the better result is chosen."""
     searched = alignments[0].start
     if searched is None:
         return _continued(alignments[0], fixed, moving, settings, network, clock)
@@ -107,7 +125,7 @@ def register_scans(
     chosen = results[0] if of_search < (1 - CLEARLY) * of_fit else results[1]
     what = "the searched position" if chosen is results[0] else "the fit from the initial matrix"
     clock.stop("choice", f"chosen: {what} (mismatch {of_search:.4f} after the search, {of_fit:.4f} after the fit)")
-    return dataclasses.replace(chosen, seconds=clock.seconds)
+    return chosen
 
 
 def mismatch_of(start: Start, transform: Transform) -> float:
