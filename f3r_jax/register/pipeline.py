@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from f3r_jax.common.arrays import Matrix
 from f3r_jax.common.errors import UserError
 from f3r_jax.common.malloc import give_back_freed_memory
 from f3r_jax.data import transforms
@@ -62,14 +61,15 @@ class RegistrationResult:
     """Result of a registration. Similarities are values of `mind_l1` inside both masks."""
 
     transform: Transform
-    initial: Matrix  # the start of the affine step
     similarity: dict[str, float]  # "initial", "affine", "network", "refined": the stages that were run
     folding_percent: float
     nondiffeomorphic_percent: float  # of the working grid's volume
     seconds: dict[str, float]
     fixed: Float[np.ndarray, "x y z"]  # the scan in [0, 1] on the working grid
     moving: Float[np.ndarray, "x y z"]  # the same, after the affine step
+    alignment: Alignment  # the affine step
     verdict: Verdict | None = None  # None before it is made
+    search: Start | None = None  # the search for the position, also where it confirmed the headers
 
 
 def register_scans(
@@ -103,7 +103,7 @@ def register_scans(
     result = _result(alignments, fixed, moving, settings, network, clock)
     found = verdict.judge(evidence.gather(*copies, result.transform, search))
     clock.stop("verdict", f"verdict: {verdict.line(found.to_json())}")
-    return dataclasses.replace(result, verdict=found, seconds=clock.seconds)
+    return dataclasses.replace(result, verdict=found, search=search, seconds=clock.seconds)
 
 
 def _result(
@@ -117,8 +117,8 @@ def _result(
     """The stages after the affine step, for each of its results; the better result is chosen."""
     searched = alignments[0].start
     if searched is None:
-        return _continued(alignments[0], fixed, moving, settings, network, clock)
-    results = [_continued(each, fixed, moving, settings, network, clock, least_spacing=COARSEST) for each in alignments]
+        return continued(alignments[0], fixed, moving, settings, network, clock)
+    results = [continued(each, fixed, moving, settings, network, clock, least_spacing=COARSEST) for each in alignments]
     if len(results) == 1:
         return results[0]
     of_search, of_fit = (mismatch_of(searched, result.transform) for result in results)
@@ -135,7 +135,7 @@ def mismatch_of(start: Start, transform: Transform) -> float:
     return coarse.mismatch(start.fixed, warped(moved, u), moved.seen)
 
 
-def _continued(
+def continued(
     alignment: Alignment,
     fixed: Scan,
     moving: Scan,
@@ -173,9 +173,8 @@ def _continued(
         u = np.zeros((*grid.shape, 3), np.float32)
     field = jnp.asarray(u)[None]
     measures = [float(measure(field)[0]) for measure in (folding_percent, nondiffeomorphic_percent)]
-    return RegistrationResult(
-        Transform(grid, matrix, u), initial, similarity, *measures, clock.seconds, *volumes.images()
-    )
+    transform = Transform(grid, matrix, u)
+    return RegistrationResult(transform, similarity, *measures, clock.seconds, *volumes.images(), alignment)
 
 
 def working_spacing(fixed: Scan, moving: Scan) -> float:
