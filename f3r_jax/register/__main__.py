@@ -21,12 +21,12 @@ from absl import flags
 
 from f3r_jax.common import cli, result_folder
 from f3r_jax.common.compilation_cache import keep_compiled_programs
-from f3r_jax.common.errors import UserError
+from f3r_jax.common.errors import EXIT_FAILED_VERDICT, UserError
 from f3r_jax.config import CT_WINDOW
 from f3r_jax.data.nifti_geometry import check_axes
 from f3r_jax.data.preprocess import MODALITIES
 from f3r_jax.ops.mind import PRESETS
-from f3r_jax.register import alignment, batch, batch_summary, output_files, pair_spec, pipeline
+from f3r_jax.register import alignment, batch, batch_summary, output_files, pair_spec, pipeline, verdict
 from f3r_jax.register.pair_spec import Files, PairSpec
 
 DEFAULT = pipeline.Settings()
@@ -82,6 +82,10 @@ _DIFFEOMORPHIC = flags.DEFINE_bool(
     "Optimise a stationary velocity field, which does not fold; otherwise --lam=0.4 is best.",
 )
 _LEARN2REG = flags.DEFINE_bool("learn2reg", False, "Also write the field in Learn2Reg's format.")
+_UNCERTAINTY = flags.DEFINE_bool(
+    "uncertainty", False, "Also write the spread of the displacement over other settings and positions, mm."
+)
+_STRICT = flags.DEFINE_bool("strict", False, "Exit status 4 if the verdict on a registration is `failed`.")
 _ORGANS = flags.DEFINE_list("organs", None, "Labels to score, such as liver=1,spleen=2+3; by default all.")
 _CT_WINDOW = flags.DEFINE_list(
     "ct_window", [str(bound) for bound in CT_WINDOW], "CT window: the HU that are scaled to 0 and 1."
@@ -96,7 +100,7 @@ GROUPS = {
     "Affine step and working grid": ("affine", "spacing", "ct_window"),
     "Network": ("checkpoint", "step"),
     "Instance optimisation": ("refine", "iterations", "lam", "mind", "diffeomorphic"),
-    "Output": ("output", "overwrite", "organs", "learn2reg"),
+    "Output": ("output", "overwrite", "organs", "learn2reg", "uncertainty", "strict"),
 }
 
 
@@ -106,7 +110,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"unknown argument {argv[1]!r}, expected {USAGE}")
     _check_flags()
     keep_compiled_programs()
-    output, command = Path(_OUTPUT.value), shlex.join(["python", "-m", "f3r_jax.register", *sys.argv[1:]])
+    output, command = Path(_required(_OUTPUT)), shlex.join(["python", "-m", "f3r_jax.register", *sys.argv[1:]])
     if _PAIRS.value is None:
         return _register_one(output, command)
     return _register_all(Path(_PAIRS.value), output, command)
@@ -114,11 +118,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _register_one(output: Path, command: str) -> int:
     """Registers the pair of the flags."""
-    sides = {
-        side: Files(flags.FLAGS[side].value, **{name: flag.value for name, flag in of_side.items()})
-        for side, of_side in _SIDES.items()
-    }
-    pair = _task(**sides)
+    pair = _task(_files_of(_FIXED), _files_of(_MOVING))
     network = pair_spec.network_of(pair.settings)
     pair_spec.check_pair(pair, network)
     note = functools.partial(print, flush=True)
@@ -132,11 +132,11 @@ def _register_one(output: Path, command: str) -> int:
             summary = pair_spec.register_pair(pair, output, network=network, command=command, note=note)
     print(output_files.table(summary))
     print(f"result: {output}, report: {output / 'report.html'}")
-    return 0
+    return _status(summary["verdict"]["level"])
 
 
 def _register_all(source: Path, output: Path, command: str) -> int:
-    """Registers the pairs of a table; returns 1 if a pair failed, else 0."""
+    """Registers the pairs of a table; returns 1 if a pair failed, 4 for a strict verdict, else 0."""
     network = pair_spec.network_of(_settings())
     rows = batch.register_pairs(
         source,
@@ -149,10 +149,15 @@ def _register_all(source: Path, output: Path, command: str) -> int:
     )
     print(batch_summary.format_totals(rows))
     print(f"result: {output}, table: {output / batch_summary.TABLE}", flush=True)
-    failed = [row for row in rows if row["status"] == "failed"]
+    failed = [row for row in rows if row.status == "failed"]
     for row in failed:
-        print(f"failed: {row['name']}: {row['reason']}", file=sys.stderr)
-    return 1 if failed else 0
+        print(f"failed: {row.name}: {row.reason}", file=sys.stderr)
+    return 1 if failed else max((_status(row.verdict) for row in rows), default=0)
+
+
+def _status(level: str | None) -> int:
+    """The exit status for the verdict on a pair."""
+    return EXIT_FAILED_VERDICT if _STRICT.value and level == verdict.FAILED else 0
 
 
 def _check_flags() -> None:
@@ -161,8 +166,7 @@ def _check_flags() -> None:
     if _PAIRS.value is not None and (given := [flag.name for flag in of_one if flag.value is not None]):
         raise UserError(f"--{given[0]} with --pairs, expected files and modalities in the columns of {_PAIRS.value}")
     for flag in (_OUTPUT,) if _PAIRS.value is not None else (_FIXED, _MOVING, _OUTPUT):
-        if not flag.value:
-            raise UserError(f"--{flag.name} is missing, expected {USAGE}")
+        _required(flag)
     if _SPACING.value is not None and not 0 < _SPACING.value < math.inf:
         raise UserError(f"--spacing is {_SPACING.value}, expected mm above 0")
     if not math.isfinite(_LAM.value):
@@ -171,12 +175,35 @@ def _check_flags() -> None:
         check_axes(_UNORIENTED.value, "--unoriented")
     if _CHECKPOINT.value is None and not _REFINE.value and _AFFINE.value == "none":
         raise UserError("nothing to do: --affine=none --norefine needs a --checkpoint")
+    if _UNCERTAINTY.value and not _REFINE.value:
+        raise UserError("--uncertainty with --norefine, expected instance optimisation: it is repeated in other ways")
+
+
+def _required(flag: flags.FlagHolder[str | None]) -> str:
+    """The value of a flag; raises a UserError if it is missing."""
+    if not flag.value:
+        raise UserError(f"--{flag.name} is missing, expected {USAGE}")
+    return flag.value
+
+
+def _files_of(scan: flags.FlagHolder[str | None]) -> Files:
+    """The files of the scan of `--fixed` or `--moving`."""
+    of_side = _SIDES[scan.name]
+    return Files(
+        _required(scan),
+        of_side["modality"].value,
+        mask=of_side["mask"].value,
+        labels=of_side["labels"].value,
+        landmarks=of_side["landmarks"].value,
+    )
 
 
 def _task(fixed: Files, moving: Files) -> PairSpec:
-    options = {"unoriented": _UNORIENTED.value, "check_modality": _CHECK_MODALITY.value}
-    sides = (dataclasses.replace(files, **options) for files in (fixed, moving))
-    return PairSpec(*sides, _settings(), _organs(), _window(), _LEARN2REG.value)
+    fixed, moving = (
+        dataclasses.replace(files, unoriented=_UNORIENTED.value, check_modality=_CHECK_MODALITY.value)
+        for files in (fixed, moving)
+    )
+    return PairSpec(fixed, moving, _settings(), _organs(), _window(), _LEARN2REG.value, _UNCERTAINTY.value)
 
 
 def _settings() -> pipeline.Settings:

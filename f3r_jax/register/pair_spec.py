@@ -5,7 +5,8 @@ A pair comes from the flags of the command or from a row of a table.
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from f3r_jax.config import ORGANS
 from f3r_jax.data import itk_affine, nifti
 from f3r_jax.data.grids import Grid, sizes
 from f3r_jax.data.landmarks import check_landmarks, read_landmarks
-from f3r_jax.register import alignment, output_files, pipeline, scans
-from f3r_jax.register.scans import Scan
+from f3r_jax.register import alignment, output_files, pipeline, scans, uncertainty
+from f3r_jax.register.scans import OrganLabels, Scan
 from f3r_jax.workdir import trained_network
 from f3r_jax.workdir.trained_network import Network
 
@@ -48,6 +49,7 @@ class PairSpec:
     organs: Mapping[str, tuple[int, ...]] | None  # label values; all if None
     ct_window: tuple[float, float]
     learn2reg: bool  # whether to write the field in Learn2Reg's format too
+    uncertainty: bool = False  # whether to register again in other ways and write the spread
 
 
 def check_pair(task: PairSpec, network: Network | None) -> None:
@@ -129,6 +131,14 @@ def register_pair(
         note(f"both scans are {fixed.modality.upper()}: MIND works, a network for CT and MR may not")
     organs = _organs_in(fixed, moving, task.organs)
     found = pipeline.register_scans(fixed, moving, task.settings, network=network, note=note)
+    spread = None
+    if task.uncertainty:
+        begin = time.perf_counter()
+        spread = uncertainty.uncertainty(fixed, moving, found, task.settings)
+        seconds = time.perf_counter() - begin
+        found = dataclasses.replace(found, seconds=found.seconds | {"uncertainty": seconds})
+        if note:
+            note(f"uncertainty: {np.median(spread):.1f} mm in the median voxel ({seconds:.1f} s)")
     facts = {
         "fixed_modality": fixed.modality,
         "moving_modality": moving.modality,
@@ -137,7 +147,9 @@ def register_pair(
         "versions": provenance.versions(),
     }
     with result_folder.staged(output, output_files.FILES) as folder:
-        return output_files.write(folder, fixed, moving, found, organs=organs, learn2reg=task.learn2reg, facts=facts)
+        return output_files.write(
+            folder, fixed, moving, found, organs=organs, spread=spread, learn2reg=task.learn2reg, facts=facts
+        )
 
 
 def recorded(task: PairSpec, network: Network | None) -> dict[str, object]:
@@ -149,6 +161,7 @@ def recorded(task: PairSpec, network: Network | None) -> dict[str, object]:
     # Only where they are set, because the results of earlier versions do not have them.
     values |= {"unoriented": task.fixed.unoriented} if task.fixed.unoriented else {}
     values |= {} if task.fixed.check_modality else {"check_modality": False}
+    values |= {"uncertainty": True} if task.uncertainty else {}
     values |= vars(task.settings) | {"step": network and network.step}
     values |= {"organs": task.organs, "ct_window": task.ct_window, "learn2reg": task.learn2reg}
     return json.loads(json.dumps(values, default=str))
@@ -166,8 +179,8 @@ def _read(task: PairSpec, side: str, note: Callable[[str], None] | None) -> Scan
     return scan
 
 
-def _organs_in(fixed: Scan, moving: Scan, organs: Mapping[str, Sequence[int]] | None) -> dict[str, tuple[int, ...]]:
-    """The label values to score for each organ: the given ones, or all that occur.
+def _organs_in(fixed: Scan, moving: Scan, organs: Mapping[str, tuple[int, ...]] | None) -> OrganLabels | None:
+    """The organs to score: the given ones, or all that occur; None without any.
 
     Values that the configs name get that name, others `label_N`.
 
@@ -175,7 +188,7 @@ def _organs_in(fixed: Scan, moving: Scan, organs: Mapping[str, Sequence[int]] | 
       UserError: an organ of which neither label map has a voxel.
     """
     if fixed.labels is None or moving.labels is None:
-        return {}
+        return None
     found = set(np.unique(fixed.labels.data)) | set(np.unique(moving.labels.data))
     found = {int(value) for value in found} - {0}
     if organs is not None:
@@ -185,6 +198,7 @@ def _organs_in(fixed: Scan, moving: Scan, organs: Mapping[str, Sequence[int]] | 
                     f"{fixed.labels.path}, {moving.labels.path}: no voxel of {name} ({', '.join(map(str, values))}), "
                     f"found the labels {', '.join(map(str, sorted(found)))}"
                 )
-        return {name: tuple(values) for name, values in organs.items()}
+        return OrganLabels(fixed.labels, moving.labels, organs) if organs else None
     names = {values[0]: name for name, values in ORGANS.items()}
-    return {names.get(value, f"label_{value}"): (value,) for value in sorted(found)}
+    named = {names.get(value, f"label_{value}"): (value,) for value in sorted(found)}
+    return OrganLabels(fixed.labels, moving.labels, named) if named else None

@@ -6,8 +6,7 @@ the working grid, whose affine is A. Voxel p of that grid corresponds to the poi
 
 import dataclasses
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -27,6 +26,7 @@ from f3r_jax.ops.instance_optimisation import DEFAULT as REFINEMENT
 from f3r_jax.register import evidence, scans, verdict
 from f3r_jax.register.alignment import Alignment, align, coarse_copies
 from f3r_jax.register.scans import Scan
+from f3r_jax.register.stage_timer import StageTimer
 from f3r_jax.register.verdict import Verdict
 from f3r_jax.register.volumes import WorkingVolumes
 from f3r_jax.workdir import trained_network
@@ -61,7 +61,8 @@ class RegistrationResult:
     """Result of a registration. Similarities are values of `mind_l1` inside both masks."""
 
     transform: Transform
-    similarity: dict[str, float]  # "initial", "affine", "network", "refined": the stages that were run
+    # "initial", "affine", "network", "refined": the stages that were run. None: the scans do not overlap.
+    similarity: dict[str, float | None]
     folding_percent: float
     nondiffeomorphic_percent: float  # of the working grid's volume
     seconds: dict[str, float]
@@ -112,7 +113,7 @@ def _result(
     moving: Scan,
     settings: Settings,
     network: Network | None,
-    clock: "StageTimer",
+    clock: StageTimer,
 ) -> RegistrationResult:
     """The stages after the affine step, for each of its results; the better result is chosen."""
     searched = alignments[0].start
@@ -141,7 +142,7 @@ def continued(
     moving: Scan,
     settings: Settings,
     network: Network | None,
-    clock: "StageTimer",
+    clock: StageTimer,
     *,
     least_spacing: float = 0,
 ) -> RegistrationResult:
@@ -150,7 +151,8 @@ def continued(
     spacing = settings.spacing or max(working_spacing(fixed, moving), least_spacing)
     grid = scans.common_grid(fixed.image.grid, moving.image.grid, matrix, spacing=spacing)
     volumes = WorkingVolumes(fixed, moving, grid, matrix, start)
-    similarity = dict.fromkeys(("initial", "affine"), volumes.similarity(None, settings.mind))
+    aligned = volumes.similarity(None, settings.mind)
+    similarity = {"initial": aligned, "affine": aligned}
     if not np.array_equal(initial, matrix):
         similarity["initial"] = WorkingVolumes(fixed, moving, grid, initial, start).similarity(None, settings.mind)
     release_memory(grid)
@@ -160,21 +162,34 @@ def continued(
         u = predict_displacement(network, fixed, moving, volumes)
         similarity["network"] = volumes.similarity(u, settings.mind)
         release_memory(grid)
-        clock.stop("network", f"network: similarity {similarity['affine']:.4f} -> {similarity['network']:.4f}")
+        clock.stop("network", f"network: similarity {_change(similarity, 'network')}")
     elif start is not None and settings.refine:
         u = transforms.resampled(start.transform, grid)
     if settings.refine:
         u = volumes.refined(u, refinement(settings, after_start=start is not None), shown=clock.shown)
         similarity["refined"] = volumes.similarity(u, settings.mind)
         release_memory(grid)
-        change = f"{similarity['affine']:.4f} -> {similarity['refined']:.4f}"
-        clock.stop("refinement", f"instance optimisation: similarity {change}")
+        clock.stop("refinement", f"instance optimisation: similarity {_change(similarity, 'refined')}")
     if u is None:
         u = np.zeros((*grid.shape, 3), np.float32)
     field = jnp.asarray(u)[None]
-    measures = [float(measure(field)[0]) for measure in (folding_percent, nondiffeomorphic_percent)]
-    transform = Transform(grid, matrix, u)
-    return RegistrationResult(transform, similarity, *measures, clock.seconds, *volumes.images(), alignment)
+    fixed_image, moving_image = volumes.images()
+    return RegistrationResult(
+        transform=Transform(grid, matrix, u),
+        similarity=similarity,
+        folding_percent=float(folding_percent(field)[0]),
+        nondiffeomorphic_percent=float(nondiffeomorphic_percent(field)[0]),
+        seconds=clock.seconds,
+        fixed=fixed_image,
+        moving=moving_image,
+        alignment=alignment,
+    )
+
+
+def _change(similarity: Mapping[str, float | None], stage: str) -> str:
+    """The similarity before and after a stage as text; a dash where the masks do not overlap."""
+    values = (similarity["affine"], similarity[stage])
+    return " -> ".join("-" if value is None else f"{value:.4f}" for value in values)
 
 
 def working_spacing(fixed: Scan, moving: Scan) -> float:
@@ -222,21 +237,6 @@ def release_memory(grid: Grid) -> None:
     """Returns freed memory to the system where the grid is large: the next stage can't reuse fragmented memory."""
     if math.prod(grid.shape) > LARGE:
         give_back_freed_memory()
-
-
-class StageTimer:
-    """Times each stage and reports it; a stage that runs twice adds up. `shown` is whether lines are printed."""
-
-    def __init__(self, note: Callable[[str], None] | None) -> None:
-        self.seconds: dict[str, float] = {}
-        self.shown = note is not None
-        self._note, self._last = note or (lambda line: None), time.perf_counter()
-
-    def stop(self, name: str, line: str) -> None:
-        now = time.perf_counter()
-        seconds, self._last = now - self._last, now
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-        self._note(f"{line} ({seconds:.1f} s)")
 
 
 def check_direction(network: Network, modality: str, moving: PathLike) -> None:

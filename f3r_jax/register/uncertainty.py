@@ -17,17 +17,17 @@ from f3r_jax.data.nifti import Grid
 from f3r_jax.data.transforms import Transform
 from f3r_jax.register import pipeline
 from f3r_jax.register.alignment import Alignment
-from f3r_jax.register.pipeline import RegistrationResult, Settings, StageTimer
+from f3r_jax.register.pipeline import RegistrationResult, Settings
 from f3r_jax.register.scans import Scan
+from f3r_jax.register.stage_timer import StageTimer
 
+Uncertainty = Float32[np.ndarray, "x y z"]  # mm
 COARSEST = 4.0  # mm: the least voxel size of the repeated registrations
 OTHER_DESCRIPTOR = {"mind_ssc": "mind_ssc_near"}  # for all others it is mind_ssc
 STARTS = 2  # other positions, at most
 
 
-def uncertainty(
-    fixed: Scan, moving: Scan, result: RegistrationResult, settings: Settings, clock: StageTimer
-) -> Float32[np.ndarray, "x y z"]:
+def uncertainty(fixed: Scan, moving: Scan, result: RegistrationResult, settings: Settings) -> Uncertainty:
     """The spread of the displacement in mm at each voxel of the working grid of `result`.
 
     It is the root mean square of the distances of all registrations from their mean. It contains no error that all of
@@ -38,13 +38,11 @@ def uncertainty(
       moving: the moving scan.
       result: the registration of both.
       settings: its settings; `refine` is set.
-      clock: times the stages.
     """
     grid = result.transform.grid
-    count, total, squares = 1, _ends(result.transform, grid), np.zeros(grid.shape, np.float32)
-    mean = total.copy()
+    count, mean, squares = 1, _ends(result.transform, grid), np.zeros(grid.shape, np.float32)
     for alignment, each in _variants(result, settings):
-        again = pipeline.continued(alignment, fixed, moving, each, None, clock)
+        again = pipeline.continued(alignment, fixed, moving, each, None, StageTimer(None))
         ends = _ends(again.transform, grid)
         count += 1  # Welford's recurrence: no run is kept
         step = ends - mean

@@ -24,10 +24,8 @@ _PREFIX = "params/"
 
 def write(file: Path, params: dict, config: ConfigDict, step: int) -> None:
     """Writes parameters, float32, with the config and the step of their run. An existing file is replaced at once."""
-    arrays: dict[str, Any] = {
-        _PREFIX + name: np.asarray(value, np.float32) for name, value in flatten_dict(params, sep="/").items()
-    }
-    arrays |= {"config": np.array(config.to_json()), "step": np.array(step)}
+    arrays: dict[str, Any] = {"config": np.array(config.to_json()), "step": np.array(step)}
+    arrays |= {_PREFIX + name: np.asarray(value, np.float32) for name, value in flatten_dict(params, sep="/").items()}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     with replacing(file) as unfinished:
