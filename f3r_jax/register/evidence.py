@@ -30,7 +30,7 @@ class Evidence:
     """Measures of one registration.
 
     Attributes:
-      seen: percent of the fixed body that lies in the moving scan's field of view.
+      seen: percent of the fixed body that is in the moving scan's field of view.
       body_dice: Dice of both bodies in percent, where both scans show something.
       scales: the smallest and the largest stretch of the matrix.
       rotation: of the matrix, in degrees.
@@ -110,7 +110,7 @@ def _likeness(fixed: CoarseScan, after: CoarseScan, both: np.ndarray) -> float:
 
 
 def _cycle(fixed: CoarseScan, moving: CoarseScan, transform: Transform, both: np.ndarray) -> float:
-    """The median distance in mm of the body's points after a way there and back; the way back is registered anew."""
+    """The median distance in mm of the body's points after a way there and back; the way back is registered again."""
     there = coarse.widened(moving, MARGIN, MULTIPLE)
     back = np.linalg.inv(transform.matrix)
     way = Transform(there.grid, back, _deformation(there, coarse.moved_by(fixed, back, there.grid)))
