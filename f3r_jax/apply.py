@@ -19,7 +19,7 @@ from absl import flags
 from f3r_jax.common import cli
 from f3r_jax.common.errors import UserError
 from f3r_jax.common.files import check_writable, errors_of
-from f3r_jax.data import landmarks, nifti, transforms
+from f3r_jax.data import landmarks, nifti, transforms, volumes
 from f3r_jax.data.nifti import Grid
 from f3r_jax.data.nifti_geometry import check_axes
 from f3r_jax.register import output_files
@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         field, grid = nifti.read_field(field_file(transform, inverse=inverse))
         for file in filter(None, (path, _REFERENCE.value)):
-            for line in nifti.notes_on(file, unoriented=_UNORIENTED.value):
+            for line in volumes.notes_on(file, unoriented=_UNORIENTED.value):
                 print(f"note: {line}")
         with errors_of(output, "write the output"):
             carry_volume(
@@ -133,9 +133,9 @@ def carry_volume(
     unoriented: str | None = None,
 ) -> None:
     """Warps an image or label map to the grid of the field or of `reference`, and writes it."""
-    volume = (nifti.read_labels if nearest else nifti.read)(path, unoriented=unoriented)
+    volume = (volumes.read_labels if nearest else volumes.read)(path, unoriented=unoriented)
     if reference is not None:
-        target = nifti.read_stored_grid(reference, unoriented=unoriented)
+        target = volumes.read_stored_grid(reference, unoriented=unoriented)
         field, grid = transforms.resample_field(field, grid, target), target
     outside = 0 if nearest else float(volume.data.min())
     warped = transforms.warp_image(volume, field, grid, order=0 if nearest else 1, outside=outside)

@@ -31,7 +31,7 @@ MOST_LINES = 250
 # A library that one module alone may import.
 KEEPERS = {
     "orbax": {"f3r_jax/workdir/checkpoints.py"},
-    "nibabel": {"f3r_jax/data/nifti.py"},
+    "nibabel": {"f3r_jax/data/nifti.py", "f3r_jax/data/mgh.py"},
     "torch": {
         "f3r_jax/evaluate/classical.py",
         "f3r_jax/benchmark/torch_f3rnet.py",

@@ -13,7 +13,7 @@ import numpy as np
 from f3r_jax.common import memory, provenance, result_folder
 from f3r_jax.common.errors import UserError
 from f3r_jax.config import ORGANS
-from f3r_jax.data import itk_affine, nifti
+from f3r_jax.data import itk_affine, nifti, volumes
 from f3r_jax.data.grids import Grid, sizes
 from f3r_jax.data.landmarks import check_landmarks, read_landmarks
 from f3r_jax.register import alignment, output_files, pipeline, scans
@@ -71,11 +71,12 @@ def check_pair(task: PairSpec, network: Network | None) -> None:
 
 def _checked_grid(files: Files) -> Grid:
     """The grid of a scan; raises a UserError for files that cannot be read or do not match."""
-    grid = nifti.read_grid(files.path, unoriented=files.unoriented)
+    grid = volumes.read_grid(files.path, unoriented=files.unoriented)
     scans.check_size(grid)
-    for kind, file in (("mask", files.mask), ("label map", files.labels)):
-        if file:
-            nifti.check_same_grid(grid, nifti.read_grid(file, unoriented=files.unoriented), kind)
+    if files.mask:
+        scans.check_mask_grid(grid, volumes.read_grid(files.mask, unoriented=files.unoriented))
+    if files.labels:
+        nifti.check_same_grid(grid, volumes.read_grid(files.labels, unoriented=files.unoriented))
     if files.landmarks:
         read_landmarks(Path(files.landmarks))
     return grid
@@ -95,12 +96,12 @@ def _check_one_grid(fixed: Grid, moving: Grid) -> None:
 def notes_on(task: PairSpec) -> list[str]:
     """What a user should know about the headers of the scans."""
     sides = (task.fixed, task.moving)
-    return [note for files in sides for note in nifti.notes_on(files.path, unoriented=files.unoriented)]
+    return [note for files in sides for note in volumes.notes_on(files.path, unoriented=files.unoriented)]
 
 
 def least_size(task: PairSpec) -> int:
     """The bytes that the result takes at least; compression saves two thirds at most of most results."""
-    grid = nifti.read_grid(task.fixed.path, unoriented=task.fixed.unoriented)
+    grid = volumes.read_grid(task.fixed.path, unoriented=task.fixed.unoriented)
     return int(4 * 7 * np.prod(grid.shape, dtype=np.int64) // 3)  # an image and two fields of float32
 
 
@@ -161,7 +162,7 @@ def _read(task: PairSpec, side: str, note: Callable[[str], None] | None) -> Scan
     if note:
         how = "as given" if files.modality else f"by its intensities; change it with --{side}_modality"
         note(f"{side}: {files.path}, {scan.modality.upper()} ({how})")
-        for line in nifti.notes_on(files.path, unoriented=files.unoriented):
+        for line in scan.notes:
             note(f"note: {line}")
     return scan
 
