@@ -29,8 +29,9 @@ from pathlib import Path
 
 from f3r_jax.common.errors import UserError
 from f3r_jax.data import grids, volumes
-from f3r_jax.data.landmarks import check_landmarks, read_rows
+from f3r_jax.data.landmarks import check_landmarks
 from f3r_jax.data.preprocess import MODALITIES
+from f3r_jax.data.tables import read_rows
 
 SPLITS = ("train", "validation", "test")
 REQUIRED = ("fixed", "moving")

@@ -5,6 +5,7 @@
   deformation.nii.gz, affine.txt   its two parts; a point of the fixed scan goes through the deformation first
   inverse_displacement.nii.gz  from the moving scan's frame to the fixed scan's frame
   warped_labels.nii.gz, warped_landmarks.csv   if the moving scan has labels or landmarks
+  warped.nrrd, transform.h5 and others   on request, see `exports.py`
   learn2reg_displacement.nii.gz    on request: in voxels of the fixed grid, (x y z 3)
   summary.json, report.html, overlay.png, checkerboard.png, deformation.png
 
@@ -34,7 +35,7 @@ from f3r_jax.data import itk_affine, nifti, resample, transforms
 from f3r_jax.data.transforms import Transform
 from f3r_jax.evaluate import figures, metrics
 from f3r_jax.ops.warp import warp, warp_nearest
-from f3r_jax.register import page, scans
+from f3r_jax.register import exports, page, scans
 from f3r_jax.register.pipeline import RegistrationResult
 from f3r_jax.register.scans import Scan
 
@@ -49,6 +50,7 @@ FILES = (
     "warped_labels.nii.gz",
     "warped_landmarks.csv",
     LEARN2REG,
+    *exports.FILES,
     *FIGURES,
     "report.html",
     SUMMARY,
@@ -86,6 +88,7 @@ def write(
     organs: Mapping[str, Sequence[int]],
     learn2reg: bool,
     facts: Mapping[str, object],
+    formats: Sequence[str] = (),
 ) -> dict:
     """Writes all files of a result to a folder and returns the content of `summary.json`, including `facts`.
 
@@ -95,7 +98,7 @@ def write(
     start, transform = time.perf_counter(), outcome.transform
     with background_writes() as save:
         save(draw, folder, fixed, moving, outcome, organs)
-        warped_labels = _write_volumes(folder, fixed, moving, transform, learn2reg=learn2reg, save=save)
+        warped_labels = _write_volumes(folder, fixed, moving, transform, formats, learn2reg=learn2reg, save=save)
         inverse, residual = transforms.inverse(transform)
         back = scans.no_finer(moving.image.grid, transform.grid.spacing.min())
         save(nifti.write_field, folder / "inverse_displacement.nii.gz", transforms.field_on(inverse, back), back.affine)
@@ -118,7 +121,14 @@ def write(
 
 
 def _write_volumes(
-    folder: Path, fixed: Scan, moving: Scan, transform: Transform, *, learn2reg: bool, save: Callable[..., None]
+    folder: Path,
+    fixed: Scan,
+    moving: Scan,
+    transform: Transform,
+    formats: Sequence[str],
+    *,
+    learn2reg: bool,
+    save: Callable[..., None],
 ) -> np.ndarray | None:
     """Writes the matrix and all volumes on the fixed scan's grid; returns the warped labels or None."""
     grid = fixed.stored
@@ -128,14 +138,17 @@ def _write_volumes(
     itk_affine.write_matrix(folder / "affine.txt", transform.matrix)
     deformation = transforms.deformation_on(transform, grid)
     save(nifti.write_field, folder / "deformation.nii.gz", deformation, grid.affine)
+    save(exports.write_transform, folder, formats, deformation, transform.matrix, grid)
     field = transforms.followed_by(deformation, transform.matrix, grid)
     save(nifti.write_field, folder / "displacement.nii.gz", field, grid.affine)
     warped = transforms.warp_image(moving.image, field, grid, outside=float(moving.image.data.min()))
     save(nifti.write, folder / "warped.nii.gz", warped, grid.affine)
+    save(exports.write_images, folder, "warped", formats, warped, grid)
     if moving.labels is None:
         return None
     warped_labels = transforms.warp_image(moving.labels, field, grid, order=0)
     save(nifti.write, folder / "warped_labels.nii.gz", warped_labels, grid.affine)
+    save(exports.write_images, folder, "warped_labels", formats, warped_labels, grid)
     return warped_labels
 
 

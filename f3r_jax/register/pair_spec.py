@@ -13,10 +13,10 @@ import numpy as np
 from f3r_jax.common import memory, provenance, result_folder
 from f3r_jax.common.errors import UserError
 from f3r_jax.config import ORGANS
-from f3r_jax.data import itk_affine, nifti, volumes
+from f3r_jax.data import matrix_files, nifti, volumes
 from f3r_jax.data.grids import Grid, sizes
 from f3r_jax.data.landmarks import check_landmarks, read_landmarks
-from f3r_jax.register import alignment, output_files, pipeline, scans
+from f3r_jax.register import alignment, exports, output_files, pipeline, scans
 from f3r_jax.register.scans import Scan
 from f3r_jax.workdir import trained_network
 from f3r_jax.workdir.trained_network import Network
@@ -48,6 +48,7 @@ class PairSpec:
     organs: Mapping[str, tuple[int, ...]] | None  # label values; all if None
     ct_window: tuple[float, float]
     learn2reg: bool  # whether to write the field in Learn2Reg's format too
+    formats: tuple[str, ...] = ()  # of `exports.FORMATS`, written in addition to NIfTI
 
 
 def check_pair(task: PairSpec, network: Network | None) -> None:
@@ -62,11 +63,15 @@ def check_pair(task: PairSpec, network: Network | None) -> None:
             f"--spacing={task.settings.spacing:g}",
         )
     if task.settings.affine not in alignment.AFFINE_STEPS:
-        itk_affine.read_matrix(Path(task.settings.affine))
+        stored = (
+            volumes.read_stored_grid(files.path, unoriented=files.unoriented) for files in (task.fixed, task.moving)
+        )
+        matrix_files.read_matrix(task.settings.affine, *stored)
     if network is not None and task.moving.modality is not None:
         pipeline.check_direction(network, task.moving.modality, task.moving.path)
     if task.learn2reg:
         _check_one_grid(*grids)
+    exports.check(task.formats, grids[0], task.moving.path)
 
 
 def _checked_grid(files: Files) -> Grid:
@@ -138,7 +143,8 @@ def register_pair(
         "versions": provenance.versions(),
     }
     with result_folder.staged(output, output_files.FILES) as folder:
-        return output_files.write(folder, fixed, moving, found, organs=organs, learn2reg=task.learn2reg, facts=facts)
+        options = {"learn2reg": task.learn2reg, "formats": exports.resolved(task.formats, task.moving.path)}
+        return output_files.write(folder, fixed, moving, found, organs=organs, facts=facts, **options)
 
 
 def recorded(task: PairSpec, network: Network | None) -> dict[str, object]:
@@ -149,6 +155,7 @@ def recorded(task: PairSpec, network: Network | None) -> dict[str, object]:
         values |= {f"{side}_{name}": value for name, value in vars(files).items() if name not in ("path", *OPTIONS)}
     # Only where they are set, because the results of earlier versions do not have them.
     values |= {"unoriented": task.fixed.unoriented} if task.fixed.unoriented else {}
+    values |= {"format": task.formats} if task.formats else {}
     values |= {} if task.fixed.check_modality else {"check_modality": False}
     values |= vars(task.settings) | {"step": network and network.step}
     values |= {"organs": task.organs, "ct_window": task.ct_window, "learn2reg": task.learn2reg}
