@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from f3r_jax.common.errors import UserError
-from f3r_jax.common.files import check_readable
+from f3r_jax.common.files import check_readable, errors_of
 from f3r_jax.data.dicom_geometry import Slice, ordered, stack
 from f3r_jax.data.nifti_geometry import PathLike
 from f3r_jax.data.optional import pydicom, simpleitk
@@ -40,7 +40,7 @@ class _Header:
 
 def is_dicom(path: Path) -> bool:
     """Whether a file is DICOM by its content, or by its name if it has no preamble."""
-    with path.open("rb") as file:
+    with errors_of(path, "read the file"), path.open("rb") as file:
         return file.read(132)[128:] == MAGIC or path.suffix.lower() in SUFFIXES
 
 
@@ -53,6 +53,8 @@ def open_volume(path: PathLike) -> StoredVolume:
       UserError: a package is missing, no or several series, damaged files, or slices that are no volume.
     """
     path = Path(path)
+    if path.is_dir() and not any(is_dicom(file) for file in _files(path)):
+        raise UserError(f"{path}: a folder without DICOM images; expected a series, or the file of a volume")
     library = pydicom(path, "DICOM")
     simpleitk(path, "DICOM")
     headers = _series(library, path)
@@ -105,11 +107,12 @@ def _described(headers: Sequence[_Header]) -> str:
 
 
 def _headers(library: Any, folder: Path) -> list[_Header]:
-    try:
-        files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be listed ({error}); expected a folder of DICOM files") from error
-    return [header for file in files if (header := _header(library, file)) is not None]
+    return [header for file in _files(folder) if (header := _header(library, file)) is not None]
+
+
+def _files(folder: Path) -> list[Path]:
+    with errors_of(folder, "list the folder"):
+        return sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
 
 
 def _header(library: Any, file: Path) -> _Header | None:

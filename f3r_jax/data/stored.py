@@ -76,21 +76,30 @@ def labels_of(stored: StoredVolume, what: str = "label map") -> Image:
     check_3d(stored)
     # float32 has no room for labels beyond 2**24.
     numbers = stored.load(np.float32 if stored.dtype.itemsize <= 2 else np.float64).reshape(stored.shape[:3])
-    data = canonical(numbers, stored.affine)
-    filled = np.where(np.isnan(data), 0, data)
-    check_finite(filled, stored.path, "voxels")
+    data = whole_numbers(canonical(numbers, stored.affine), stored.path, what)
+    return Image(data, canonical_grid(stored.grid).affine, stored.path)
+
+
+def whole_numbers(values: Shaped[np.ndarray, "*shape"], path: str, what: str) -> Shaped[np.ndarray, "*shape"]:
+    """The values as the smallest of uint8, int16 and int32; NaN becomes 0. `what` is the kind of file in messages.
+
+    Raises:
+      UserError: values that are infinite, not whole numbers or beyond 32 bits.
+    """
+    filled = np.where(np.isnan(values), 0, values)
+    check_finite(filled, path, "voxels")
     rounded = np.rint(filled)
     away = np.abs(filled - rounded) > LABEL_TOLERANCE
     if away.any():
         raise UserError(
-            f"{stored.path}: {np.count_nonzero(away)} voxels are not whole numbers (such as {filled[away][0]:g}); "
+            f"{path}: {np.count_nonzero(away)} voxels are not whole numbers (such as {filled[away][0]:g}); "
             f"a {what} holds whole numbers"
         )
     low, high = rounded.min(), rounded.max()
     for dtype in LABEL_TYPES:
         if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
-            return Image(rounded.astype(dtype), canonical_grid(stored.grid).affine, stored.path)
-    raise UserError(f"{stored.path}: labels from {low:g} to {high:g}; expected them between -2147483648 and 2147483647")
+            return rounded.astype(dtype)
+    raise UserError(f"{path}: labels from {low:g} to {high:g}; expected them between -2147483648 and 2147483647")
 
 
 def mask_of(stored: StoredVolume) -> tuple[Image, str | None]:

@@ -46,9 +46,7 @@ _SIDES = {
         ),
         "mask": flags.DEFINE_string(f"{side}_mask", None, f"Mask of voxels to compare, in the {side} scan's frame."),
         "labels": flags.DEFINE_string(f"{side}_labels", None, f"Label map on the {side} scan's grid, for scores."),
-        "landmarks": flags.DEFINE_string(
-            f"{side}_landmarks", None, f"Points in mm in the {side} scan: CSV, .fcsv, .mrk.json."
-        ),
+        "landmarks": flags.DEFINE_string(f"{side}_landmarks", None, f"Points in mm in the {side} scan, CSV or Slicer."),
     }
     for side in ("fixed", "moving")
 }

@@ -32,6 +32,7 @@ from f3r_jax.common.errors import UserError
 from f3r_jax.common.files import write_text
 from f3r_jax.config import ORGANS
 from f3r_jax.data import itk_affine, nifti, resample, transforms
+from f3r_jax.data.points import write_points
 from f3r_jax.data.transforms import Transform
 from f3r_jax.evaluate import figures, metrics
 from f3r_jax.ops.warp import warp, warp_nearest
@@ -169,12 +170,6 @@ def background_writes() -> Iterator[Callable[..., None]]:
         yield lambda *job: jobs.append(threads.submit(call, *job))
         for job in jobs:
             job.result()
-
-
-def write_points(path: Path, points: np.ndarray) -> None:
-    """Writes points (n 3) in mm, RAS+, as a CSV with the columns x, y, z."""
-    lines = ["x,y,z", *(",".join(f"{value:.4f}" for value in point) for point in points)]
-    write_text(path, "\n".join(lines) + "\n")
 
 
 def table(summary: Mapping) -> str:

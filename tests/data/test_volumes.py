@@ -178,6 +178,7 @@ def test_an_mgh_without_orientation(tmp_path):
 def test_without_the_packages_one_line_names_what_to_install(tmp_path, monkeypatch, name):
     (tmp_path / "a.nrrd").write_bytes(b"NRRD0004\n")
     (tmp_path / "series").mkdir()
+    (tmp_path / "series" / "a.dcm").write_bytes(b"")
     for module in ("SimpleITK", "pydicom"):
         monkeypatch.setitem(__import__("sys").modules, module, None)
     with pytest.raises(

@@ -1,0 +1,74 @@
+"""Writing of a series of volumes one after the other, so that one volume is in memory at a time."""
+
+import gzip
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Shaped
+
+from f3r_jax.common.errors import UserError
+from f3r_jax.common.files import replacing
+from f3r_jax.data import nifti, volumes
+from f3r_jax.data.grids import Grid
+
+Volume = Shaped[np.ndarray, "x y z"]
+
+
+def indices(axes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """The indices of the further axes of a series in the order of a NIfTI file: the first one varies fastest."""
+    for number in range(math.prod(axes)):
+        yield tuple(int(each) for each in np.unravel_index(number, axes, order="F"))
+
+
+def write(
+    path: Path, grid: Grid, axes: tuple[int, ...], dtype: np.dtype, volume: Callable[[tuple[int, ...]], Volume]
+) -> None:
+    """Writes a volume, or a series with further `axes`, under a temporary name first.
+
+    NIfTI files are written volume by volume; other formats hold the whole series in memory.
+
+    Args:
+      path: its name decides the format.
+      grid: the grid of every volume.
+      axes: the sizes of the further axes; () for a volume.
+      dtype: the type of the file.
+      volume: makes the volume of an index of the further axes.
+    """
+    check_format(path, axes)
+    if not axes:
+        volumes.write(path, volume(()), grid.affine)
+    elif volumes.format_of(path) == "nifti":
+        header = nifti.series_header((*grid.shape, *axes), dtype, grid.affine)
+        with replacing(path) as temporary, _opened(temporary) as file:
+            file.write(header)
+            for index in indices(axes):
+                file.write(volume(index).astype(dtype, copy=False).tobytes(order="F"))
+    else:
+        whole = np.empty((*grid.shape, *axes), dtype, order="F")
+        for index in indices(axes):
+            whole[(..., *index)] = volume(index)
+        volumes.write(path, whole, grid.affine)
+
+
+def check_format(path: Path, axes: tuple[int, ...]) -> None:
+    """Raises a UserError if the format of the file's name does not hold a series with these further axes."""
+    volumes.check_name(path)
+    kind = volumes.format_of(path)
+    vectors = len(axes) == 2 and axes[0] == 1
+    held = {
+        "nifti": len(axes) <= 2,
+        "mha": len(axes) <= 1 or vectors,
+        "mgz": len(axes) <= 1,
+        "nrrd": vectors or not axes,
+    }
+    if not held[kind]:
+        found = "vectors" if vectors else f"a series of {' x '.join(map(str, axes))} volumes"
+        raise UserError(f"{path}: {kind.upper()} does not hold {found} with their orientation; expected .nii.gz")
+
+
+def _opened(path: Path) -> gzip.GzipFile:
+    if path.name.endswith(".gz"):
+        return gzip.GzipFile(path, "wb", compresslevel=1, mtime=0)
+    return open(path, "wb")  # type: ignore[return-value]  # both have `write`
