@@ -6,6 +6,7 @@ applied to the point first. Letters: x y z voxels, n points.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
@@ -113,7 +114,7 @@ def as_labels(stored: StoredVolume) -> StoredVolume:
     """The file as label maps: integers as stored, and floats as integers; a UserError if they are not whole numbers."""
     if stored.dtype.kind in "iu":
         return stored
-    whole = whole_numbers(stored.load(np.float64), stored.path, "label map")
+    whole: Any = whole_numbers(stored.load(np.float64), stored.path, "label map")
 
     def load(dtype: np.dtype, index: tuple[int, ...] | None = None) -> np.ndarray:
         return (whole if index is None else whole[(..., *index)]).astype(dtype)

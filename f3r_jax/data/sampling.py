@@ -70,7 +70,9 @@ def _label(volume: np.ndarray) -> Sampler:
             weights.append(factors[0] * factors[1] * factors[2])
         best, most = labels[0].copy(), np.full(flat.shape[1], -1.0)
         for label in labels:
-            weight = sum(np.where(other == label, each, 0.0) for other, each in zip(labels, weights, strict=True))
+            weight = np.zeros(len(label))
+            for other, each in zip(labels, weights, strict=True):
+                weight += np.where(other == label, each, 0.0)
             # Sums of the same weights in another order may differ by a rounding error.
             better = (weight > most + 1e-12) | ((weight > most - 1e-12) & (label < best))
             best[better], most[better] = label[better], weight[better]

@@ -4,6 +4,7 @@ import gzip
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
@@ -46,7 +47,7 @@ def write(
             for index in indices(axes):
                 file.write(volume(index).astype(dtype, copy=False).tobytes(order="F"))
     else:
-        whole = np.empty((*grid.shape, *axes), dtype, order="F")
+        whole: Any = np.empty((*grid.shape, *axes), dtype, order="F")
         for index in indices(axes):
             whole[(..., *index)] = volume(index)
         volumes.write(path, whole, grid.affine)
@@ -57,13 +58,8 @@ def check_format(path: Path, axes: tuple[int, ...]) -> None:
     volumes.check_name(path)
     kind = volumes.format_of(path)
     vectors = len(axes) == 2 and axes[0] == 1
-    held = {
-        "nifti": len(axes) <= 2,
-        "mha": len(axes) <= 1 or vectors,
-        "mgz": len(axes) <= 1,
-        "nrrd": vectors or not axes,
-    }
-    if not held[kind]:
+    most = {"nifti": 2, "mha": 1, "mgz": 1, "nrrd": 0}[kind]
+    if len(axes) > most and not (vectors and kind in ("mha", "nrrd")):
         found = "vectors" if vectors else f"a series of {' x '.join(map(str, axes))} volumes"
         raise UserError(f"{path}: {kind.upper()} does not hold {found} with their orientation; expected .nii.gz")
 
