@@ -5,8 +5,8 @@
   python -m f3r_jax.apply --transform=out --points=ct_points.csv --output=points_in_mr.csv
 
 Inputs are mapped from the moving scan to the fixed scan; with --inverse from the fixed scan to the moving scan.
---transform is a folder that `python -m f3r_jax.register` wrote, a displacement field or a matrix in the formats of ITK
-and ANTs, or a list of these in the order in which the input passes them.
+--transform is a folder that `python -m f3r_jax.register` wrote. It can also be a field or a matrix in the formats of ITK
+and ANTs, or a list of transforms in the order in which the input passes them.
 """
 
 from collections.abc import Sequence
