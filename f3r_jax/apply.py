@@ -5,8 +5,8 @@
   python -m f3r_jax.apply --transform=out --points=ct_points.csv --output=points_in_mr.csv
 
 Inputs are mapped from the moving scan to the fixed scan; with --inverse from the fixed scan to the moving scan.
---transform is a folder that `python -m f3r_jax.register` wrote. It can also be a field or a matrix in the formats of ITK
-and ANTs, or a list of transforms in the order in which the input passes them.
+--transform is a folder that `python -m f3r_jax.register` wrote. It can also be a field or a matrix in the formats of
+ITK and ANTs, or a list of transforms in the order in which the input passes them.
 """
 
 from collections.abc import Sequence
@@ -113,12 +113,7 @@ def carry_volume(path: str, chain: chains.Chain, output: Path, *, interpolation:
         grid = volumes.open_volume(reference, unoriented=_UNORIENTED.value).grid
     axes = stored.shape[3:]
     series.check_format(output, axes)
-    if labels:
-        stored = chains.as_labels(stored)
-    outside = _OUTSIDE.value
-    if outside is None and (labels or len(axes) == 2):
-        outside = 0.0
-    chains.check_outside(outside, stored.dtype, str(path))
+    stored, outside = series.prepared(stored, _OUTSIDE.value, labels=labels)
     warp = partial(chains.warp_stored, stored, chain=chain, grid=grid, interpolation=interpolation, outside=outside)
     series.write(output, grid, axes, stored.dtype, lambda index: warp(index or None))
 

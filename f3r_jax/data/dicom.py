@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from f3r_jax.common.errors import UserError
 from f3r_jax.common.files import check_readable, errors_of
@@ -185,7 +186,7 @@ def _check_same(slices: Sequence[Slice], path: Path) -> None:
             raise UserError(f"{path}: frames of different rescale slopes; expected one slope")
 
 
-def _read(path: Path, slices: Sequence[Slice], dtype: type, index: tuple[int, ...] | None = None) -> np.ndarray:
+def _read(path: Path, slices: Sequence[Slice], dtype: DTypeLike, index: tuple[int, ...] | None = None) -> np.ndarray:
     """The voxels (x y z) in the order of the slices."""
     sitk = simpleitk(path, "DICOM")
     data: np.ndarray = np.empty((*slices[0].size, len(slices)), dtype, order="F")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from f3r_jax.common.errors import UserError
 from f3r_jax.common.files import check_readable, replacing
@@ -67,7 +68,7 @@ def from_memory(image: Any, name: str) -> StoredVolume:
     affine = affine_of(image.GetSpacing(), image.GetOrigin(), image.GetDirection())
     check_affine(affine, name)
 
-    def load(dtype: type, index: tuple[int, ...] | None = None) -> np.ndarray:
+    def load(dtype: DTypeLike, index: tuple[int, ...] | None = None) -> np.ndarray:
         return _numbers(sitk, image, len(size), count, dtype, index)
 
     shape = (*size, *_components(len(size), count))
@@ -137,7 +138,7 @@ def _components(dimension: int, count: int) -> tuple[int, ...]:
 
 
 def _read(
-    sitk: Any, path: str, dimension: int, count: int, dtype: type, index: tuple[int, ...] | None = None
+    sitk: Any, path: str, dimension: int, count: int, dtype: DTypeLike, index: tuple[int, ...] | None = None
 ) -> np.ndarray:
     try:
         image = sitk.ReadImage(path)
@@ -147,7 +148,7 @@ def _read(
 
 
 def _numbers(
-    sitk: Any, image: Any, dimension: int, count: int, dtype: type, index: tuple[int, ...] | None
+    sitk: Any, image: Any, dimension: int, count: int, dtype: DTypeLike, index: tuple[int, ...] | None
 ) -> np.ndarray:
     array = sitk.GetArrayViewFromImage(image)
     order = tuple(reversed(range(dimension)))

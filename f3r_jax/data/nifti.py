@@ -17,13 +17,15 @@ from typing import Any
 import nibabel
 import numpy as np
 from jaxtyping import Float32
+from numpy.typing import DTypeLike
 
 from f3r_jax.common.errors import UserError
 from f3r_jax.common.files import check_readable, replacing
 from f3r_jax.data import mgh
 from f3r_jax.data import stored as reading
 from f3r_jax.data.grids import GRID_TOLERANCE, Affine, Grid, Image, canonical_grid, check_same_grid, sizes
-from f3r_jax.data.nifti_geometry import Geometry, PathLike, geometry, is_sheared
+from f3r_jax.data.nifti_geometry import Geometry, PathLike, geometry
+from f3r_jax.data.nifti_images import to_memory
 from f3r_jax.data.stored import StoredVolume
 
 __all__ = ["GRID_TOLERANCE", "Affine", "Grid", "Image", "PathLike", "check_same_grid"]  # also used as names of `nifti`
@@ -31,8 +33,6 @@ __all__ = ["GRID_TOLERANCE", "Affine", "Grid", "Image", "PathLike", "check_same_
 LPS = np.array([-1, -1, 1], np.float32)  # RAS to LPS: ITK's axes point to the patient's left, posterior, superior
 VECTOR = 1007  # NIfTI's intent code of ITK's fields; ITK reads 1006 as a field in RAS
 MOST_COMPRESSED = 1100  # gzip shrinks data to a 1032nd at best
-NARROWED = {"int64": np.int32, "uint64": np.int32, "bool": np.uint8}  # types that NIfTI readers reject
-DATA = 352  # byte where the voxels of a .nii file begin
 GZIP = b"\x1f\x8b"
 READABLE = (nibabel.Nifti1Pair, nibabel.MGHImage)  # subclasses of the first are .nii and NIfTI-2
 
@@ -106,30 +106,8 @@ def write(path: PathLike, data: np.ndarray, affine: np.ndarray, *, intent: str =
     path = Path(path)
     if not path.name.endswith((".nii", ".nii.gz")):
         raise UserError(f"{path}: unknown format; expected a name ending in .nii or .nii.gz")
-    data = np.asarray(data)
-    image = nibabel.Nifti1Image(data.astype(NARROWED.get(data.dtype.name, data.dtype), copy=False), affine)
-    _set_header(image, affine, intent)
     with replacing(path) as temporary:
-        nibabel.save(image, temporary)
-
-
-def series_header(shape: tuple[int, ...], dtype: np.dtype, affine: np.ndarray) -> bytes:
-    """The bytes of a .nii file before its voxels; an axis of components (x y z t c) makes the voxels vectors."""
-    image = nibabel.Nifti1Image(np.broadcast_to(np.zeros((), dtype), shape), affine)
-    _set_header(image, affine, "vector" if len(shape) == 5 else "none")
-    image.header["vox_offset"] = DATA
-    image.header["magic"] = b"n+1"
-    image.header.set_slope_inter(1, 0)
-    return bytes(image.header.binaryblock) + bytes(DATA - len(image.header.binaryblock))
-
-
-def _set_header(image: nibabel.Nifti1Image, affine: np.ndarray, intent: str) -> None:
-    image.header.set_intent(intent)
-    image.header.set_xyzt_units("mm")
-    image.set_sform(affine, code="scanner")
-    # ITK needs both. A qform cannot represent shears: it is left out, so that ITK refuses the file instead of reading
-    # voxels some mm away.
-    image.set_qform(affine, code="unknown" if is_sheared(affine) else "scanner")
+        nibabel.save(to_memory(np.asarray(data), affine, intent), temporary)
 
 
 def write_field(path: PathLike, field: Float32[np.ndarray, "x y z 3"], affine: np.ndarray) -> None:
@@ -228,16 +206,16 @@ def _check_size(stored: Any, path: PathLike) -> None:
         )
 
 
-def _numbers(stored: Any, path: PathLike, dtype: type = np.float32, index: tuple[int, ...] | None = None) -> np.ndarray:
+def _numbers(
+    stored: Any, path: PathLike, dtype: DTypeLike = np.float32, index: tuple[int, ...] | None = None
+) -> np.ndarray:
     """The scaled values of the file as a type; with an index of the further axes, those of one volume."""
     try:
         with np.errstate(all="ignore"):
+            if index is None and np.issubdtype(dtype, np.integer):  # floats have no room for large integers
+                return np.asarray(stored.dataobj).astype(dtype)
             if index is None:
-                return (
-                    np.asarray(stored.dataobj).astype(dtype)
-                    if np.issubdtype(dtype, np.integer)
-                    else (stored.get_fdata(dtype=dtype, caching="unchanged"))
-                )
+                return stored.get_fdata(dtype=dtype, caching="unchanged")
             return np.asarray(stored.dataobj[(..., *index)]).astype(dtype)
     except MemoryError as error:
         raise UserError(f"{path}: not enough memory for {sizes(stored.shape)} voxels") from error

@@ -3,6 +3,7 @@
 import gzip
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from jaxtyping import Shaped
 
 from f3r_jax.common.errors import UserError
 from f3r_jax.common.files import replacing
-from f3r_jax.data import nifti, volumes
-from f3r_jax.data.grids import Grid
+from f3r_jax.data import nifti_images, volumes
+from f3r_jax.data.chains import Chain, as_labels, check_outside, warp_stored
+from f3r_jax.data.grids import Affine, Grid
+from f3r_jax.data.stored import StoredVolume
 
 Volume = Shaped[np.ndarray, "x y z"]
 
@@ -41,7 +44,7 @@ def write(
     if not axes:
         volumes.write(path, volume(()), grid.affine)
     elif volumes.format_of(path) == "nifti":
-        header = nifti.series_header((*grid.shape, *axes), dtype, grid.affine)
+        header = nifti_images.series_header((*grid.shape, *axes), dtype, grid.affine)
         with replacing(path) as temporary, _opened(temporary) as file:
             file.write(header)
             for index in indices(axes):
@@ -51,6 +54,34 @@ def write(
         for index in indices(axes):
             whole[(..., *index)] = volume(index)
         volumes.write(path, whole, grid.affine)
+
+
+def warped(
+    stored: StoredVolume, chain: Chain, grid: Grid, *, interpolation: str, outside: float | None, labels: bool
+) -> tuple[np.ndarray, Affine]:
+    """A volume or all volumes of a series, warped to a grid: (x y z ...) of the type of the file, and the affine."""
+    stored, outside = prepared(stored, outside, labels=labels)
+    warp = partial(warp_stored, stored, chain=chain, grid=grid, interpolation=interpolation, outside=outside)
+    axes = stored.shape[3:]
+    if not axes:
+        return warp(None), grid.affine
+    whole: Any = np.empty((*grid.shape, *axes), stored.dtype, order="F")
+    for index in indices(axes):
+        whole[(..., *index)] = warp(index)
+    return whole, grid.affine
+
+
+def prepared(stored: StoredVolume, outside: float | None, *, labels: bool) -> tuple[StoredVolume, float | None]:
+    """The file with whole numbers for labels, and the value outside: 0 for labels and vectors if it is not given.
+
+    Raises:
+      UserError: labels that are not whole numbers, or a value that the type of the file cannot hold.
+    """
+    stored = as_labels(stored) if labels else stored
+    if outside is None and (labels or len(stored.shape) == 5):
+        outside = 0.0
+    check_outside(outside, stored.dtype, stored.path)
+    return stored, outside
 
 
 def check_format(path: Path, axes: tuple[int, ...]) -> None:

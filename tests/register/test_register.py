@@ -163,7 +163,7 @@ def test_apply_repeats_what_register_wrote(commands, registered, scans, tmp_path
         )
         assert result.status == 0 and result.err == "", result
         one, other = (nifti.read(path) for path in (tmp_path / given, output / expected))
-        np.testing.assert_allclose(one.data, other.data, atol=0.05)
+        np.testing.assert_allclose(one.data, other.data, atol=0.55)  # the CT of integers stays one of integers
     there, back = tmp_path / "there.csv", tmp_path / "back.csv"
     assert (
         commands.run("apply", f"--transform={output}", f"--points={scans / 'ct.csv'}", f"--output={there}").status == 0
