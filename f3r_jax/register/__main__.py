@@ -111,7 +111,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"unknown argument {argv[1]!r}, expected {USAGE}")
     _check_flags()
     keep_compiled_programs()
-    output, command = Path(_OUTPUT.value), shlex.join(["python", "-m", "f3r_jax.register", *sys.argv[1:]])
+    output, command = Path(_required(_OUTPUT)), shlex.join(["python", "-m", "f3r_jax.register", *sys.argv[1:]])
     if _PAIRS.value is None:
         return _register_one(output, command)
     return _register_all(Path(_PAIRS.value), output, command)
@@ -119,11 +119,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _register_one(output: Path, command: str) -> int:
     """Registers the pair of the flags."""
-    sides = {
-        side: Files(flags.FLAGS[side].value, **{name: flag.value for name, flag in of_side.items()})
-        for side, of_side in _SIDES.items()
-    }
-    pair = _task(**sides)
+    pair = _task(_files_of(_FIXED), _files_of(_MOVING))
     network = pair_spec.network_of(pair.settings)
     pair_spec.check_pair(pair, network)
     note = functools.partial(print, flush=True)
@@ -154,9 +150,9 @@ def _register_all(source: Path, output: Path, command: str) -> int:
     )
     print(batch_summary.format_totals(rows))
     print(f"result: {output}, table: {output / batch_summary.TABLE}", flush=True)
-    failed = [row for row in rows if row["status"] == "failed"]
+    failed = [row for row in rows if row.status == "failed"]
     for row in failed:
-        print(f"failed: {row['name']}: {row['reason']}", file=sys.stderr)
+        print(f"failed: {row.name}: {row.reason}", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -166,8 +162,7 @@ def _check_flags() -> None:
     if _PAIRS.value is not None and (given := [flag.name for flag in of_one if flag.value is not None]):
         raise UserError(f"--{given[0]} with --pairs, expected files and modalities in the columns of {_PAIRS.value}")
     for flag in (_OUTPUT,) if _PAIRS.value is not None else (_FIXED, _MOVING, _OUTPUT):
-        if not flag.value:
-            raise UserError(f"--{flag.name} is missing, expected {USAGE}")
+        _required(flag)
     if _SPACING.value is not None and not 0 < _SPACING.value < math.inf:
         raise UserError(f"--spacing is {_SPACING.value}, expected mm above 0")
     if not math.isfinite(_LAM.value):
@@ -178,10 +173,31 @@ def _check_flags() -> None:
         raise UserError("nothing to do: --affine=none --norefine needs a --checkpoint")
 
 
+def _required(flag: flags.FlagHolder[str | None]) -> str:
+    """The value of a flag; raises a UserError if it is missing."""
+    if not flag.value:
+        raise UserError(f"--{flag.name} is missing, expected {USAGE}")
+    return flag.value
+
+
+def _files_of(scan: flags.FlagHolder[str | None]) -> Files:
+    """The files of the scan of `--fixed` or `--moving`."""
+    of_side = _SIDES[scan.name]
+    return Files(
+        _required(scan),
+        of_side["modality"].value,
+        mask=of_side["mask"].value,
+        labels=of_side["labels"].value,
+        landmarks=of_side["landmarks"].value,
+    )
+
+
 def _task(fixed: Files, moving: Files) -> PairSpec:
-    options = {"unoriented": _UNORIENTED.value, "check_modality": _CHECK_MODALITY.value}
-    sides = (dataclasses.replace(files, **options) for files in (fixed, moving))
-    return PairSpec(*sides, _settings(), _organs(), _window(), _LEARN2REG.value, tuple(_FORMAT.value))
+    fixed, moving = (
+        dataclasses.replace(files, unoriented=_UNORIENTED.value, check_modality=_CHECK_MODALITY.value)
+        for files in (fixed, moving)
+    )
+    return PairSpec(fixed, moving, _settings(), _organs(), _window(), _LEARN2REG.value, tuple(_FORMAT.value))
 
 
 def _settings() -> pipeline.Settings:

@@ -177,7 +177,7 @@ def _task(scans: Mapping[str, Any], options: dict[str, Any], folder: Path) -> Pa
         raise TypeError(
             f"register() got the unknown option {unknown[0]!r}, expected some of {', '.join(sorted(known))}"
         )
-    sides = {}
+    sides: dict[str, Any] = {}
     for side, scan in scans.items():
         given = {name: options[f"{side}_{name}"] for name in of_files if options.get(f"{side}_{name}") is not None}
         given |= {name: options[name] for name in COMMON if name in options}

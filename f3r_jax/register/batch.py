@@ -24,7 +24,7 @@ from f3r_jax.common import provenance, result_folder
 from f3r_jax.common.errors import UserError, explained
 from f3r_jax.common.progress import Progress
 from f3r_jax.data import preprocess, volumes
-from f3r_jax.data.pairs import PairFiles, read_pairs
+from f3r_jax.data.pairs import PairFiles, ScanFiles, read_pairs
 from f3r_jax.register import batch_summary, output_files, pair_spec
 from f3r_jax.register.batch_summary import SUMMARY, TABLE, Row
 from f3r_jax.register.device_pool import register_on_devices
@@ -76,7 +76,7 @@ def _register_waiting(
                 pass
     stored_row = functools.partial(_stored_row, output, network=network, overwrite=overwrite)
     rows = {name: stored_row(name, each) for name, each in tasks.items()}
-    waiting = {name: each for name, each in tasks.items() if rows[name]["status"] == "waiting"}
+    waiting = {name: each for name, each in tasks.items() if rows[name].status == "waiting"}
     _check_pairs(waiting, network)
     settings = pair_spec.recorded(next(iter(tasks.values())), network)
     shared = {key: value for key, value in settings.items() if not key.startswith(pair_spec.SIDES)}
@@ -92,12 +92,12 @@ def _register_waiting(
             # Close at once on an interrupt: left to the garbage collector, the generator would register all pairs.
             with closing(register_on_devices(waiting, devices, network, register, progress.note)) as done:
                 for row in done:
-                    rows[row["name"]] = row
+                    rows[row.name] = row
                     batch_summary.write(output, rows.values(), facts)
                     progress.note(batch_summary.format_row(row))
                     progress.advance()
         except KeyboardInterrupt:
-            left = {name: each for name, each in tasks.items() if rows[name]["status"] == "waiting"}
+            left = {name: each for name, each in tasks.items() if rows[name].status == "waiting"}
             rows |= {name: stored_row(name, each) for name, each in left.items()}
             batch_summary.write(output, rows.values(), facts)
             raise KeyboardInterrupt("run the same command again to register the remaining pairs") from None
@@ -106,15 +106,16 @@ def _register_waiting(
 
 def _sides(pair: PairFiles) -> tuple[Files, Files]:
     """The fixed and the moving files of a table row. A modality that the table omits is None."""
-    both = (pair.mr, pair.ct) if pair.fixed == "mr" else (pair.ct, pair.mr)
-    return tuple(
-        Files(
-            str(scan.image),
-            scan.modality if scan.stated else None,
-            labels=str(scan.labels) if scan.labels else None,
-            landmarks=str(scan.landmarks) if scan.landmarks else None,
-        )
-        for scan in both
+    mr, ct = _files_of(pair.mr), _files_of(pair.ct)
+    return (mr, ct) if pair.fixed == "mr" else (ct, mr)
+
+
+def _files_of(scan: ScanFiles) -> Files:
+    return Files(
+        str(scan.image),
+        scan.modality if scan.stated else None,
+        labels=str(scan.labels) if scan.labels else None,
+        landmarks=str(scan.landmarks) if scan.landmarks else None,
     )
 
 
@@ -182,7 +183,7 @@ def _check_pairs(tasks: Mapping[str, PairSpec], network: Network | None) -> None
                 modality = files.modality or detected(files.path, files.unoriented)
                 known[side] = dataclasses.replace(files, modality=modality)
             pair_spec.check_pair(dataclasses.replace(each, **known), network)
-            if None in (each.fixed.modality, each.moving.modality):
+            if progress is not None and None in (each.fixed.modality, each.moving.modality):
                 progress.advance()
 
 
@@ -201,9 +202,9 @@ def _register(name: str, each: PairSpec, network: Network | None, *, output: Pat
             summary = pair_spec.register_pair(each, output / name, network=network, command=command)
         return batch_summary.row_of(name, summary)
     except UserError as error:
-        return {"name": name, "status": "failed", "reason": " ".join(str(error).split())}
+        return Row(name, "failed", reason=" ".join(str(error).split()))
     except Exception as error:
         if line := explained(error):
-            return {"name": name, "status": "failed", "reason": line}
+            return Row(name, "failed", reason=line)
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        return {"name": name, "status": "failed", "reason": reason, "traceback": traceback.format_exc()}
+        return Row(name, "failed", reason=reason, traceback=traceback.format_exc())

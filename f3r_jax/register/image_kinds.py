@@ -33,6 +33,7 @@ def open_image(image: Any, name: str, *, unoriented: str | None = None) -> Store
         return nifti.stored_volume(image, name, unoriented=unoriented)
     if kind == "SimpleITK":
         return itk_formats.from_memory(image, name)
+    data: Any
     data, affine = _of_ants(image) if kind == "ants" else _of_pair(image, name)
 
     def load(dtype: DTypeLike, index: tuple[int, ...] | None = None) -> np.ndarray:

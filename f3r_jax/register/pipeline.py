@@ -7,7 +7,7 @@ the working grid, whose affine is A. Voxel p of that grid corresponds to the poi
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -62,7 +62,8 @@ class RegistrationResult:
 
     transform: Transform
     initial: Matrix  # the start of the affine step
-    similarity: dict[str, float]  # "initial", "affine", "network", "refined": the stages that were run
+    # "initial", "affine", "network", "refined": the stages that were run. None: the scans do not overlap.
+    similarity: dict[str, float | None]
     folding_percent: float
     seconds: dict[str, float]
     fixed: Float[np.ndarray, "x y z"]  # the scan in [0, 1] on the working grid
@@ -131,7 +132,8 @@ def _continued(
     spacing = settings.spacing or max(working_spacing(fixed, moving), least_spacing)
     grid = scans.common_grid(fixed.image.grid, moving.image.grid, matrix, spacing=spacing)
     volumes = WorkingVolumes(fixed, moving, grid, matrix, start)
-    similarity = dict.fromkeys(("initial", "affine"), volumes.similarity(None, settings.mind))
+    aligned = volumes.similarity(None, settings.mind)
+    similarity = {"initial": aligned, "affine": aligned}
     if not np.array_equal(initial, matrix):
         similarity["initial"] = WorkingVolumes(fixed, moving, grid, initial, start).similarity(None, settings.mind)
     release_memory(grid)
@@ -141,21 +143,26 @@ def _continued(
         u = predict_displacement(network, fixed, moving, volumes)
         similarity["network"] = volumes.similarity(u, settings.mind)
         release_memory(grid)
-        clock.stop("network", f"network: similarity {similarity['affine']:.4f} -> {similarity['network']:.4f}")
+        clock.stop("network", f"network: similarity {_change(similarity, 'network')}")
     elif start is not None and settings.refine:
         u = transforms.resampled(start.transform, grid)
     if settings.refine:
         u = volumes.refined(u, refinement(settings, after_start=start is not None), shown=clock.shown)
         similarity["refined"] = volumes.similarity(u, settings.mind)
         release_memory(grid)
-        change = f"{similarity['affine']:.4f} -> {similarity['refined']:.4f}"
-        clock.stop("refinement", f"instance optimisation: similarity {change}")
+        clock.stop("refinement", f"instance optimisation: similarity {_change(similarity, 'refined')}")
     if u is None:
         u = np.zeros((*grid.shape, 3), np.float32)
     folding = float(folding_percent(jnp.asarray(u)[None])[0])
     return RegistrationResult(
         Transform(grid, matrix, u), initial, similarity, folding, clock.seconds, *volumes.images()
     )
+
+
+def _change(similarity: Mapping[str, float | None], stage: str) -> str:
+    """The similarity before and after a stage as text; a dash where the masks do not overlap."""
+    values = (similarity["affine"], similarity[stage])
+    return " -> ".join("-" if value is None else f"{value:.4f}" for value in values)
 
 
 def working_spacing(fixed: Scan, moving: Scan) -> float:

@@ -4,7 +4,7 @@ Volumes are read in canonical orientation; `stored` keeps the axes of the file. 
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,15 @@ class Scan:
     notes: tuple[str, ...] = ()  # lines that a user should know about the files
 
 
+@dataclasses.dataclass(frozen=True)
+class OrganLabels:
+    """The label maps of both scans, and the label values of each organ to score."""
+
+    fixed: Image
+    moving: Image
+    values: Mapping[str, tuple[int, ...]]
+
+
 def read(
     path: PathLike,
     *,
@@ -64,15 +73,15 @@ def read(
         modality = preprocess.recognise_modality(image)
     elif check_modality:
         preprocess.check_modality(image, modality)
-    label_map = volumes.read_labels(labels, unoriented=unoriented) if labels is not None else None
+    label_map = volumes.read_labels(labels, unoriented=unoriented) if labels else None
     if label_map is not None:
         nifti.check_same_grid(image, label_map)
-    region = _mask(mask, image, unoriented, notes)
+    compared = _mask(mask, image, unoriented, notes)
     normalised = preprocess.normalise(image, modality, ct_window=ct_window, mr_percentiles=MR_PERCENTILES)
-    if region is not None:
-        _check_mask(region, normalised)
+    if compared is not None:
+        _check_mask(compared, normalised)
     points = read_landmarks(Path(landmarks)) if landmarks else None
-    return Scan(image, normalised, modality, opened.grid, region, label_map, points, tuple(notes))
+    return Scan(image, normalised, modality, opened.grid, compared, label_map, points, tuple(notes))
 
 
 def check_size(grid: Grid) -> None:
@@ -186,7 +195,8 @@ def _over(like: Grid, centre: np.ndarray, length: np.ndarray, spacing: np.ndarra
     affine = np.eye(4)
     affine[:3, :3] = like.affine[:3, :3] / like.spacing * spacing
     affine[:3, 3] = centre - affine[:3, :3] @ ((shape - 1) / 2)
-    return Grid(tuple(int(size) for size in shape), affine, like.path)
+    x, y, z = (int(size) for size in shape)
+    return Grid((x, y, z), affine, like.path)
 
 
 def _shared_voxels(fixed: Grid, moving: Grid, matrix: np.ndarray) -> np.ndarray | None:

@@ -25,10 +25,9 @@ class WorkingVolumes:
         """Resamples both scans. With a `start` only their bodies are compared, and signals keep their low values."""
         self.grid, self.matrix = grid, matrix
         there = dataclasses.replace(grid, affine=matrix @ grid.affine)
-        (fixed_data, fixed_mask), (moving_data, moving_mask) = (
-            scans.on_grid(scan, on, None if start is None else coarse)
-            for scan, on, coarse in ((fixed, grid, start and start.fixed), (moving, there, start and start.moving))
-        )
+        coarse, coarse_there = (None, None) if start is None else (start.fixed, start.moving)
+        fixed_data, fixed_mask = scans.on_grid(fixed, grid, coarse)
+        moving_data, moving_mask = scans.on_grid(moving, there, coarse_there)
         self.fixed, self.moving = shapes.as_volume(fixed_data), shapes.as_volume(moving_data)
         self._fixed_mask, self._moving_mask = (
             shapes.as_volume(mask.astype(np.float32)) for mask in (fixed_mask, moving_mask)
@@ -52,9 +51,14 @@ class WorkingVolumes:
 
         `shown` adds a progress bar.
         """
-        masks = {"fixed_mask": self._fixed_mask, "moving_mask": self._moving_mask}
-        start = None if start is None else jnp.asarray(start)[None]
         with Progress("refining", calls(settings)) if shown else nullcontext() as bar:
-            advance = bar and bar.advance
-            found = refine(self.fixed, self.moving, start=start, **masks, settings=settings, progress=advance)
+            found = refine(
+                self.fixed,
+                self.moving,
+                start=None if start is None else jnp.asarray(start)[None],
+                fixed_mask=self._fixed_mask,
+                moving_mask=self._moving_mask,
+                settings=settings,
+                progress=None if bar is None else bar.advance,
+            )
         return np.asarray(found)[0]
