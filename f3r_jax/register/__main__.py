@@ -1,4 +1,4 @@
-"""Registers a moving scan to a fixed scan of the other modality; reads and writes NIfTI files.
+"""Registers a moving scan to a fixed scan of the other modality; reads and writes NIfTI and other formats.
 
   python -m f3r_jax.register --fixed=mr.nii.gz --moving=ct.nii.gz --output=out
   python -m f3r_jax.register --fixed=mr.nii.gz --moving=ct.nii.gz --output=out --checkpoint=runs/mrb
@@ -26,14 +26,24 @@ from f3r_jax.config import CT_WINDOW
 from f3r_jax.data.nifti_geometry import check_axes
 from f3r_jax.data.preprocess import MODALITIES
 from f3r_jax.ops.mind import PRESETS
-from f3r_jax.register import alignment, batch, batch_summary, output_files, pair_spec, pipeline, verdict
+from f3r_jax.register import (
+    alignment,
+    batch,
+    batch_summary,
+    exports,
+    flag_values,
+    output_files,
+    pair_spec,
+    pipeline,
+    verdict,
+)
 from f3r_jax.register.pair_spec import Files, PairSpec
 
 DEFAULT = pipeline.Settings()
 USAGE = "--fixed=FILE --moving=FILE --output=FOLDER, or --pairs=FOLDER --output=FOLDER"
 
-_FIXED = flags.DEFINE_string("fixed", None, "Fixed scan, NIfTI; the result is on its grid.")
-_MOVING = flags.DEFINE_string("moving", None, "Moving scan, NIfTI; it is warped.")
+_FIXED = flags.DEFINE_string("fixed", None, "Fixed scan: NIfTI, DICOM, NRRD, MHA, MGZ; the result is on its grid.")
+_MOVING = flags.DEFINE_string("moving", None, "Moving scan, of the same formats; it is warped.")
 _PAIRS = flags.DEFINE_string("pairs", None, "Table of many pairs: pairs.csv, or a folder with it or Learn2Reg's JSON.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the result; with --pairs, one subfolder per pair.")
 _OVERWRITE = flags.DEFINE_bool(
@@ -44,9 +54,9 @@ _SIDES = {
         "modality": flags.DEFINE_enum(
             f"{side}_modality", None, MODALITIES, f"Of the {side} scan; by default detected."
         ),
-        "mask": flags.DEFINE_string(f"{side}_mask", None, f"Mask of voxels to compare, on the {side} scan's grid."),
+        "mask": flags.DEFINE_string(f"{side}_mask", None, f"Mask of voxels to compare, in the {side} scan's frame."),
         "labels": flags.DEFINE_string(f"{side}_labels", None, f"Label map on the {side} scan's grid, for scores."),
-        "landmarks": flags.DEFINE_string(f"{side}_landmarks", None, f"CSV x,y,z in mm (RAS+) in the {side} scan."),
+        "landmarks": flags.DEFINE_string(f"{side}_landmarks", None, f"Points in mm in the {side} scan, CSV or Slicer."),
     }
     for side in ("fixed", "moving")
 }
@@ -57,7 +67,9 @@ _CHECK_MODALITY = flags.DEFINE_bool(
     "check_modality", True, "Refuse intensities that contradict a stated modality, such as a CT that is not in HU."
 )
 _AFFINE = flags.DEFINE_string(
-    "affine", DEFAULT.affine, f"Affine step: {', '.join(alignment.AFFINE_STEPS)}, or a matrix file of ITK or ANTs."
+    "affine",
+    DEFAULT.affine,
+    f"Affine step: {', '.join(alignment.AFFINE_STEPS)}, or a matrix file: ITK, ANTs, LTA, flirt:FILE, greedy:FILE.",
 )
 _SPACING = flags.DEFINE_float(
     "spacing",
@@ -81,6 +93,9 @@ _DIFFEOMORPHIC = flags.DEFINE_bool(
     DEFAULT.diffeomorphic,
     "Optimise a stationary velocity field, which does not fold; otherwise --lam=0.4 is best.",
 )
+_FORMAT = flags.DEFINE_list(
+    "format", [], f"Further formats of the result: {', '.join(exports.FORMATS)} (own: the moving scan's own)."
+)
 _LEARN2REG = flags.DEFINE_bool("learn2reg", False, "Also write the field in Learn2Reg's format.")
 _UNCERTAINTY = flags.DEFINE_bool(
     "uncertainty", False, "Also write the spread of the displacement over other settings and positions, mm."
@@ -100,7 +115,7 @@ GROUPS = {
     "Affine step and working grid": ("affine", "spacing", "ct_window"),
     "Network": ("checkpoint", "step"),
     "Instance optimisation": ("refine", "iterations", "lam", "mind", "diffeomorphic"),
-    "Output": ("output", "overwrite", "organs", "learn2reg", "uncertainty", "strict"),
+    "Output": ("output", "overwrite", "organs", "format", "learn2reg", "uncertainty", "strict"),
 }
 
 
@@ -203,7 +218,16 @@ def _task(fixed: Files, moving: Files) -> PairSpec:
         dataclasses.replace(files, unoriented=_UNORIENTED.value, check_modality=_CHECK_MODALITY.value)
         for files in (fixed, moving)
     )
-    return PairSpec(fixed, moving, _settings(), _organs(), _window(), _LEARN2REG.value, _UNCERTAINTY.value)
+    return PairSpec(
+        fixed,
+        moving,
+        _settings(),
+        flag_values.organs(_ORGANS.value),
+        flag_values.window(_CT_WINDOW.value),
+        _LEARN2REG.value,
+        formats=tuple(_FORMAT.value),
+        uncertainty=_UNCERTAINTY.value,
+    )
 
 
 def _settings() -> pipeline.Settings:
@@ -218,26 +242,6 @@ def _settings() -> pipeline.Settings:
         mind=_MIND.value,
         diffeomorphic=_DIFFEOMORPHIC.value,
     )
-
-
-def _window() -> tuple[float, float]:
-    try:
-        low, high = map(float, _CT_WINDOW.value)
-    except ValueError:
-        low = high = 0.0
-    if not -math.inf < low < high < math.inf:
-        raise UserError(f"--ct_window is {','.join(_CT_WINDOW.value)}, expected two numbers such as -160,240")
-    return low, high
-
-
-def _organs() -> dict[str, tuple[int, ...]] | None:
-    if _ORGANS.value is None:
-        return None
-    try:
-        named = [part.split("=") for part in _ORGANS.value]
-        return {name: tuple(int(value) for value in values.split("+")) for name, values in named}
-    except ValueError as error:
-        raise UserError(f"--organs is {','.join(_ORGANS.value)}, expected such as liver=1,kidneys=3+4") from error
 
 
 if __name__ == "__main__":
