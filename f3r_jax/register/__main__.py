@@ -3,6 +3,7 @@
   python -m f3r_jax.register --fixed=mr.nii.gz --moving=ct.nii.gz --output=out
   python -m f3r_jax.register --fixed=mr.nii.gz --moving=ct.nii.gz --output=out --checkpoint=runs/mrb
   python -m f3r_jax.register --pairs=data/pairs.csv --output=out
+  python -m f3r_jax.register --demo
 
 The steps are affine registration, the network of `--checkpoint` if one is given, and instance optimisation by gradient
 descent. `f3r_jax/register/output_files.py` lists the output files of one pair, `f3r_jax/register/batch.py` those of
@@ -26,7 +27,17 @@ from f3r_jax.config import CT_WINDOW
 from f3r_jax.data.nifti_geometry import check_axes
 from f3r_jax.data.preprocess import MODALITIES
 from f3r_jax.ops.mind import PRESETS
-from f3r_jax.register import alignment, batch, batch_summary, exports, output_files, pair_spec, pipeline
+from f3r_jax.register import (
+    alignment,
+    batch,
+    batch_summary,
+    demo,
+    exports,
+    flag_values,
+    output_files,
+    pair_spec,
+    pipeline,
+)
 from f3r_jax.register.pair_spec import Files, PairSpec
 
 DEFAULT = pipeline.Settings()
@@ -35,6 +46,7 @@ USAGE = "--fixed=FILE --moving=FILE --output=FOLDER, or --pairs=FOLDER --output=
 _FIXED = flags.DEFINE_string("fixed", None, "Fixed scan: NIfTI, DICOM, NRRD, MHA, MGZ; the result is on its grid.")
 _MOVING = flags.DEFINE_string("moving", None, "Moving scan, of the same formats; it is warped.")
 _PAIRS = flags.DEFINE_string("pairs", None, "Table of many pairs: pairs.csv, or a folder with it or Learn2Reg's JSON.")
+_DEMO = flags.DEFINE_bool("demo", False, f"Make a phantom pair and register it, in --output or {demo.FOLDER}.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the result; with --pairs, one subfolder per pair.")
 _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "Replace an existing result; with --pairs, results of other settings."
@@ -92,7 +104,7 @@ _CT_WINDOW = flags.DEFINE_list(
     "ct_window", [str(bound) for bound in CT_WINDOW], "CT window: the HU that are scaled to 0 and 1."
 )
 GROUPS = {
-    "Scans": ("fixed", "moving", "pairs"),
+    "Scans": ("fixed", "moving", "pairs", "demo"),
     "What is known of the scans": (
         *(f"{side}_{what}" for what in ("modality", "mask", "labels", "landmarks") for side in ("fixed", "moving")),
         "check_modality",
@@ -111,15 +123,18 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"unknown argument {argv[1]!r}, expected {USAGE}")
     _check_flags()
     keep_compiled_programs()
-    output, command = Path(_required(_OUTPUT)), shlex.join(["python", "-m", "f3r_jax.register", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "f3r_jax.register", *sys.argv[1:]])
+    if _DEMO.value:
+        return _register_one(*demo.prepare(Path(_OUTPUT.value or demo.FOLDER), overwrite=_OVERWRITE.value), command)
+    output = Path(_required(_OUTPUT))
     if _PAIRS.value is None:
-        return _register_one(output, command)
+        return _register_one(_files_of(_FIXED), _files_of(_MOVING), output, command)
     return _register_all(Path(_PAIRS.value), output, command)
 
 
-def _register_one(output: Path, command: str) -> int:
-    """Registers the pair of the flags."""
-    pair = _task(_files_of(_FIXED), _files_of(_MOVING))
+def _register_one(fixed: Files, moving: Files, output: Path, command: str) -> int:
+    """Registers one pair."""
+    pair = _task(fixed, moving)
     network = pair_spec.network_of(pair.settings)
     pair_spec.check_pair(pair, network)
     note = functools.partial(print, flush=True)
@@ -161,7 +176,10 @@ def _check_flags() -> None:
     of_one = [_FIXED, _MOVING, *(flag for of_side in _SIDES.values() for flag in of_side.values())]
     if _PAIRS.value is not None and (given := [flag.name for flag in of_one if flag.value is not None]):
         raise UserError(f"--{given[0]} with --pairs, expected files and modalities in the columns of {_PAIRS.value}")
-    for flag in (_OUTPUT,) if _PAIRS.value is not None else (_FIXED, _MOVING, _OUTPUT):
+    if _DEMO.value and (given := [flag.name for flag in (*of_one, _PAIRS) if flag.value is not None]):
+        raise UserError(f"--{given[0]} with --demo, which makes its own scans; expected only one of them")
+    of_pairs = (_OUTPUT,) if _PAIRS.value is not None else (_FIXED, _MOVING, _OUTPUT)
+    for flag in () if _DEMO.value else of_pairs:
         _required(flag)
     if _SPACING.value is not None and not 0 < _SPACING.value < math.inf:
         raise UserError(f"--spacing is {_SPACING.value}, expected mm above 0")
@@ -197,7 +215,8 @@ def _task(fixed: Files, moving: Files) -> PairSpec:
         dataclasses.replace(files, unoriented=_UNORIENTED.value, check_modality=_CHECK_MODALITY.value)
         for files in (fixed, moving)
     )
-    return PairSpec(fixed, moving, _settings(), _organs(), _window(), _LEARN2REG.value, tuple(_FORMAT.value))
+    organs, ct_window = flag_values.organs(_ORGANS.value), flag_values.window(_CT_WINDOW.value)
+    return PairSpec(fixed, moving, _settings(), organs, ct_window, _LEARN2REG.value, tuple(_FORMAT.value))
 
 
 def _settings() -> pipeline.Settings:
@@ -214,25 +233,10 @@ def _settings() -> pipeline.Settings:
     )
 
 
-def _window() -> tuple[float, float]:
-    try:
-        low, high = map(float, _CT_WINDOW.value)
-    except ValueError:
-        low = high = 0.0
-    if not -math.inf < low < high < math.inf:
-        raise UserError(f"--ct_window is {','.join(_CT_WINDOW.value)}, expected two numbers such as -160,240")
-    return low, high
-
-
-def _organs() -> dict[str, tuple[int, ...]] | None:
-    if _ORGANS.value is None:
-        return None
-    try:
-        named = [part.split("=") for part in _ORGANS.value]
-        return {name: tuple(int(value) for value in values.split("+")) for name, values in named}
-    except ValueError as error:
-        raise UserError(f"--organs is {','.join(_ORGANS.value)}, expected such as liver=1,kidneys=3+4") from error
+def console() -> None:
+    """The console script."""
+    cli.run_main(main, GROUPS)
 
 
 if __name__ == "__main__":
-    cli.run_main(main, GROUPS)
+    console()
