@@ -3,6 +3,7 @@
   python -m f3r_jax.register --fixed=mr.nii.gz --moving=ct.nii.gz --output=out
   python -m f3r_jax.register --fixed=mr.nii.gz --moving=ct.nii.gz --output=out --checkpoint=runs/mrb
   python -m f3r_jax.register --pairs=data/pairs.csv --output=out
+  python -m f3r_jax.register --demo
 
 The steps are affine registration, the network of `--checkpoint` if one is given, and instance optimisation by gradient
 descent. `f3r_jax/register/output_files.py` lists the output files of one pair, `f3r_jax/register/batch.py` those of
@@ -21,7 +22,7 @@ from absl import flags
 
 from f3r_jax.common import cli, result_folder
 from f3r_jax.common.compilation_cache import keep_compiled_programs
-from f3r_jax.common.errors import EXIT_FAILED_VERDICT, UserError
+from f3r_jax.common.errors import UserError
 from f3r_jax.config import CT_WINDOW
 from f3r_jax.data.nifti_geometry import check_axes
 from f3r_jax.data.preprocess import MODALITIES
@@ -30,6 +31,7 @@ from f3r_jax.register import (
     alignment,
     batch,
     batch_summary,
+    demo,
     exports,
     flag_values,
     output_files,
@@ -45,6 +47,7 @@ USAGE = "--fixed=FILE --moving=FILE --output=FOLDER, or --pairs=FOLDER --output=
 _FIXED = flags.DEFINE_string("fixed", None, "Fixed scan: NIfTI, DICOM, NRRD, MHA, MGZ; the result is on its grid.")
 _MOVING = flags.DEFINE_string("moving", None, "Moving scan, of the same formats; it is warped.")
 _PAIRS = flags.DEFINE_string("pairs", None, "Table of many pairs: pairs.csv, or a folder with it or Learn2Reg's JSON.")
+_DEMO = flags.DEFINE_bool("demo", False, f"Make a phantom pair and register it, in --output or {demo.FOLDER}.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the result; with --pairs, one subfolder per pair.")
 _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "Replace an existing result; with --pairs, results of other settings."
@@ -106,7 +109,7 @@ _CT_WINDOW = flags.DEFINE_list(
     "ct_window", [str(bound) for bound in CT_WINDOW], "CT window: the HU that are scaled to 0 and 1."
 )
 GROUPS = {
-    "Scans": ("fixed", "moving", "pairs"),
+    "Scans": ("fixed", "moving", "pairs", "demo"),
     "What is known of the scans": (
         *(f"{side}_{what}" for what in ("modality", "mask", "labels", "landmarks") for side in ("fixed", "moving")),
         "check_modality",
@@ -125,15 +128,18 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"unknown argument {argv[1]!r}, expected {USAGE}")
     _check_flags()
     keep_compiled_programs()
-    output, command = Path(_required(_OUTPUT)), shlex.join(["python", "-m", "f3r_jax.register", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "f3r_jax.register", *sys.argv[1:]])
+    if _DEMO.value:
+        return _register_one(*demo.prepare(Path(_OUTPUT.value or demo.FOLDER), overwrite=_OVERWRITE.value), command)
+    output = Path(_required(_OUTPUT))
     if _PAIRS.value is None:
-        return _register_one(output, command)
+        return _register_one(_files_of(_FIXED), _files_of(_MOVING), output, command)
     return _register_all(Path(_PAIRS.value), output, command)
 
 
-def _register_one(output: Path, command: str) -> int:
-    """Registers the pair of the flags."""
-    pair = _task(_files_of(_FIXED), _files_of(_MOVING))
+def _register_one(fixed: Files, moving: Files, output: Path, command: str) -> int:
+    """Registers one pair."""
+    pair = _task(fixed, moving)
     network = pair_spec.network_of(pair.settings)
     pair_spec.check_pair(pair, network)
     note = functools.partial(print, flush=True)
@@ -147,7 +153,7 @@ def _register_one(output: Path, command: str) -> int:
             summary = pair_spec.register_pair(pair, output, network=network, command=command, note=note)
     print(output_files.table(summary))
     print(f"result: {output}, report: {output / 'report.html'}")
-    return _status(summary["verdict"]["level"])
+    return verdict.exit_status(summary["verdict"]["level"], strict=_STRICT.value)
 
 
 def _register_all(source: Path, output: Path, command: str) -> int:
@@ -167,12 +173,7 @@ def _register_all(source: Path, output: Path, command: str) -> int:
     failed = [row for row in rows if row.status == "failed"]
     for row in failed:
         print(f"failed: {row.name}: {row.reason}", file=sys.stderr)
-    return 1 if failed else max((_status(row.verdict) for row in rows), default=0)
-
-
-def _status(level: str | None) -> int:
-    """The exit status for the verdict on a pair."""
-    return EXIT_FAILED_VERDICT if _STRICT.value and level == verdict.FAILED else 0
+    return 1 if failed else max((verdict.exit_status(row.verdict, strict=_STRICT.value) for row in rows), default=0)
 
 
 def _check_flags() -> None:
@@ -180,7 +181,10 @@ def _check_flags() -> None:
     of_one = [_FIXED, _MOVING, *(flag for of_side in _SIDES.values() for flag in of_side.values())]
     if _PAIRS.value is not None and (given := [flag.name for flag in of_one if flag.value is not None]):
         raise UserError(f"--{given[0]} with --pairs, expected files and modalities in the columns of {_PAIRS.value}")
-    for flag in (_OUTPUT,) if _PAIRS.value is not None else (_FIXED, _MOVING, _OUTPUT):
+    if _DEMO.value and (given := [flag.name for flag in (*of_one, _PAIRS) if flag.value is not None]):
+        raise UserError(f"--{given[0]} with --demo, which makes its own scans; expected only one of them")
+    of_pairs = (_OUTPUT,) if _PAIRS.value is not None else (_FIXED, _MOVING, _OUTPUT)
+    for flag in () if _DEMO.value else of_pairs:
         _required(flag)
     if _SPACING.value is not None and not 0 < _SPACING.value < math.inf:
         raise UserError(f"--spacing is {_SPACING.value}, expected mm above 0")
@@ -218,16 +222,9 @@ def _task(fixed: Files, moving: Files) -> PairSpec:
         dataclasses.replace(files, unoriented=_UNORIENTED.value, check_modality=_CHECK_MODALITY.value)
         for files in (fixed, moving)
     )
-    return PairSpec(
-        fixed,
-        moving,
-        _settings(),
-        flag_values.organs(_ORGANS.value),
-        flag_values.window(_CT_WINDOW.value),
-        _LEARN2REG.value,
-        formats=tuple(_FORMAT.value),
-        uncertainty=_UNCERTAINTY.value,
-    )
+    organs, window, formats = flag_values.organs(_ORGANS.value), flag_values.window(_CT_WINDOW.value), _FORMAT.value
+    last = (_LEARN2REG.value, _UNCERTAINTY.value, tuple(formats))
+    return PairSpec(fixed, moving, _settings(), organs, window, *last)
 
 
 def _settings() -> pipeline.Settings:
@@ -244,5 +241,10 @@ def _settings() -> pipeline.Settings:
     )
 
 
-if __name__ == "__main__":
+def console() -> None:
+    """The console script."""
     cli.run_main(main, GROUPS)
+
+
+if __name__ == "__main__":
+    console()

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from f3r_jax.common.errors import EXIT_FAILED_VERDICT
 from f3r_jax.register.evidence import Evidence
 
 OK, CHECK, FAILED = "ok", "check", "failed"
@@ -75,6 +76,11 @@ def judge(evidence: Evidence | None) -> Verdict:
 def line(verdict: Mapping[str, Any]) -> str:
     """One line of text from `Verdict.to_json`."""
     return ": ".join([verdict["level"], "; ".join(verdict["reasons"])]) if verdict["reasons"] else verdict["level"]
+
+
+def exit_status(level: str | None, *, strict: bool) -> int:
+    """The exit status of a command for a verdict; None stands for a pair without one."""
+    return EXIT_FAILED_VERDICT if strict and level == FAILED else 0
 
 
 def _reasons(found: Evidence, limits: Limits) -> Iterator[str]:
