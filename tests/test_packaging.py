@@ -72,3 +72,14 @@ def test_a_console_script_prints_the_help_of_its_command(module):
     finished = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert finished.stderr == "" and finished.stdout.startswith(("Registers a moving scan", "Applies a registration"))
     assert "--output=VALUE" in finished.stdout
+
+
+def test_the_container_copies_what_the_wheel_needs_and_runs_as_a_normal_user():
+    lines = (ROOT / "launch" / "Dockerfile").read_text().splitlines()
+    copied = {word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]}
+    needed = {"pyproject.toml", "constraints.txt", "f3r_jax", PROJECT["readme"], *PROJECT["license-files"]}
+    assert needed == copied and all((ROOT / name).exists() for name in copied)
+    assert lines.index("USER f3r") > max(index for index, line in enumerate(lines) if line.startswith("RUN "))
+    (extra,) = [line.split("=")[1] for line in lines if line.startswith("ARG EXTRAS")]
+    (entry,) = [line.split('"')[1] for line in lines if line.startswith("ENTRYPOINT")]
+    assert extra in PROJECT["optional-dependencies"] and entry in PROJECT["scripts"]

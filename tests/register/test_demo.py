@@ -22,11 +22,20 @@ def test_the_pair_is_misaligned_and_its_modalities_are_detected(tmp_path):
     demo.prepare(tmp_path / "demo", overwrite=True)
 
 
-def test_the_command_registers_it(commands, tmp_path):
+def test_the_command_registers_it_and_writes_other_formats(commands, tmp_path, SimpleITK):
     quick = ("--affine=none", "--iterations=5", "--spacing=10")
-    done = commands.run("register", "--demo", *quick, cwd=tmp_path)
+    done = commands.run("register", "--demo", *quick, "--format=own,mha,h5", cwd=tmp_path)
     assert done.status == 0 and "phantom pair: f3r_demo/scans" in done.out, done
-    assert (tmp_path / "f3r_demo" / "result" / "summary.json").is_file()
+    result = tmp_path / "f3r_demo" / "result"
+    assert {"summary.json", "warped.mha", "warped_labels.mha", "transform.h5"} <= {
+        path.name for path in result.iterdir()
+    }
+    given = f"--transform={result}/transform.h5", f"--image={tmp_path}/f3r_demo/scans/ct.nii.gz"
+    reference, output = f"--reference={tmp_path}/f3r_demo/scans/mr.nii.gz", f"--output={tmp_path}/again.nii.gz"
+    again = commands.run("apply", *given, reference, output)
+    assert again.status == 0, again
+    warped, other = (volumes.read(path).data for path in (result / "warped.mha", tmp_path / "again.nii.gz"))
+    np.testing.assert_allclose(other, warped, atol=0.55)  # the CT is one of integers
     again = commands.run("register", "--demo", *quick, cwd=tmp_path)
     assert again.status == 2 and "holds another result" in again.err
     mixed = commands.run("register", "--demo", "--fixed=a.nii.gz", cwd=tmp_path)
