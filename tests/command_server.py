@@ -19,7 +19,11 @@ import jax.numpy as jnp
 import fake_runs
 from f3r_jax import models
 from f3r_jax.evaluate import curves, figures
-from f3r_jax.train import loop  # noqa: F401  imported once, for all children
+
+# Imported once, for all children.
+from f3r_jax.register import batch  # noqa: F401
+from f3r_jax.report import write  # noqa: F401
+from f3r_jax.train import jobs  # noqa: F401
 
 TINY_PARAMETERS = (27 * 2 * 4 + 4) + (27 * 4 * 3 + 3)
 
