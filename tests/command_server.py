@@ -49,8 +49,9 @@ def register_tiny() -> None:
 
 def _become(module: str, arguments: list[str], out: str, err: str, env: dict[str, str], cwd: str) -> None:
     os.environ.update(env)
-    if env.get("PYTHONWARNINGS"):  # as Python does at its start
-        warnings.simplefilter(env["PYTHONWARNINGS"])
+    if env.get("PYTHONWARNINGS"):  # which Python reads at its start; those for developers are never shown to users
+        for category in (UserWarning, RuntimeWarning):
+            warnings.simplefilter(env["PYTHONWARNINGS"], category)
     os.chdir(cwd)
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
