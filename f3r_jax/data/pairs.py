@@ -28,9 +28,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from f3r_jax.common.errors import UserError
-from f3r_jax.data import nifti
-from f3r_jax.data.landmarks import check_landmarks, read_rows
+from f3r_jax.data import grids, volumes
+from f3r_jax.data.landmarks import check_landmarks
 from f3r_jax.data.preprocess import MODALITIES
+from f3r_jax.data.tables import read_rows
 
 SPLITS = ("train", "validation", "test")
 REQUIRED = ("fixed", "moving")
@@ -80,7 +81,7 @@ def read_pairs(root: Path, *, unoriented: str | None = None) -> list[PairFiles]:
 def notes_on(pairs: Iterable[PairFiles], *, unoriented: str | None = None) -> tuple[str, ...]:
     """What a user should know about the headers of the images, one line per file."""
     images = dict.fromkeys(scan.image for pair in pairs for scan in (pair.mr, pair.ct))
-    return tuple(note for image in images for note in nifti.notes_on(image, unoriented=unoriented))
+    return tuple(note for image in images for note in volumes.notes_on(image, unoriented=unoriented))
 
 
 def _table(root: Path) -> Path:
@@ -97,9 +98,9 @@ def _table(root: Path) -> Path:
 def check_pair(pair: PairFiles, *, unoriented: str | None = None) -> None:
     """Checks all that needs no voxels: files, headers, label grids, landmarks. Raises a UserError for a mistake."""
     for scan in (pair.ct, pair.mr):
-        grid = nifti.read_grid(scan.image, unoriented=unoriented)
+        grid = volumes.read_grid(scan.image, unoriented=unoriented)
         if scan.labels:
-            nifti.check_same_grid(grid, nifti.read_grid(scan.labels, unoriented=unoriented))
+            grids.check_same_grid(grid, volumes.read_grid(scan.labels, unoriented=unoriented))
     if bool(pair.ct.landmarks) != bool(pair.mr.landmarks):
         alone = pair.ct.landmarks or pair.mr.landmarks
         raise UserError(f"{alone}: landmarks of only one image of pair {pair.name}; expected them for both or neither")

@@ -1,4 +1,4 @@
-"""Registers a moving scan to a fixed scan of the other modality; reads and writes NIfTI files.
+"""Registers a moving scan to a fixed scan of the other modality; reads and writes NIfTI and other formats.
 
   python -m f3r_jax.register --fixed=mr.nii.gz --moving=ct.nii.gz --output=out
   python -m f3r_jax.register --fixed=mr.nii.gz --moving=ct.nii.gz --output=out --checkpoint=runs/mrb
@@ -26,14 +26,14 @@ from f3r_jax.config import CT_WINDOW
 from f3r_jax.data.nifti_geometry import check_axes
 from f3r_jax.data.preprocess import MODALITIES
 from f3r_jax.ops.mind import PRESETS
-from f3r_jax.register import alignment, batch, batch_summary, output_files, pair_spec, pipeline
+from f3r_jax.register import alignment, batch, batch_summary, exports, output_files, pair_spec, pipeline
 from f3r_jax.register.pair_spec import Files, PairSpec
 
 DEFAULT = pipeline.Settings()
 USAGE = "--fixed=FILE --moving=FILE --output=FOLDER, or --pairs=FOLDER --output=FOLDER"
 
-_FIXED = flags.DEFINE_string("fixed", None, "Fixed scan, NIfTI; the result is on its grid.")
-_MOVING = flags.DEFINE_string("moving", None, "Moving scan, NIfTI; it is warped.")
+_FIXED = flags.DEFINE_string("fixed", None, "Fixed scan: NIfTI, DICOM, NRRD, MHA, MGZ; the result is on its grid.")
+_MOVING = flags.DEFINE_string("moving", None, "Moving scan, of the same formats; it is warped.")
 _PAIRS = flags.DEFINE_string("pairs", None, "Table of many pairs: pairs.csv, or a folder with it or Learn2Reg's JSON.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the result; with --pairs, one subfolder per pair.")
 _OVERWRITE = flags.DEFINE_bool(
@@ -44,9 +44,9 @@ _SIDES = {
         "modality": flags.DEFINE_enum(
             f"{side}_modality", None, MODALITIES, f"Of the {side} scan; by default detected."
         ),
-        "mask": flags.DEFINE_string(f"{side}_mask", None, f"Mask of voxels to compare, on the {side} scan's grid."),
+        "mask": flags.DEFINE_string(f"{side}_mask", None, f"Mask of voxels to compare, in the {side} scan's frame."),
         "labels": flags.DEFINE_string(f"{side}_labels", None, f"Label map on the {side} scan's grid, for scores."),
-        "landmarks": flags.DEFINE_string(f"{side}_landmarks", None, f"CSV x,y,z in mm (RAS+) in the {side} scan."),
+        "landmarks": flags.DEFINE_string(f"{side}_landmarks", None, f"Points in mm in the {side} scan, CSV or Slicer."),
     }
     for side in ("fixed", "moving")
 }
@@ -57,7 +57,9 @@ _CHECK_MODALITY = flags.DEFINE_bool(
     "check_modality", True, "Refuse intensities that contradict a stated modality, such as a CT that is not in HU."
 )
 _AFFINE = flags.DEFINE_string(
-    "affine", DEFAULT.affine, f"Affine step: {', '.join(alignment.AFFINE_STEPS)}, or a matrix file of ITK or ANTs."
+    "affine",
+    DEFAULT.affine,
+    f"Affine step: {', '.join(alignment.AFFINE_STEPS)}, or a matrix file: ITK, ANTs, LTA, flirt:FILE, greedy:FILE.",
 )
 _SPACING = flags.DEFINE_float(
     "spacing",
@@ -81,6 +83,9 @@ _DIFFEOMORPHIC = flags.DEFINE_bool(
     DEFAULT.diffeomorphic,
     "Optimise a stationary velocity field, which does not fold; otherwise --lam=0.4 is best.",
 )
+_FORMAT = flags.DEFINE_list(
+    "format", [], f"Further formats of the result: {', '.join(exports.FORMATS)} (own: the moving scan's own)."
+)
 _LEARN2REG = flags.DEFINE_bool("learn2reg", False, "Also write the field in Learn2Reg's format.")
 _ORGANS = flags.DEFINE_list("organs", None, "Labels to score, such as liver=1,spleen=2+3; by default all.")
 _CT_WINDOW = flags.DEFINE_list(
@@ -96,7 +101,7 @@ GROUPS = {
     "Affine step and working grid": ("affine", "spacing", "ct_window"),
     "Network": ("checkpoint", "step"),
     "Instance optimisation": ("refine", "iterations", "lam", "mind", "diffeomorphic"),
-    "Output": ("output", "overwrite", "organs", "learn2reg"),
+    "Output": ("output", "overwrite", "organs", "format", "learn2reg"),
 }
 
 
@@ -192,7 +197,7 @@ def _task(fixed: Files, moving: Files) -> PairSpec:
         dataclasses.replace(files, unoriented=_UNORIENTED.value, check_modality=_CHECK_MODALITY.value)
         for files in (fixed, moving)
     )
-    return PairSpec(fixed, moving, _settings(), _organs(), _window(), _LEARN2REG.value)
+    return PairSpec(fixed, moving, _settings(), _organs(), _window(), _LEARN2REG.value, tuple(_FORMAT.value))
 
 
 def _settings() -> pipeline.Settings:
