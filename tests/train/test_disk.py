@@ -43,7 +43,8 @@ def check_and_resume(training, folder, whole, make_space, capfd):
     assert capfd.readouterr().err == ""  # Orbax would log hundreds of lines
     assert message is not None and "\n" not in message and str(folder) in message
     steps = checkpoints.steps(folder)
-    assert f"the checkpoint of step {max(steps, default=0)} is the last good one: make space" in message
+    good = f"the checkpoint of step {steps[-1]} is the last good one" if steps else "there is no checkpoint yet"
+    assert f"{good}: make space and run the same command again" in message
     for step in steps:
         assert checkpoints.load_config(folder / "checkpoints" / str(step)).train.steps == 8
     make_space()
