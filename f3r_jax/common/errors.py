@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 EXIT_BROKEN_PIPE = 1
 EXIT_USER_ERROR = 2
+EXIT_FAILED_VERDICT = 4  # `register --strict`
 EXIT_INTERRUPTED = 130  # the status that a shell reports after Ctrl-C
 
 OF_THE_DISK = {

@@ -3,6 +3,7 @@
   python -m f3r_jax.register --fixed=mr.nii.gz --moving=ct.nii.gz --output=out
   python -m f3r_jax.register --fixed=mr.nii.gz --moving=ct.nii.gz --output=out --checkpoint=runs/mrb
   python -m f3r_jax.register --pairs=data/pairs.csv --output=out
+  python -m f3r_jax.register --demo
 
 The steps are affine registration, the network of `--checkpoint` if one is given, and instance optimisation by gradient
 descent. `f3r_jax/register/output_files.py` lists the output files of one pair, `f3r_jax/register/batch.py` those of
@@ -26,7 +27,18 @@ from f3r_jax.config import CT_WINDOW
 from f3r_jax.data.nifti_geometry import check_axes
 from f3r_jax.data.preprocess import MODALITIES
 from f3r_jax.ops.mind import PRESETS
-from f3r_jax.register import alignment, batch, batch_summary, exports, output_files, pair_spec, pipeline
+from f3r_jax.register import (
+    alignment,
+    batch,
+    batch_summary,
+    demo,
+    exports,
+    flag_values,
+    output_files,
+    pair_spec,
+    pipeline,
+    verdict,
+)
 from f3r_jax.register.pair_spec import Files, PairSpec
 
 DEFAULT = pipeline.Settings()
@@ -35,6 +47,7 @@ USAGE = "--fixed=FILE --moving=FILE --output=FOLDER, or --pairs=FOLDER --output=
 _FIXED = flags.DEFINE_string("fixed", None, "Fixed scan: NIfTI, DICOM, NRRD, MHA, MGZ; the result is on its grid.")
 _MOVING = flags.DEFINE_string("moving", None, "Moving scan, of the same formats; it is warped.")
 _PAIRS = flags.DEFINE_string("pairs", None, "Table of many pairs: pairs.csv, or a folder with it or Learn2Reg's JSON.")
+_DEMO = flags.DEFINE_bool("demo", False, f"Make a phantom pair and register it, in --output or {demo.FOLDER}.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the result; with --pairs, one subfolder per pair.")
 _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "Replace an existing result; with --pairs, results of other settings."
@@ -87,12 +100,16 @@ _FORMAT = flags.DEFINE_list(
     "format", [], f"Further formats of the result: {', '.join(exports.FORMATS)} (own: the moving scan's own)."
 )
 _LEARN2REG = flags.DEFINE_bool("learn2reg", False, "Also write the field in Learn2Reg's format.")
+_UNCERTAINTY = flags.DEFINE_bool(
+    "uncertainty", False, "Also write the spread of the displacement over other settings and positions, mm."
+)
+_STRICT = flags.DEFINE_bool("strict", False, "Exit status 4 if the verdict on a registration is `failed`.")
 _ORGANS = flags.DEFINE_list("organs", None, "Labels to score, such as liver=1,spleen=2+3; by default all.")
 _CT_WINDOW = flags.DEFINE_list(
     "ct_window", [str(bound) for bound in CT_WINDOW], "CT window: the HU that are scaled to 0 and 1."
 )
 GROUPS = {
-    "Scans": ("fixed", "moving", "pairs"),
+    "Scans": ("fixed", "moving", "pairs", "demo"),
     "What is known of the scans": (
         *(f"{side}_{what}" for what in ("modality", "mask", "labels", "landmarks") for side in ("fixed", "moving")),
         "check_modality",
@@ -101,7 +118,7 @@ GROUPS = {
     "Affine step and working grid": ("affine", "spacing", "ct_window"),
     "Network": ("checkpoint", "step"),
     "Instance optimisation": ("refine", "iterations", "lam", "mind", "diffeomorphic"),
-    "Output": ("output", "overwrite", "organs", "format", "learn2reg"),
+    "Output": ("output", "overwrite", "organs", "format", "learn2reg", "uncertainty", "strict"),
 }
 
 
@@ -111,15 +128,18 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"unknown argument {argv[1]!r}, expected {USAGE}")
     _check_flags()
     keep_compiled_programs()
-    output, command = Path(_required(_OUTPUT)), shlex.join(["python", "-m", "f3r_jax.register", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "f3r_jax.register", *sys.argv[1:]])
+    if _DEMO.value:
+        return _register_one(*demo.prepare(Path(_OUTPUT.value or demo.FOLDER), overwrite=_OVERWRITE.value), command)
+    output = Path(_required(_OUTPUT))
     if _PAIRS.value is None:
-        return _register_one(output, command)
+        return _register_one(_files_of(_FIXED), _files_of(_MOVING), output, command)
     return _register_all(Path(_PAIRS.value), output, command)
 
 
-def _register_one(output: Path, command: str) -> int:
-    """Registers the pair of the flags."""
-    pair = _task(_files_of(_FIXED), _files_of(_MOVING))
+def _register_one(fixed: Files, moving: Files, output: Path, command: str) -> int:
+    """Registers one pair."""
+    pair = _task(fixed, moving)
     network = pair_spec.network_of(pair.settings)
     pair_spec.check_pair(pair, network)
     note = functools.partial(print, flush=True)
@@ -133,11 +153,11 @@ def _register_one(output: Path, command: str) -> int:
             summary = pair_spec.register_pair(pair, output, network=network, command=command, note=note)
     print(output_files.table(summary))
     print(f"result: {output}, report: {output / 'report.html'}")
-    return 0
+    return verdict.exit_status(summary["verdict"]["level"], strict=_STRICT.value)
 
 
 def _register_all(source: Path, output: Path, command: str) -> int:
-    """Registers the pairs of a table; returns 1 if a pair failed, else 0."""
+    """Registers the pairs of a table; returns 1 if a pair failed, 4 for a strict verdict, else 0."""
     network = pair_spec.network_of(_settings())
     rows = batch.register_pairs(
         source,
@@ -153,7 +173,7 @@ def _register_all(source: Path, output: Path, command: str) -> int:
     failed = [row for row in rows if row.status == "failed"]
     for row in failed:
         print(f"failed: {row.name}: {row.reason}", file=sys.stderr)
-    return 1 if failed else 0
+    return 1 if failed else max((verdict.exit_status(row.verdict, strict=_STRICT.value) for row in rows), default=0)
 
 
 def _check_flags() -> None:
@@ -161,7 +181,10 @@ def _check_flags() -> None:
     of_one = [_FIXED, _MOVING, *(flag for of_side in _SIDES.values() for flag in of_side.values())]
     if _PAIRS.value is not None and (given := [flag.name for flag in of_one if flag.value is not None]):
         raise UserError(f"--{given[0]} with --pairs, expected files and modalities in the columns of {_PAIRS.value}")
-    for flag in (_OUTPUT,) if _PAIRS.value is not None else (_FIXED, _MOVING, _OUTPUT):
+    if _DEMO.value and (given := [flag.name for flag in (*of_one, _PAIRS) if flag.value is not None]):
+        raise UserError(f"--{given[0]} with --demo, which makes its own scans; expected only one of them")
+    of_pairs = (_OUTPUT,) if _PAIRS.value is not None else (_FIXED, _MOVING, _OUTPUT)
+    for flag in () if _DEMO.value else of_pairs:
         _required(flag)
     if _SPACING.value is not None and not 0 < _SPACING.value < math.inf:
         raise UserError(f"--spacing is {_SPACING.value}, expected mm above 0")
@@ -171,6 +194,8 @@ def _check_flags() -> None:
         check_axes(_UNORIENTED.value, "--unoriented")
     if _CHECKPOINT.value is None and not _REFINE.value and _AFFINE.value == "none":
         raise UserError("nothing to do: --affine=none --norefine needs a --checkpoint")
+    if _UNCERTAINTY.value and not _REFINE.value:
+        raise UserError("--uncertainty with --norefine, expected instance optimisation: it is repeated in other ways")
 
 
 def _required(flag: flags.FlagHolder[str | None]) -> str:
@@ -197,7 +222,9 @@ def _task(fixed: Files, moving: Files) -> PairSpec:
         dataclasses.replace(files, unoriented=_UNORIENTED.value, check_modality=_CHECK_MODALITY.value)
         for files in (fixed, moving)
     )
-    return PairSpec(fixed, moving, _settings(), _organs(), _window(), _LEARN2REG.value, tuple(_FORMAT.value))
+    organs, window, formats = flag_values.organs(_ORGANS.value), flag_values.window(_CT_WINDOW.value), _FORMAT.value
+    last = (_LEARN2REG.value, _UNCERTAINTY.value, tuple(formats))
+    return PairSpec(fixed, moving, _settings(), organs, window, *last)
 
 
 def _settings() -> pipeline.Settings:
@@ -214,25 +241,10 @@ def _settings() -> pipeline.Settings:
     )
 
 
-def _window() -> tuple[float, float]:
-    try:
-        low, high = map(float, _CT_WINDOW.value)
-    except ValueError:
-        low = high = 0.0
-    if not -math.inf < low < high < math.inf:
-        raise UserError(f"--ct_window is {','.join(_CT_WINDOW.value)}, expected two numbers such as -160,240")
-    return low, high
-
-
-def _organs() -> dict[str, tuple[int, ...]] | None:
-    if _ORGANS.value is None:
-        return None
-    try:
-        named = [part.split("=") for part in _ORGANS.value]
-        return {name: tuple(int(value) for value in values.split("+")) for name, values in named}
-    except ValueError as error:
-        raise UserError(f"--organs is {','.join(_ORGANS.value)}, expected such as liver=1,kidneys=3+4") from error
+def console() -> None:
+    """The console script."""
+    cli.run_main(main, GROUPS)
 
 
 if __name__ == "__main__":
-    cli.run_main(main, GROUPS)
+    console()

@@ -6,15 +6,13 @@ the working grid, whose affine is A. Voxel p of that grid corresponds to the poi
 
 import dataclasses
 import math
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from f3r_jax.common.arrays import Matrix
 from f3r_jax.common.errors import UserError
 from f3r_jax.common.malloc import give_back_freed_memory
 from f3r_jax.data import transforms
@@ -22,12 +20,14 @@ from f3r_jax.data.affine import coarse
 from f3r_jax.data.affine.start import Start, warped
 from f3r_jax.data.nifti import Grid, PathLike
 from f3r_jax.data.transforms import Transform
-from f3r_jax.ops.fields import folding_percent
+from f3r_jax.ops.fields import folding_percent, nondiffeomorphic_percent
 from f3r_jax.ops.instance_optimisation import AFTER_NETWORK, Refinement
 from f3r_jax.ops.instance_optimisation import DEFAULT as REFINEMENT
-from f3r_jax.register import scans
-from f3r_jax.register.alignment import Alignment, align
+from f3r_jax.register import evidence, scans, verdict
+from f3r_jax.register.alignment import Alignment, align, coarse_copies
 from f3r_jax.register.scans import Scan
+from f3r_jax.register.stage_timer import StageTimer
+from f3r_jax.register.verdict import Verdict
 from f3r_jax.register.volumes import WorkingVolumes
 from f3r_jax.workdir import trained_network
 from f3r_jax.workdir.trained_network import Network
@@ -61,13 +61,16 @@ class RegistrationResult:
     """Result of a registration. Similarities are values of `mind_l1` inside both masks."""
 
     transform: Transform
-    initial: Matrix  # the start of the affine step
     # "initial", "affine", "network", "refined": the stages that were run. None: the scans do not overlap.
     similarity: dict[str, float | None]
     folding_percent: float
+    nondiffeomorphic_percent: float  # of the working grid's volume
     seconds: dict[str, float]
     fixed: Float[np.ndarray, "x y z"]  # the scan in [0, 1] on the working grid
     moving: Float[np.ndarray, "x y z"]  # the same, after the affine step
+    alignment: Alignment  # the affine step
+    verdict: Verdict | None = None  # None before it is made
+    search: Start | None = None  # the search for the position, also where it confirmed the headers
 
 
 def register_scans(
@@ -95,19 +98,35 @@ def register_scans(
     if settings.checkpoint is not None:
         network = network or trained_network.load(settings.checkpoint, settings.step)
         check_direction(network, moving.modality, moving.image.path)
-    alignments = align(fixed, moving, settings.affine, both=network is None and settings.refine)
+    copies = coarse_copies(fixed, moving)
+    alignments, search = align(fixed, moving, copies, settings.affine, both=network is None and settings.refine)
     clock.stop("affine", alignments[0].line)
+    result = _result(alignments, fixed, moving, settings, network, clock)
+    found = verdict.judge(evidence.gather(*copies, result.transform, search))
+    clock.stop("verdict", f"verdict: {verdict.line(found.to_json())}")
+    return dataclasses.replace(result, verdict=found, search=search, seconds=clock.seconds)
+
+
+def _result(
+    alignments: Sequence[Alignment],
+    fixed: Scan,
+    moving: Scan,
+    settings: Settings,
+    network: Network | None,
+    clock: StageTimer,
+) -> RegistrationResult:
+    """The stages after the affine step, for each of its results; the better result is chosen."""
     searched = alignments[0].start
     if searched is None:
-        return _continued(alignments[0], fixed, moving, settings, network, clock)
-    results = [_continued(each, fixed, moving, settings, network, clock, least_spacing=COARSEST) for each in alignments]
+        return continued(alignments[0], fixed, moving, settings, network, clock)
+    results = [continued(each, fixed, moving, settings, network, clock, least_spacing=COARSEST) for each in alignments]
     if len(results) == 1:
         return results[0]
     of_search, of_fit = (mismatch_of(searched, result.transform) for result in results)
     chosen = results[0] if of_search < (1 - CLEARLY) * of_fit else results[1]
     what = "the searched position" if chosen is results[0] else "the fit from the initial matrix"
     clock.stop("choice", f"chosen: {what} (mismatch {of_search:.4f} after the search, {of_fit:.4f} after the fit)")
-    return dataclasses.replace(chosen, seconds=clock.seconds)
+    return chosen
 
 
 def mismatch_of(start: Start, transform: Transform) -> float:
@@ -117,13 +136,13 @@ def mismatch_of(start: Start, transform: Transform) -> float:
     return coarse.mismatch(start.fixed, warped(moved, u), moved.seen)
 
 
-def _continued(
+def continued(
     alignment: Alignment,
     fixed: Scan,
     moving: Scan,
     settings: Settings,
     network: Network | None,
-    clock: "StageTimer",
+    clock: StageTimer,
     *,
     least_spacing: float = 0,
 ) -> RegistrationResult:
@@ -153,9 +172,17 @@ def _continued(
         clock.stop("refinement", f"instance optimisation: similarity {_change(similarity, 'refined')}")
     if u is None:
         u = np.zeros((*grid.shape, 3), np.float32)
-    folding = float(folding_percent(jnp.asarray(u)[None])[0])
+    field = jnp.asarray(u)[None]
+    fixed_image, moving_image = volumes.images()
     return RegistrationResult(
-        Transform(grid, matrix, u), initial, similarity, folding, clock.seconds, *volumes.images()
+        transform=Transform(grid, matrix, u),
+        similarity=similarity,
+        folding_percent=float(folding_percent(field)[0]),
+        nondiffeomorphic_percent=float(nondiffeomorphic_percent(field)[0]),
+        seconds=clock.seconds,
+        fixed=fixed_image,
+        moving=moving_image,
+        alignment=alignment,
     )
 
 
@@ -210,21 +237,6 @@ def release_memory(grid: Grid) -> None:
     """Returns freed memory to the system where the grid is large: the next stage can't reuse fragmented memory."""
     if math.prod(grid.shape) > LARGE:
         give_back_freed_memory()
-
-
-class StageTimer:
-    """Times each stage and reports it; a stage that runs twice adds up. `shown` is whether lines are printed."""
-
-    def __init__(self, note: Callable[[str], None] | None) -> None:
-        self.seconds: dict[str, float] = {}
-        self.shown = note is not None
-        self._note, self._last = note or (lambda line: None), time.perf_counter()
-
-    def stop(self, name: str, line: str) -> None:
-        now = time.perf_counter()
-        seconds, self._last = now - self._last, now
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-        self._note(f"{line} ({seconds:.1f} s)")
 
 
 def check_direction(network: Network, modality: str, moving: PathLike) -> None:

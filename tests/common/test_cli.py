@@ -8,6 +8,7 @@ import pytest
 from absl import flags
 
 from conftest import REPOSITORY
+from f3r_jax import __version__
 from f3r_jax.common import cli
 from f3r_jax.common.errors import UserError
 
@@ -136,3 +137,9 @@ def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost():
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     result = subprocess.run([sys.executable, "-c", LOSES], capture_output=True, text=True, env=environment)
     assert (result.returncode, result.stdout, result.stderr) == (130, "", "\ninterrupted\n")
+
+
+def test_the_version(run, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["program", "--version"])
+    cli.run_main(_raise(AssertionError("not reached")), {})
+    assert capsys.readouterr() == (f"f3r_jax {__version__}\n", "")

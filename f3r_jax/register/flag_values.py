@@ -1,0 +1,28 @@
+"""Values of flags that are lists: the CT window and the labels of organs."""
+
+import math
+from collections.abc import Sequence
+
+from f3r_jax.common.errors import UserError
+
+
+def window(texts: Sequence[str]) -> tuple[float, float]:
+    """The bounds of `--ct_window` in HU; raises a UserError unless they are two increasing numbers."""
+    try:
+        low, high = map(float, texts)
+    except ValueError:
+        low = high = 0.0
+    if not -math.inf < low < high < math.inf:
+        raise UserError(f"--ct_window is {','.join(texts)}, expected two numbers such as -160,240")
+    return low, high
+
+
+def organs(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]] | None:
+    """The label values of `--organs` by name; None without the flag. Raises a UserError for another form."""
+    if texts is None:
+        return None
+    try:
+        named = [part.split("=") for part in texts]
+        return {name: tuple(int(value) for value in values.split("+")) for name, values in named}
+    except ValueError as error:
+        raise UserError(f"--organs is {','.join(texts)}, expected such as liver=1,kidneys=3+4") from error
