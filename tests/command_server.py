@@ -19,7 +19,11 @@ import jax.numpy as jnp
 import fake_runs
 from f3r_jax import models
 from f3r_jax.evaluate import curves, figures
-from f3r_jax.train import loop  # noqa: F401  imported once, for all children
+
+# Imported once, for all children.
+from f3r_jax.register import batch  # noqa: F401
+from f3r_jax.report import write  # noqa: F401
+from f3r_jax.train import jobs  # noqa: F401
 
 TINY_PARAMETERS = (27 * 2 * 4 + 4) + (27 * 4 * 3 + 3)
 
@@ -45,6 +49,9 @@ def register_tiny() -> None:
 
 def _become(module: str, arguments: list[str], out: str, err: str, env: dict[str, str], cwd: str) -> None:
     os.environ.update(env)
+    if env.get("PYTHONWARNINGS"):  # which Python reads at its start; those for developers are never shown to users
+        for category in (UserWarning, RuntimeWarning):
+            warnings.simplefilter(env["PYTHONWARNINGS"], category)
     os.chdir(cwd)
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)

@@ -93,18 +93,18 @@ class Command:
         if self._runner.run(*self._arguments, *more, kill_when=lambda: time.monotonic() > end).status == 0:
             self.seconds.append(time.monotonic() - start)
             return "not killed", self.problem_at_end()
-        when = self._phase(before)
+        when = self._phase()
         problem = self._problem_after_kill(before) or self.run(*more) or self.problem_at_end()
         return when, problem and f"killed after {end - start:.2f} s ({when}): {problem}"
 
-    def _phase(self, before: dict[str, bytes]) -> str:
+    def _phase(self) -> str:
         """What the killed process was doing, by what it left."""
-        names = leftovers(self.output)
-        if any(name.startswith((".complete", ".moving")) for name in names):
+        parts = [part for name in leftovers(self.output) for part in Path(name).parts]
+        if ".complete" in parts or ".moving" in parts:
             return "moving the result"
-        if names or (self.output / "evaluation").is_dir():
-            return "writing the result"
-        return "at work" if self.output.is_dir() and (before or any(self.output.iterdir())) else "starting"
+        if parts:
+            return "writing"
+        return "at work" if self.output.is_dir() else "starting"  # the folder is reserved at the start of the work
 
     def _problem_after_kill(self, before: dict[str, bytes]) -> str | None:
         if self.name == "launch":

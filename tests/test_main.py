@@ -13,6 +13,7 @@ import pytest
 
 from conftest import REPOSITORY, SHAPE, blob
 from f3r_jax import models
+from f3r_jax.common import result_folder
 from f3r_jax.data import nifti
 from f3r_jax.workdir import checkpoints
 from f3r_jax.workdir.log import read_rows
@@ -112,6 +113,33 @@ def test_a_run_goes_to_a_folder_named_after_its_config(commands, arguments, else
         refused = commands.run("main", *given, "--config.seed=7", cwd=elsewhere)
         _assert_one_line(refused, folders[0], "another config", "seed", "choose another folder with --workdir=FOLDER")
         assert refused.out == ""
+
+
+# Two runs of one folder
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(commands, arguments, tmp_path):
+    with result_folder.reserved(tmp_path / "lam2"):
+        together = commands.run("main", *arguments(workdir=tmp_path / "lam{lam}"), "--lambdas=0.5,2")
+        alone = commands.run("main", *arguments(workdir=tmp_path / "lam2"))
+    for result in (together, alone):
+        assert result.status == 2 and result.err.count("\n") == 1, result
+        assert f"error: {tmp_path / 'lam2'}: another process is writing here" in result.err
+        assert "training" not in result.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_training(commands, arguments, tmp_path):
+    (tmp_path / "file").touch()
+    result = commands.run("main", *arguments(workdir=tmp_path / "file" / "run"))
+    assert result.status == 2 and result.err.count("\n") == 1 and "a part of the path is a file" in result.err, result
+
+
+def test_two_evaluations_of_a_run_are_refused(commands, finished):
+    with result_folder.reserved(finished[0] / "evaluation"):
+        result = commands.run("evaluate", f"--workdir={finished[0]}")
+    assert result.status == 2 and result.err.count("\n") == 1 and "another process is writing here" in result.err
+    assert (finished[0] / "evaluation" / "summary.json").exists()
 
 
 # A run that is killed

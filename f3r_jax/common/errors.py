@@ -64,7 +64,7 @@ def explained(error: BaseException) -> str | None:
     """One line about an error of the machine: disk, memory or device. None for any other error."""
     for each in _causes(error):
         text = " ".join(str(each).split())
-        if cause := disk_reason(each):
+        if cause := _refusal(each):
             return f"{getattr(each, 'filename', None) or 'a file cannot be written'}: {cause}"
         if isinstance(each, MemoryError) or (isinstance(each, RuntimeError) and any(word in text for word in MEMORY)):
             return f"not enough memory ({text[:SHORT] or 'MemoryError'}); expected larger voxels, or a smaller volume"
@@ -78,13 +78,14 @@ def disk_reason(error: BaseException) -> str | None:
 
     Libraries may raise an error of their own with the text of the system's error.
     """
-    for each in _causes(error):
-        if isinstance(each, OSError) and each.errno in OF_THE_DISK:
-            return OF_THE_DISK[each.errno]
-        for text, number in FULL.items():
-            if text in str(each):
-                return OF_THE_DISK[number]
-    return None
+    return next(filter(None, map(_refusal, _causes(error))), None)
+
+
+def _refusal(error: BaseException) -> str | None:
+    """The same of the error itself, without those that it was raised from."""
+    if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+        return OF_THE_DISK[error.errno]
+    return next((OF_THE_DISK[number] for text, number in FULL.items() if text in str(error)), None)
 
 
 def reason(error: BaseException) -> str:

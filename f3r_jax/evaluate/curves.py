@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.ndimage import uniform_filter1d
 
-from f3r_jax.evaluate.drawing import DPI, WIDTH, as_words, save
+from f3r_jax.evaluate.drawing import DPI, WIDTH, as_words, save, shortened
 from f3r_jax.evaluate.slices import COLOURS, INK, MUTED, NORMAL, SMALL
 
 # Numbers of a training row that are not loss terms.
@@ -19,6 +19,7 @@ NO_LOSS = ("seconds", "seconds_per_step", "learning_rate", "gradient_norm")
 MEAN_DICE = ("dice", "mean_dice", "dice_mean")
 LEARNED = {"dice_gain": "Dice gain, points", "correlation": "correlation"}
 SMOOTHED = 25  # rows in the running mean
+MOST_NAMED, LONGEST = 12, 24  # curves in the legend, and characters of a name: more would leave no room for the panel
 
 
 def training_curves(path: str | os.PathLike, train_rows: Sequence[Mapping], validation_rows: Sequence[Mapping]) -> None:
@@ -57,9 +58,11 @@ def training_curves(path: str | os.PathLike, train_rows: Sequence[Mapping], vali
         ax.plot(steps, values, color=INK, linewidth=1.4, marker="o", markersize=2.2)
     ax = _plot(figure, (rows, columns, count), "validation Dice, %")
     colours = itertools.cycle(COLOURS)
-    for name, (steps, values) in dices.items():
+    for number, (name, (steps, values)) in enumerate(dices.items()):
         colour, width = (INK, 1.8) if name in MEAN_DICE else (next(colours), 1.0)
-        label = as_words(name.replace("dice", "")) or "mean"
+        label = shortened(as_words(name.replace("dice", "")) or "mean", LONGEST)
+        if number >= MOST_NAMED:
+            label = f"and {len(dices) - MOST_NAMED} more" if number == MOST_NAMED else "_without"
         ax.plot(steps, values, label=label, marker="o", markersize=2.2, color=colour, linewidth=width)
     if dices:
         ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), fontsize=SMALL, frameon=False, labelcolor=INK)

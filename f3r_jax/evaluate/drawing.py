@@ -9,13 +9,15 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter
+from matplotlib.ticker import FixedFormatter, FuncFormatter
 
 from f3r_jax.common.files import replacing
 
 # The first figure on a machine takes some seconds longer; that is no warning for a user.
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
+# Beginnings of Matplotlib's warnings that a user cannot act on: of scripts that its font lacks, and of narrow panels.
+NO_WARNING = ("Glyph .* missing from", "Matplotlib currently does not support", "constrained_layout not applied")
 WIDTH, DPI = 7.0, 200  # inches; 1400 pixels
 
 
@@ -31,21 +33,39 @@ def plain_text(figure: Figure) -> Iterator[None]:
     """Makes a figure's text literal, to be saved inside the block: names of files and organs may contain anything.
 
     Matplotlib reads text between two $ as mathematics, cannot draw names that are not UTF-8, and warns of characters
-    that its font lacks. Numbers at an axis stay as they are.
+    that its font lacks and of names that leave no room for the panels. Numbers at an axis stay as they are.
     """
     numbers = set()
     for ax in figure.axes:
         for axis in (ax.xaxis, ax.yaxis):
-            if not isinstance(axis.get_major_formatter(), FixedFormatter):
+            # Labels that are given, not numbers, have one of these.
+            if not isinstance(axis.get_major_formatter(), FixedFormatter | FuncFormatter):
                 ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
                 numbers |= {axis.offsetText, *(label for tick in ticks for label in (tick.label1, tick.label2))}
     for text in figure.findobj(Text):
         if text not in numbers:
-            text.set_text(text.get_text().encode("utf-8", "backslashreplace").decode())
+            text.set_text(_escaped(text.get_text()))
             text.set_parse_math(False)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        for message in NO_WARNING:
+            warnings.filterwarnings("ignore", message=message)
         yield
+
+
+def _escaped(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def shortened(text: str, length: int = 40) -> str:
+    """The text, cut in the middle if it has more characters than `length`; what is not UTF-8 is escaped.
+
+    Tick labels need this, because Matplotlib sets them again while it draws.
+    """
+    text = _escaped(text)
+    if len(text) <= length:
+        return text
+    end = (length - 1) // 3
+    return f"{text[: length - 1 - end]}\N{HORIZONTAL ELLIPSIS}{text[-end:]}"
 
 
 def as_words(name: str) -> str:

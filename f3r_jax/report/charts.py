@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from f3r_jax.evaluate.drawing import plain_text
+from f3r_jax.evaluate.drawing import plain_text, shortened
 from f3r_jax.evaluate.slices import INK, MUTED
 
 DPI = 150
@@ -115,7 +115,7 @@ def dots(panels: Mapping[str, Sequence[Dots]]) -> Figure:
             ax.plot(np.mean(row.cases), n, "o", color=colour, markersize=6)
             if row.printed is not None:
                 ax.plot(row.printed, n, "D", markerfacecolor="none", markeredgecolor=INK, markersize=5.5)
-        ax.set_yticks(range(len(rows)), [row.label for row in rows])
+        ax.set_yticks(range(len(rows)), [shortened(row.label) for row in rows])
         ax.tick_params(axis="y", labelcolor=INK, labelsize=NORMAL)
         ax.set_ylim(count - 0.5, -0.5)
     return figure
@@ -177,7 +177,7 @@ def _highlight(ax: Axes, curve: Curve, *, marked: bool) -> None:
 
 
 def _dress(ax: Axes, name: str) -> None:
-    ax.set_title(name, size=NORMAL, color=INK, loc="left", pad=4)
+    ax.set_title(shortened(name), size=NORMAL, color=INK, loc="left", pad=4)
     ax.tick_params(labelsize=SMALL, length=0, colors=MUTED, labelcolor=MUTED)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=4))
     ax.yaxis.set_major_locator(MaxNLocator(nbins=5))

@@ -98,9 +98,10 @@ class Record:
             if isinstance(error, UserError) or not (cause := disk_reason(error)):
                 raise
             good = max(checkpoints.steps(self._workdir), default=0)
+            kept = f"the checkpoint of step {good} is the last good one" if good else "there is no checkpoint yet"
             raise UserError(
-                f"{self._workdir}: the training cannot be written: {cause}; the checkpoint of step {good} is the last "
-                "good one: make space and run the same command again"
+                f"{self._workdir}: the training cannot be written: {cause}; {kept}: make space and run the same "
+                "command again"
             ) from error
 
     def _validate(self, step: int, params: dict) -> None:

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from f3r_jax.evaluate import curves, figures
+from f3r_jax.evaluate import curves, drawing, figures
 
 SHAPE, SPACING = (32, 28, 20), (3.0, 3.0, 5.0)
 ORGANS = {"spleen": (2,), "liver": (1,), "kidneys": (3, 4)}
@@ -208,3 +208,18 @@ def test_names_are_drawn_as_text(tmp_path, recwarn):
     figures.overlay(tmp_path / "overlay.png", **case(title="m$x$_{.nii on \u6f22\udce9", organs=names))
     assert (tmp_path / "overlay.png").exists()
     assert not list(recwarn)
+
+
+@pytest.mark.parametrize("organs", [{f"organ_{n}" for n in range(60)}, {"x" * 300}, {"\u0643\u0628\u062f", "\u05db"}])
+def test_training_curves_leave_room_for_the_panels(tmp_path, recwarn, organs):
+    rows = [{"step": step, "dice": 70.0 + step} | {f"dice_{organ}": 50.0 for organ in organs} for step in (0, 5)]
+    curves.training_curves(tmp_path / "curves.png", [{"step": step, "loss": 1.0} for step in range(3)], rows)
+    assert not list(recwarn)
+    page = imread(tmp_path / "curves.png")
+    assert page.shape[1] == 1400
+
+
+def test_long_names_are_cut_in_the_middle():
+    assert drawing.shortened("liver", 10) == "liver"
+    short = drawing.shortened("a" * 50 + "b" * 50, 10)
+    assert short == "aaaaaa\N{HORIZONTAL ELLIPSIS}bbb" and len(short) == 10

@@ -17,7 +17,7 @@ from f3r_jax.common import result_folder
 from f3r_jax.common.errors import UserError
 from f3r_jax.config import upgraded
 from f3r_jax.data.datasets import open_dataset
-from f3r_jax.report import write
+from f3r_jax.report import charts, write
 from f3r_jax.report.study_runs import read_study
 from f3r_jax.workdir import checkpoints
 from f3r_jax.workdir.metadata import write_config
@@ -254,6 +254,21 @@ def test_a_report_cut_off_leaves_the_old_one(runs, tmp_path, monkeypatch):
         write.write_report([runs / "faim_0.5"], output)
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
     assert os.listdir(tmp_path) == ["report"]
+
+
+def test_names_in_charts_may_be_long_or_in_any_script_or_in_none(tmp_path, recwarn):
+    names = ("x" * 300, "\u809d\u81df", "\u0643\u0628\u062f", "a$\\bad{$", "b\udce9")
+    one = np.array([1.0])
+    curves = {name: charts.Curve(one, one, np.array([0.0]), True) for name in names}
+    panels = {"Dice": [charts.Dots(name, one, None, False) for name in names]}
+    for stem, figure in (
+        ("curves", charts.charts(curves, x_label="step", y_label="loss")),
+        ("dots", charts.dots(panels)),
+    ):
+        drawing = charts.save(figure, tmp_path, stem, title=names[0], caption="")
+        assert "\\udce9" in drawing.svg and "a$" in drawing.svg
+        assert imread(tmp_path / f"{stem}.png").std() > 0.01
+    assert not list(recwarn)
 
 
 @pytest.mark.parametrize("step", range(1, 12))
