@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
-from f3r_jax.ops.shapes import Displacement, Volume
+from f3r_jax.ops.shapes import Displacement, Volume, total
 from f3r_jax.ops.warp import warp, warp_slopes
 
 Spacing = Sequence | np.ndarray | Array
@@ -56,6 +56,11 @@ def jacobian_determinant(displacement: Displacement, spacing: Spacing = (1, 1, 1
         - j[..., 0, 1] * (j[..., 1, 0] * j[..., 2, 2] - j[..., 1, 2] * j[..., 2, 0])
         + j[..., 0, 2] * (j[..., 1, 0] * j[..., 2, 1] - j[..., 1, 1] * j[..., 2, 0])
     )
+
+
+def divergence(field: Displacement) -> Float[Array, "b x y z"]:
+    """The sum of d field_i / d p_i, with the differences of `gradient`, per voxel."""
+    return total(_central(field[..., axis], axis + 1) for axis in range(3))
 
 
 def compose(first: Displacement, second: Displacement) -> Displacement:

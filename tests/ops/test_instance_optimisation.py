@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from f3r_jax.ops import instance_optimisation
+from f3r_jax.ops import instance_optimisation, sources
 from f3r_jax.ops.fields import exponential, folding_percent
 from f3r_jax.ops.instance_optimisation import DEFAULT, Level
 from f3r_jax.ops.losses import gradient_l2
@@ -137,7 +137,7 @@ def test_reach_is_how_far_a_descriptor_sees(preset):
     there = jax.grad(lambda image: jnp.sum(mind(image, preset=preset)[(0, *centre)][:4]))(image)[0, ..., 0]
     # The mean that some variances are clamped about reaches everywhere, but only voxels at the clamp feel it.
     seen = np.argwhere(np.abs(there) > 1e-12) - np.array(centre)
-    assert np.abs(seen).max() <= instance_optimisation.reach_of(preset)
+    assert np.abs(seen).max() <= sources.reach_of(preset)
 
 
 @pytest.mark.parametrize(
