@@ -48,6 +48,7 @@ FINE_AFTER_NETWORK = FINE_INSTANCE | {"spacings": (4, 2)}
 COARSE_VOXELS = 3.0  # mm: the coarse settings are used for voxels of this size or more
 # Values implied by configs that were saved before these keys existed.
 EARLIER = {
+    "init": "",
     "model.diffeomorphic": False,
     "model.remat": False,
     "train.dtype": "float32",
@@ -75,6 +76,7 @@ def network_config(*, option: str, lam: float, paper_lam: float, **model: str) -
     """
     config = _shared(option)
     paper = option == "paper"
+    config.init = ""  # run or file of weights (.npz) from whose parameters training starts; "": random parameters
 
     config.model = ConfigDict(model)
     config.model.flow_init = 1e-5  # standard deviation of the last kernel; small, to start near the identity
@@ -175,14 +177,16 @@ def upgraded(config: ConfigDict) -> ConfigDict:
             config.instance = ConfigDict(FINE_AFTER_NETWORK if fine else COARSE_AFTER_NETWORK)
     else:
         known = {SYN: syn_config, INSTANCE: instance_config}[config.model.name](option="")
+    keys = flatten(known.to_dict())
     for key, value in EARLIER.items():
-        section, name = key.split(".")
-        if section not in known or name not in known[section]:
+        section, _, name = key.rpartition(".")
+        if key not in keys:
             continue
-        if section not in config:
+        if section and section not in config:
             config[section] = ConfigDict()
-        if name not in config[section]:
-            config[section][name] = value
+        part = config[section] if section else config
+        if name not in part:
+            part[name] = value
     return config
 
 

@@ -18,6 +18,7 @@ PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 # What is not run here, and why
 LEFT_OUT = {
     "f3r_jax.benchmark": "measures for minutes; tests/benchmark run it",
+    "export_weights": "tests/workdir/test_weights.py runs it",
     "--slurm": "needs a cluster",
     "srun": "needs a cluster",
     "...": "not a whole command",

@@ -64,7 +64,9 @@ _SPACING = flags.DEFINE_float(
     None,
     "Voxel size of the working grid, mm; by default 1, or the smallest voxel edge of both scans if that is larger.",
 )
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a training run; without it no network is used.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Training run, or weights in a .npz file; without it no network is used."
+)
 _STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the newest.")
 _REFINE = flags.DEFINE_bool("refine", DEFAULT.refine, "Run instance optimisation (gradient descent on this pair).")
 _ITERATIONS = flags.DEFINE_integer(

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import flax.linen as nn
+import jax
 from ml_collections import ConfigDict
 
 from f3r_jax import models
@@ -23,6 +24,7 @@ from f3r_jax.train.record import TrainingError
 from f3r_jax.train.step import TrainStep, check_settings, compile_train_step
 from f3r_jax.workdir.checkpoints import steps
 from f3r_jax.workdir.metadata import check_same_run, write_config, write_origin
+from f3r_jax.workdir.trained_network import params_from
 
 
 def train_and_evaluate(runs: dict[Path, ConfigDict], *, argv: Sequence[str], note: str | None, evaluates: bool) -> int:
@@ -51,6 +53,7 @@ def train_and_evaluate(runs: dict[Path, ConfigDict], *, argv: Sequence[str], not
         check_batches(config)
     for workdir, each in runs.items():
         check_same_run(each, workdir)
+    init = None if network is None else _initial_params(network, runs)
     for line in (*([note] if note else []), *(f"note: {line}" for line in dataset.notes)):
         print(line, flush=True)
     step_future = None if network is None else compile_in_background(network, configs, workdirs)
@@ -62,7 +65,7 @@ def train_and_evaluate(runs: dict[Path, ConfigDict], *, argv: Sequence[str], not
             write_origin(workdir, argv=argv)
     errors: list[TrainingError | None] = [None]
     if network is not None:
-        errors = train(network, dataset, configs, workdirs, step_future=step_future).errors
+        errors = train(network, dataset, configs, workdirs, init=init, step_future=step_future).errors
     for error in filter(None, errors):
         print(f"error: {error}", file=sys.stderr)
     for workdir, failed in zip(workdirs, errors, strict=True):
@@ -80,6 +83,21 @@ def _checked_network(configs: Sequence[ConfigDict]) -> nn.Module:
     network = models.build(config.model, dtype=config.train.dtype)
     instance.settings_of(config.instance)
     return network
+
+
+def _initial_params(network: nn.Module, runs: dict[Path, ConfigDict]) -> dict | None:
+    """The parameters that `config.init` names; None if it names none or no run starts from the first step.
+
+    Raises:
+      UserError: there is no checkpoint, or it is of another architecture.
+    """
+    config = next(iter(runs.values()))
+    if not config.init or all(steps(workdir) for workdir in runs):
+        return None
+    params, step = params_from(Path(config.init), network)
+    leaves = jax.tree.leaves(params)
+    print(f"init: {config.init}, step {step}: all {len(leaves)} arrays, {sum(leaf.size for leaf in leaves)} parameters")
+    return params
 
 
 def compile_in_background(

@@ -39,6 +39,7 @@ def train(
     configs: Sequence[ConfigDict],
     workdirs: Sequence[Path],
     *,
+    init: dict | None = None,
     step_future: Future[TrainStep] | None = None,
 ) -> Trained:
     """Trains one run, or several runs that differ in lambda only, as one function that is vmapped over lambda.
@@ -46,6 +47,8 @@ def train(
     Training starts at the newest step for which all runs have a checkpoint, and ends after `config.train.steps` steps.
     Each run writes the same files as if it were trained alone. A run ends early when its loss is not finite; its last
     good checkpoint is kept and the other runs continue.
+
+    `init` has the parameters before the first step, random ones by default. It is not used by a resumed training.
 
     `step_future` is the result of `compile_train_step` in another thread. Without it the step is compiled here.
     """
@@ -59,7 +62,7 @@ def train(
     try:
         common = set.intersection(*(set(record.steps()) for record in records))
         first = int(devices.broadcast_from_main(max(common, default=0)))
-        start = create_state(network, optimiser, config.seed)
+        start = create_state(network, optimiser, config.seed, init)
         states = [devices.broadcast_from_main(_state_of(record, start, first)) for record in records]
         with _progress(config, first, mesh) as progress:
             for record, state, run in zip(records, states, runs, strict=True):

@@ -81,9 +81,12 @@ def make_optimiser(optim: ConfigDict, steps: int) -> optax.GradientTransformatio
     return optax.chain(optax.clip_by_global_norm(optim.clip_norm), optax.adam(schedule))
 
 
-def create_state(network: nn.Module, optimiser: optax.GradientTransformation, seed: int) -> State:
-    """The state before the first step."""
-    params = initialise(network, jax.random.key(seed))
+def create_state(
+    network: nn.Module, optimiser: optax.GradientTransformation, seed: int, params: dict | None = None
+) -> State:
+    """The state before the first step. Without `params` the parameters are random."""
+    if params is None:
+        params = initialise(network, jax.random.key(seed))
     return State(jnp.zeros((), jnp.int32), params, optimiser.init(params))
 
 

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from f3r_jax.common.errors import UserError
 from f3r_jax.config import upgraded
+from f3r_jax.workdir.weights import check_architecture
 
 FOLDER = "checkpoints"
 
@@ -119,15 +120,7 @@ def load_params(checkpoint: Path, abstract: dict) -> dict:
     Raises:
       UserError: the checkpoint is of another network, or cannot be read.
     """
-    stored = _shapes(_metadata(checkpoint))
-    expected = _shapes(abstract)
-    if stored != expected:
-        differing = sorted(set(stored.items()) ^ set(expected.items()))
-        name = differing[0][0]
-        raise UserError(
-            f"{checkpoint}: checkpoint of another architecture: {name} is {stored.get(name, 'absent')}, "
-            f"expected {expected.get(name, 'absent')} ({len({n for n, _ in differing})} parameters differ)"
-        )
+    check_architecture(checkpoint, _metadata(checkpoint), abstract)
     return _restore(checkpoint, "params", ocp.args.StandardRestore(abstract))
 
 
@@ -154,7 +147,3 @@ def _reader(checkpoint: Path) -> Iterator[ocp.Checkpointer]:
             yield reader
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{checkpoint}: not a readable checkpoint of this package ({type(error).__name__})") from error
-
-
-def _shapes(tree: dict) -> dict[str, tuple[int, ...]]:
-    return {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

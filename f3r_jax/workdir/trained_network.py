@@ -9,9 +9,10 @@ import jax
 from ml_collections import ConfigDict
 
 from f3r_jax import models
+from f3r_jax.common.errors import UserError
 from f3r_jax.ops.shapes import Displacement, Volume
 from f3r_jax.ops.warp import warp
-from f3r_jax.workdir import checkpoints
+from f3r_jax.workdir import checkpoints, weights
 
 Predictor = Callable[[dict, Volume, Volume], tuple[Displacement, Volume]]
 Loaded = tuple[nn.Module, dict, ConfigDict, int]  # network, parameters, config, step
@@ -32,26 +33,59 @@ class Network(NamedTuple):
 
 
 def load(source: Path, step: int | None = None) -> Network:
-    """The network of a run's checkpoint of `step`, or of the newest checkpoint.
+    """The network of a run's checkpoint of `step`, or of the newest checkpoint, or of a file of weights.
 
     Raises:
-      UserError: the checkpoint does not exist or does not match its config.
+      UserError: the checkpoint or file does not exist or does not match its config.
     """
     network, params, config, found = load_network(source, step)
     return Network(make_predictor(network), params, config, found, source)
 
 
-def load_network(workdir: Path, step: int | None = None) -> Loaded:
+def load_network(source: Path, step: int | None = None) -> Loaded:
     """(network, parameters, config, step) of a run's checkpoint of `step`, or of the newest checkpoint.
 
+    `source` may also be a file of `workdir/weights.py`, which holds one step.
+
     Raises:
-      UserError: the checkpoint does not exist or does not match its config.
+      UserError: the checkpoint or file does not exist or does not match its config.
     """
-    checkpoint = checkpoints.find(workdir, step)
+    if source.suffix == weights.SUFFIX:
+        params, config, found = weights.read(source)
+        if step not in (None, found):
+            raise UserError(f"{source}: holds step {found}, expected step {step}")
+        network, shapes = _built(config)
+        weights.check_architecture(source, params, shapes)
+        return network, params, config, found
+    checkpoint = checkpoints.find(source, step)
     config = checkpoints.load_config(checkpoint)
-    network = models.build(config.model, dtype=config.train.dtype)
-    shapes = jax.eval_shape(lambda key: models.initialise(network, key), jax.random.key(0))
+    network, shapes = _built(config)
     return network, checkpoints.load_params(checkpoint, shapes), config, int(checkpoint.name)
+
+
+def params_from(source: Path, network: nn.Module) -> tuple[dict, int]:
+    """(parameters, step) of a run's newest checkpoint or of a file of weights, for `network`.
+
+    Raises:
+      UserError: the checkpoint or file does not exist, or is of another architecture.
+    """
+    shapes = _shapes_of(network)
+    if source.suffix == weights.SUFFIX:
+        params, _, step = weights.read(source)
+        weights.check_architecture(source, params, shapes)
+        return params, step
+    checkpoint = checkpoints.find(source)
+    return checkpoints.load_params(checkpoint, shapes), int(checkpoint.name)
+
+
+def _built(config: ConfigDict) -> tuple[nn.Module, dict]:
+    """The network of a config, and the shapes of its parameters."""
+    network = models.build(config.model, dtype=config.train.dtype)
+    return network, _shapes_of(network)
+
+
+def _shapes_of(network: nn.Module) -> dict:
+    return jax.eval_shape(lambda key: models.initialise(network, key), jax.random.key(0))
 
 
 def make_predictor(network: nn.Module) -> Predictor:
