@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
+from f3r_jax.ops.pyramid import smooth
 from f3r_jax.ops.shapes import Displacement, Volume, total
 from f3r_jax.ops.warp import warp, warp_slopes
 
@@ -79,6 +80,19 @@ def exponential(velocity: Displacement, *, squarings: int = 7) -> Displacement:
     """
     step = velocity / 2**squarings
     return lax.scan(lambda field, _: (compose(field, field), None), step, length=squarings)[0]
+
+
+def logarithm(displacement: Displacement, *, rounds: int = 8) -> Displacement:
+    """A velocity whose exponential approximates the displacement (Bossa and Olmos, 2008).
+
+    Each round composes the displacement with the inverse of the exponential, smooths this residual and adds it.
+    A field that folds has no logarithm; the result then is a smooth velocity.
+    """
+
+    def add_residual(_: Array, velocity: Displacement) -> Displacement:
+        return velocity + smooth(compose(displacement, exponential(-velocity)))
+
+    return lax.fori_loop(0, rounds, add_residual, jnp.zeros_like(displacement))
 
 
 def invert(displacement: Displacement, *, iterations: int = 12) -> tuple[Displacement, Float[Array, "b x y z"]]:

@@ -28,7 +28,7 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from f3r_jax.ops.fields import compose, exponential, gradient
+from f3r_jax.ops.fields import exponential, gradient, logarithm
 from f3r_jax.ops.losses import gradient_l2
 from f3r_jax.ops.pyramid import Weight, pool, resize, smooth
 from f3r_jax.ops.quadratic import chain, evaluate
@@ -125,18 +125,31 @@ def refine(
       progress: called after each of `calls(settings)` equal parts of the work, with `loss=`.
     """
     finest = settings.levels[-1].spacing
-    masks = fixed_mask, moving_mask
-    own = mind_source(fixed, moving, *masks, preset=settings.mind, spacing=finest, weight=weight)
-    base = _base(start, fixed.shape[1:4], spacing=finest, diffeomorphic=settings.diffeomorphic)
-    pair, values, spacing = (
-        LevelPair((own, *further), base, coarser_restraints(restraints, finest)),
-        jnp.zeros_like(base),
-        finest,
+    own = mind_source(fixed, moving, fixed_mask, moving_mask, preset=settings.mind, spacing=finest, weight=weight)
+    _, x, y, z, _ = fixed.shape
+    return optimise(
+        (own, *further), (x, y, z), start=start, restraints=restraints, settings=settings, progress=progress
     )
+
+
+def optimise(
+    sources: tuple[Source, ...],
+    shape: Shape,
+    *,
+    start: Displacement | None = None,
+    restraints: Restraints = NONE,
+    settings: Refinement = DEFAULT,
+    progress: Callable[..., None] | None = None,
+) -> Displacement:
+    """The displacement on a grid of `shape` at which the sources, on a grid of the last level's spacing, match best."""
+    finest = settings.levels[-1].spacing
+    base = _base(start, shape, spacing=finest, diffeomorphic=settings.diffeomorphic)
+    pair = LevelPair(sources, base, coarser_restraints(restraints, finest))
+    values, spacing = jnp.zeros_like(base), finest
     for level in settings.levels:
         state, here = _begin(values, pair, spacing=spacing, new_spacing=level.spacing, finest=finest)
         values, spacing = _descend(state, here, level, settings, progress), level.spacing
-    return _end(values, base, start, fixed.shape[1:4], spacing=finest, diffeomorphic=settings.diffeomorphic)
+    return _end(values, base, start, shape, spacing=finest, diffeomorphic=settings.diffeomorphic)
 
 
 def calls(settings: Refinement) -> int:
@@ -150,7 +163,7 @@ def _base(start: Displacement | None, shape: Shape, *, spacing: int, diffeomorph
     if start is None:
         return jnp.zeros((1, *(-(-n // spacing) for n in shape), 3))
     base = pool(start, spacing) / spacing
-    return _logarithm(base) if diffeomorphic else base
+    return logarithm(base) if diffeomorphic else base
 
 
 _ADAM = optax.scale_by_adam()
@@ -235,16 +248,3 @@ def _steps(
 
     state, losses = lax.scan(step, state, rates)
     return state, losses[0]
-
-
-def _logarithm(displacement: Displacement, *, rounds: int = 8) -> Displacement:
-    """A velocity whose exponential approximates the displacement (Bossa and Olmos, 2008).
-
-    Each round composes the displacement with the inverse of the exponential, smooths this residual and adds it.
-    A field that folds has no logarithm; the result then is a smooth velocity.
-    """
-
-    def add_residual(_: Array, velocity: Displacement) -> Displacement:
-        return velocity + smooth(compose(displacement, exponential(-velocity)))
-
-    return lax.fori_loop(0, rounds, add_residual, jnp.zeros_like(displacement))

@@ -27,6 +27,7 @@ from f3r_jax.data.nifti_geometry import check_axes
 from f3r_jax.data.preprocess import MODALITIES
 from f3r_jax.ops.mind import PRESETS
 from f3r_jax.register import alignment, batch, batch_summary, output_files, pair_spec, pipeline
+from f3r_jax.register.guidance import guidance_of
 from f3r_jax.register.pair_spec import Files, PairSpec
 
 DEFAULT = pipeline.Settings()
@@ -45,11 +46,25 @@ _SIDES = {
             f"{side}_modality", None, MODALITIES, f"Of the {side} scan; by default detected."
         ),
         "mask": flags.DEFINE_string(f"{side}_mask", None, f"Mask of voxels to compare, on the {side} scan's grid."),
-        "labels": flags.DEFINE_string(f"{side}_labels", None, f"Label map on the {side} scan's grid, for scores."),
+        "labels": flags.DEFINE_string(f"{side}_labels", None, f"Label map on the {side} scan's grid."),
         "landmarks": flags.DEFINE_string(f"{side}_landmarks", None, f"CSV x,y,z in mm (RAS+) in the {side} scan."),
+        "exclude": flags.DEFINE_string(f"{side}_exclude_mask", None, f"Mask of voxels of the {side} scan to ignore."),
+        "extra": flags.DEFINE_list(f"{side}_extra", [], f"Further sequences in the frame of the {side} scan."),
     }
     for side in ("fixed", "moving")
 }
+_SIDES["fixed"] |= {
+    "rigid": flags.DEFINE_string("rigid_mask", None, "Label map on the fixed scan's grid: its parts move rigidly."),
+    "preserve": flags.DEFINE_string("preserve_mask", None, "The same: its parts keep their volume."),
+}
+_LABELS_WEIGHT = flags.DEFINE_float(
+    "labels_weight", 0.0, "Weight of the labels' 1 - Dice in instance optimisation, such as 0.1; 0: scores only."
+)
+_LABELS_DRIVE = flags.DEFINE_list("labels_drive", None, "Labels with that weight, such as 1,2; by default all shared.")
+_LANDMARKS_WEIGHT = flags.DEFINE_float(
+    "landmarks_weight", 0.0, "Weight of the landmarks' squared distance, cm^2, such as 0.1; 0: scores only."
+)
+_ROBUST = flags.DEFINE_bool("robust", False, "Reduce the weight of places that match far worse than the mean.")
 _UNORIENTED = flags.DEFINE_string(
     "unoriented", None, "Axes of scans without orientation codes, such as RAS, or LPS as ITK reads them; else refused."
 )
@@ -92,6 +107,15 @@ GROUPS = {
         *(f"{side}_{what}" for what in ("modality", "mask", "labels", "landmarks") for side in ("fixed", "moving")),
         "check_modality",
         "unoriented",
+    ),
+    "What takes part": (
+        "labels_weight",
+        "labels_drive",
+        "landmarks_weight",
+        *(f"{side}_{what}" for what in ("extra", "exclude_mask") for side in ("fixed", "moving")),
+        "rigid_mask",
+        "preserve_mask",
+        "robust",
     ),
     "Affine step and working grid": ("affine", "spacing", "ct_window"),
     "Network": ("checkpoint", "step"),
@@ -158,7 +182,7 @@ def _register_all(source: Path, output: Path, command: str) -> int:
 def _check_flags() -> None:
     """Raises a UserError for missing or contradictory flags."""
     of_one = [_FIXED, _MOVING, *(flag for of_side in _SIDES.values() for flag in of_side.values())]
-    if _PAIRS.value is not None and (given := [flag.name for flag in of_one if flag.value is not None]):
+    if _PAIRS.value is not None and (given := [flag.name for flag in of_one if flag.value not in (None, [])]):
         raise UserError(f"--{given[0]} with --pairs, expected files and modalities in the columns of {_PAIRS.value}")
     for flag in (_OUTPUT,) if _PAIRS.value is not None else (_FIXED, _MOVING, _OUTPUT):
         if not flag.value:
@@ -190,6 +214,7 @@ def _settings() -> pipeline.Settings:
         lam=_LAM.value,
         mind=_MIND.value,
         diffeomorphic=_DIFFEOMORPHIC.value,
+        guidance=guidance_of(_LABELS_WEIGHT.value, _LABELS_DRIVE.value, _LANDMARKS_WEIGHT.value, _ROBUST.value),
     )
 
 

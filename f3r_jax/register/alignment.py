@@ -10,8 +10,11 @@ from f3r_jax.common.errors import UserError
 from f3r_jax.data import itk_affine, resample
 from f3r_jax.data.affine.coarse import coarse_scan
 from f3r_jax.data.affine.fit import fit
+from f3r_jax.data.affine.guided import start_from
 from f3r_jax.data.affine.initial import initial_alignment
 from f3r_jax.data.affine.start import Start, find_start
+from f3r_jax.register.guidance import UNGUIDED, Guidance
+from f3r_jax.register.known_position import known_position
 from f3r_jax.register.scans import Scan
 
 AFFINE_STEPS = ("none", "rigid", "affine")
@@ -39,7 +42,7 @@ class Alignment:
     line: str
 
 
-def align(fixed: Scan, moving: Scan, how: str, *, both: bool = True) -> list[Alignment]:
+def align(fixed: Scan, moving: Scan, how: str, *, both: bool = True, guidance: Guidance = UNGUIDED) -> list[Alignment]:
     """Aligns two scans.
 
     Args:
@@ -47,6 +50,7 @@ def align(fixed: Scan, moving: Scan, how: str, *, both: bool = True) -> list[Ali
       moving: the moving scan.
       how: one of `AFFINE_STEPS`, or the path of a matrix file.
       both: whether the fit from the initial matrix is wanted in addition to a searched position.
+      guidance: labels or landmarks that drive give the position, and nothing is searched.
 
     Returns:
       One alignment. Where the position had to be searched, `both` is set, and a fit from the initial matrix succeeds
@@ -66,6 +70,8 @@ def align(fixed: Scan, moving: Scan, how: str, *, both: bool = True) -> list[Ali
             )
         return [Alignment(np.eye(4), np.eye(4), None, "affine step: none")]
     initial, related = initial_alignment(fixed.image, fixed.modality, moving.image, moving.modality)
+    if guidance.drives:
+        return [_guided(fixed, moving, how, guidance, initial, related=related)]
     found = _searched(fixed, moving, initial, related=related) if how == "affine" else []
     if found and not both:
         return found
@@ -77,6 +83,30 @@ def align(fixed: Scan, moving: Scan, how: str, *, both: bool = True) -> list[Ali
             return found
         raise
     return [*found, Alignment(end.matrix, initial, None, f"affine step: {how}")]
+
+
+def _guided(fixed: Scan, moving: Scan, how: str, guidance: Guidance, initial: Matrix, *, related: bool) -> Alignment:
+    """The alignment from the labels or landmarks that drive, continued by MIND."""
+    known = known_position(fixed, moving, guidance, scales=how == "affine")
+    line = f"affine step: {how}, from the {known.what} that drive"
+    if how == "affine" and not (related and known.away < CONFIRMED):
+        here, there = (
+            coarse_scan(scan.image, scan.normalised, scan.modality, _voxels(scan)) for scan in (fixed, moving)
+        )
+        start = start_from(known.matrix, here, there, known.on_grid)
+        return Alignment(start.transform.matrix, initial, start, line)
+    try:
+        end = fit(
+            fixed.normalised,
+            moving.normalised,
+            initial=known.matrix,
+            degrees=how,
+            fixed_mask=_voxels(fixed),
+            moving_mask=_voxels(moving),
+        ).matrix
+    except UserError:
+        end = known.matrix
+    return Alignment(known.better(end), initial, None, line)
 
 
 def _searched(fixed: Scan, moving: Scan, initial: Matrix, *, related: bool) -> list[Alignment]:

@@ -35,6 +35,7 @@ from f3r_jax.data.transforms import Transform
 from f3r_jax.evaluate import figures, metrics
 from f3r_jax.ops.warp import warp, warp_nearest
 from f3r_jax.register import page, scans
+from f3r_jax.register.guidance_report import separate, table_lines
 from f3r_jax.register.pipeline import RegistrationResult
 from f3r_jax.register.scans import Scan
 
@@ -103,7 +104,8 @@ def write(
             points = transforms.to_fixed(transform, inverse, moving.landmarks)
             write_points(folder / "warped_landmarks.csv", points)
         summary = {
-            **_scores(fixed, moving, transform, warped_labels, organs),
+            **_scores(fixed, moving, transform, warped_labels, organs, outcome.guidance.driving),
+            **outcome.guidance.summary(),
             "similarity": outcome.similarity,
             "folding_percent": outcome.folding_percent,
             "sd_log_jacobian": metrics.sd_log_jacobian(transform.displacement),
@@ -176,6 +178,7 @@ def table(summary: Mapping) -> str:
         lines.append(f"{'mean':<14}" + "".join(_shown(stage["mean_dice"]) for stage in stages.values()))
     if "tre_mm" in summary:
         lines.append("landmarks, mm " + "".join(_shown(stage["tre_mm"]) for stage in stages.values()))
+    lines += table_lines(summary)
     lines.append(f"MIND difference: {page.similarities(summary)}")
     lines.append(f"folding {summary['folding_percent']:.3f} %, SD of log Jacobian {summary['sd_log_jacobian']:.3f}")
     return "\n".join(lines)
@@ -191,6 +194,7 @@ def _scores(
     transform: Transform,
     warped_labels: np.ndarray | None,
     organs: Mapping[str, Sequence[int]],
+    driving: Sequence[int],
 ) -> dict:
     """Organ scores and landmark errors of the whole transform, of its affine part, and before registration."""
     grid, scores = fixed.stored, {}
@@ -205,6 +209,7 @@ def _scores(
             scores[name]["organs"] = metrics.organ_scores(reference, labels, organs=organs, spacing=grid.spacing)
             known = [s["dice"] for s in scores[name]["organs"].values() if not np.isnan(s["dice"])]
             scores[name]["mean_dice"] = float(np.mean(known)) if known else math.nan
+            separate(scores[name], organs, driving)
         if fixed.landmarks is not None and moving.landmarks is not None:
             errors = np.linalg.norm(transforms.to_moving(each, fixed.landmarks) - moving.landmarks, axis=1)
             scores[name]["tre_mm"] = float(errors.mean())

@@ -17,12 +17,14 @@ from f3r_jax.data import itk_affine, nifti
 from f3r_jax.data.grids import Grid, sizes
 from f3r_jax.data.landmarks import check_landmarks, read_landmarks
 from f3r_jax.register import alignment, output_files, pipeline, scans
+from f3r_jax.register.guidance_files import check_files
 from f3r_jax.register.scans import Scan
 from f3r_jax.workdir import trained_network
 from f3r_jax.workdir.trained_network import Network
 
 SIDES = ("fixed", "moving")
 OPTIONS = ("unoriented", "check_modality")  # the same for both scans
+LATER = ("exclude", "rigid", "preserve", "extra")  # recorded only where they are set, as earlier versions lack them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +36,10 @@ class Files:
     mask: str | None = None
     labels: str | None = None
     landmarks: str | None = None
+    exclude: str | None = None  # mask of voxels that take no part
+    rigid: str | None = None  # mask of parts that move rigidly; of the fixed scan
+    preserve: str | None = None  # mask of parts that keep their volume; of the fixed scan
+    extra: Sequence[str] = ()  # further sequences in the same frame
     unoriented: str | None = None  # axes of files without orientation codes, such as RAS
     check_modality: bool = True  # whether intensities that contradict the modality are an error
 
@@ -67,13 +73,15 @@ def check_pair(task: PairSpec, network: Network | None) -> None:
         pipeline.check_direction(network, task.moving.modality, task.moving.path)
     if task.learn2reg:
         _check_one_grid(*grids)
+    check_files(task.fixed, task.moving, task.settings.guidance, grids)
 
 
 def _checked_grid(files: Files) -> Grid:
     """The grid of a scan; raises a UserError for files that cannot be read or do not match."""
     grid = nifti.read_grid(files.path, unoriented=files.unoriented)
     scans.check_size(grid)
-    for kind, file in (("mask", files.mask), ("label map", files.labels)):
+    masks = (files.mask, files.exclude, files.rigid, files.preserve)
+    for kind, file in (*(("mask", mask) for mask in masks), ("label map", files.labels)):
         if file:
             nifti.check_same_grid(grid, nifti.read_grid(file, unoriented=files.unoriented), kind)
     if files.landmarks:
@@ -145,11 +153,13 @@ def recorded(task: PairSpec, network: Network | None) -> dict[str, object]:
     sides = {side: getattr(task, side) for side in SIDES}
     values = {side: files.path for side, files in sides.items()}
     for side, files in sides.items():
-        values |= {f"{side}_{name}": value for name, value in vars(files).items() if name not in ("path", *OPTIONS)}
+        given = {name: value for name, value in vars(files).items() if value or name not in LATER}
+        values |= {f"{side}_{name}": value for name, value in given.items() if name not in ("path", *OPTIONS)}
     # Only where they are set, because the results of earlier versions do not have them.
     values |= {"unoriented": task.fixed.unoriented} if task.fixed.unoriented else {}
     values |= {} if task.fixed.check_modality else {"check_modality": False}
     values |= vars(task.settings) | {"step": network and network.step}
+    values |= values.pop("guidance").changed()
     values |= {"organs": task.organs, "ct_window": task.ct_window, "learn2reg": task.learn2reg}
     return json.loads(json.dumps(values, default=str))
 

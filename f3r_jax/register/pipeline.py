@@ -25,9 +25,12 @@ from f3r_jax.data.transforms import Transform
 from f3r_jax.ops.fields import folding_percent
 from f3r_jax.ops.instance_optimisation import AFTER_NETWORK, Refinement
 from f3r_jax.ops.instance_optimisation import DEFAULT as REFINEMENT
-from f3r_jax.register import scans
+from f3r_jax.register import parts, scans
 from f3r_jax.register.alignment import Alignment, align
+from f3r_jax.register.guidance import UNGUIDED, Guidance, driving_labels
+from f3r_jax.register.guidance_report import GuidanceReport, leave_one_out
 from f3r_jax.register.scans import Scan
+from f3r_jax.register.sources import guides
 from f3r_jax.register.volumes import WorkingVolumes
 from f3r_jax.workdir import trained_network
 from f3r_jax.workdir.trained_network import Network
@@ -54,6 +57,7 @@ class Settings:
     lam: float = REFINEMENT.lam
     mind: str = REFINEMENT.mind
     diffeomorphic: bool = REFINEMENT.diffeomorphic
+    guidance: Guidance = UNGUIDED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +71,7 @@ class RegistrationResult:
     seconds: dict[str, float]
     fixed: Float[np.ndarray, "x y z"]  # the scan in [0, 1] on the working grid
     moving: Float[np.ndarray, "x y z"]  # the same, after the affine step
+    guidance: GuidanceReport = dataclasses.field(default_factory=GuidanceReport)
 
 
 def register_scans(
@@ -94,7 +99,8 @@ def register_scans(
     if settings.checkpoint is not None:
         network = network or trained_network.load(settings.checkpoint, settings.step)
         check_direction(network, moving.modality, moving.image.path)
-    alignments = align(fixed, moving, settings.affine, both=network is None and settings.refine)
+    both = network is None and settings.refine
+    alignments = align(fixed, moving, settings.affine, both=both, guidance=settings.guidance)
     clock.stop("affine", alignments[0].line)
     searched = alignments[0].start
     if searched is None:
@@ -136,7 +142,8 @@ def _continued(
         similarity["initial"] = WorkingVolumes(fixed, moving, grid, initial, start).similarity(None, settings.mind)
     release_memory(grid)
     clock.stop("resampling", f"working grid: {' x '.join(map(str, grid.shape))} voxels of {spacing:g} mm")
-    u = None
+    u: np.ndarray | None = None
+    left_out: tuple[float, ...] = ()
     if network is not None:
         u = predict_displacement(network, fixed, moving, volumes)
         similarity["network"] = volumes.similarity(u, settings.mind)
@@ -145,16 +152,25 @@ def _continued(
     elif start is not None and settings.refine:
         u = transforms.resampled(start.transform, grid)
     if settings.refine:
-        u = volumes.refined(u, refinement(settings, after_start=start is not None), shown=clock.shown)
+        optimisation = refinement(settings, after_start=start is not None)
+        finest = optimisation.levels[-1].spacing
+        known = guides(fixed, moving, grid, matrix, settings.guidance, preset=settings.mind, spacing=finest)
+        if left_out := leave_one_out(volumes, known, optimisation, u if network else None):
+            clock.stop("leave-one-out", f"landmarks: {np.mean(left_out):.2f} mm when left out, on coarse levels")
+        u = volumes.refined(u, optimisation, shown=clock.shown, guides=known)
         similarity["refined"] = volumes.similarity(u, settings.mind)
         release_memory(grid)
         change = f"{similarity['affine']:.4f} -> {similarity['refined']:.4f}"
         clock.stop("refinement", f"instance optimisation: similarity {change}")
     if u is None:
         u = np.zeros((*grid.shape, 3), np.float32)
-    folding = float(folding_percent(jnp.asarray(u)[None])[0])
+    transform = parts.corrected(Transform(grid, matrix, u), fixed)
+    driving = driving_labels(fixed.labels, moving.labels, settings.guidance)
+    report = GuidanceReport(driving, left_out, parts.report(transform, fixed))
+    report.note(clock.stop)
+    folding = float(folding_percent(jnp.asarray(transform.displacement)[None])[0])
     return RegistrationResult(
-        Transform(grid, matrix, u), initial, similarity, folding, clock.seconds, *volumes.images()
+        transform, initial, similarity, folding, clock.seconds, *volumes.images(), guidance=report
     )
 
 
@@ -184,6 +200,7 @@ def refinement(settings: Settings, *, after_start: bool = False) -> Refinement:
             lam=settings.lam,
             mind=settings.mind,
             diffeomorphic=settings.diffeomorphic,
+            robust=settings.guidance.robust,
         )
     except ValueError as error:
         raise UserError(f"--iterations is {settings.iterations}: {error}") from error

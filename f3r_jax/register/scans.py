@@ -35,6 +35,9 @@ class Scan:
     mask: Image | None = None  # voxels to compare; None: the whole field of view
     labels: Image | None = None
     landmarks: Float[np.ndarray, "n 3"] | None = None  # mm, RAS+
+    rigid: Image | None = None  # each connected part of a label moves rigidly
+    preserve: Image | None = None  # each connected part of a label keeps its volume
+    extra: "tuple[Scan, ...]" = ()  # further sequences in the same frame
 
 
 def read(
@@ -44,6 +47,10 @@ def read(
     mask: PathLike | None = None,
     labels: PathLike | None = None,
     landmarks: PathLike | None = None,
+    exclude: PathLike | None = None,
+    rigid: PathLike | None = None,
+    preserve: PathLike | None = None,
+    extra: Sequence[PathLike] = (),
     ct_window: Sequence[float] = CT_WINDOW,
     unoriented: str | None = None,
     check_modality: bool = True,
@@ -63,16 +70,28 @@ def read(
     elif check_modality:
         preprocess.check_modality(image, modality)
     others = {}
-    for what, kind, file in (("mask", "mask", mask), ("labels", "label map", labels)):
+    given = {"mask": mask, "exclude": exclude, "rigid": rigid, "preserve": preserve, "labels": labels}
+    for what, file in given.items():
+        kind = "label map" if what == "labels" else "mask"
         others[what] = nifti.read_labels(file, unoriented=unoriented, what=kind) if file else None
         if others[what] is not None:
             nifti.check_same_grid(image, others[what], kind)
     normalised = preprocess.normalise(image, modality, ct_window=ct_window, mr_percentiles=MR_PERCENTILES)
+    others["mask"] = _without(others["mask"], others.pop("exclude"))
     if others["mask"] is not None:
         _check_mask(others["mask"], normalised)
     points = read_landmarks(Path(landmarks)) if landmarks else None
     stored = nifti.read_stored_grid(path, unoriented=unoriented)
-    return Scan(image, normalised, modality, stored, landmarks=points, **others)
+    sequences = tuple(read(file, ct_window=ct_window, unoriented=unoriented) for file in extra)
+    return Scan(image, normalised, modality, stored, landmarks=points, extra=sequences, **others)
+
+
+def _without(mask: Image | None, exclude: Image | None) -> Image | None:
+    """The mask of voxels to compare without those of `exclude`; None: all voxels."""
+    if exclude is None:
+        return mask
+    kept = (exclude.data <= 0) if mask is None else (exclude.data <= 0) & (mask.data > 0)
+    return dataclasses.replace(exclude if mask is None else mask, data=kept.astype(np.uint8))
 
 
 def check_size(grid: Grid) -> None:
