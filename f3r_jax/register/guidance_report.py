@@ -40,8 +40,8 @@ class GuidanceReport:
 
     def note(self, stop: Callable[[str, str], None]) -> None:
         """Reports each part and the landmarks; `stop` ends a stage with a name and a line."""
-        for line in parts.lines(self.parts):
-            stop("parts", line)
+        for each in self.parts:
+            stop("parts", parts.line(each))
 
 
 def leave_one_out(
@@ -94,13 +94,21 @@ def separate(scores: dict, organs: Mapping[str, Sequence[int]], driving: Sequenc
 
 
 def table_lines(summary: Mapping) -> list[str]:
-    """Lines of text for the terminal."""
-    lines = []
+    """Lines of text for the terminal; parts are reported when they are measured."""
+    return [f"{name}: {text}" for name, text in facts(summary) if name not in ("rigid part", "preserve part")]
+
+
+def facts(summary: Mapping) -> list[tuple[str, str]]:
+    """Rows of the page: a name and a text."""
+    rows = []
     if "driving_labels" in summary:
-        values = ", ".join(map(str, summary["driving_labels"]))
-        dice = summary["mean_dice_driving"]
-        lines.append(f"labels that drove ({values}): mean Dice {dice:.1f} %; the mean above is of the others")
+        values, dice = ", ".join(map(str, summary["driving_labels"])), summary.get("mean_dice_driving")
+        scored = "not scored" if dice is None else f"mean Dice {dice:.1f} %; the mean of all is of the others"
+        rows.append(("labels that drove", f"{values}, {scored}"))
     if "landmarks_left_out_mm" in summary:
         error = summary["landmarks_left_out_mm"]["mean"]
-        lines.append(f"landmarks that drove: {error:.2f} mm each, left out of a coarse registration")
-    return lines
+        rows.append(("landmarks that drove", f"{error:.2f} mm when left out, on coarse levels"))
+    for entry in summary.get("parts", ()):
+        name, _, text = parts.line(entry).partition(", ")
+        rows.append((name, text))
+    return rows

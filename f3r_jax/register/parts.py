@@ -6,7 +6,7 @@ working grid, n voxels of a part.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypedDict
 
 import jax.numpy as jnp
@@ -62,9 +62,10 @@ def _corrected(transform: Transform, index: Integer[np.ndarray, "x y z"], goal: 
     grid, edge = transform.grid, float(transform.grid.spacing.min())
     to_moving = transform.matrix @ grid.affine
     away, nearest = ndimage.distance_transform_edt(index == 0, return_indices=True)
+    boxes = ndimage.find_objects(index)
     change = np.zeros_like(transform.displacement)
     for part in np.unique(index[index > 0]):
-        inside, place = np.argwhere(index == part), ndimage.find_objects(index == part)[0]
+        inside, place = np.argwhere(index == part), boxes[part - 1]
         box = tuple(slice(max(each.start - 3, 0), each.stop + 3) for each in place)
         around = np.zeros(index.shape, bool)
         around[box] = (away[box] <= BORDER) & (index[tuple(nearest[(slice(None), *box)])] == part)
@@ -127,16 +128,15 @@ def report(transform: Transform, fixed: Scan) -> list[PartReport]:
     return entries
 
 
-def lines(entries: Sequence[PartReport]) -> list[str]:
-    """The report as text, one line per part."""
-    return [
-        f"{each['kind']} part, label {each['label']}: volume {each['volume_ml_before']:.2f} -> "
-        f"{each['volume_ml_after']:.2f} ml, Jacobian {each['jacobian_mean']:.3f} ({each['jacobian_min']:.3f} to "
-        f"{each['jacobian_max']:.3f}), turned {each['rotation_degrees']:.1f} degrees, moved "
-        f"{each['translation_mm']:.1f} mm, residual {each['residual_mm']:.2f} mm (at most "
-        f"{each['residual_mm_max']:.2f})"
-        for each in entries
-    ]
+def line(entry: PartReport) -> str:
+    """The report of a part as text."""
+    return (
+        f"{entry['kind']} part, label {entry['label']}: volume {entry['volume_ml_before']:.2f} -> "
+        f"{entry['volume_ml_after']:.2f} ml, Jacobian {entry['jacobian_mean']:.3f} ({entry['jacobian_min']:.3f} to "
+        f"{entry['jacobian_max']:.3f}), turned {entry['rotation_degrees']:.1f} degrees, moved "
+        f"{entry['translation_mm']:.1f} mm, residual {entry['residual_mm']:.2f} mm (at most "
+        f"{entry['residual_mm_max']:.2f})"
+    )
 
 
 def jacobian(transform: Transform) -> Float[np.ndarray, "x y z"]:
