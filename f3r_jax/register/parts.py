@@ -27,8 +27,8 @@ FADE = 12.0  # mm
 BORDER = 1.8  # voxels around a part that belong to its interpolation
 ROUNDS = 4  # of the volume's correction, which changes the volume by finite differences
 
-Points = Float[np.ndarray, "n 3"]
-Goal = Callable[[Transform, Integer[np.ndarray, "n 3"], Integer[np.ndarray, "m 3"]], Points]
+Points = Float[np.ndarray, "_n 3"]
+Goal = Callable[[Transform, Integer[np.ndarray, "n 3"], Integer[np.ndarray, "_m 3"]], Points]
 
 
 class PartReport(TypedDict):
@@ -80,13 +80,13 @@ def _corrected(transform: Transform, index: Integer[np.ndarray, "x y z"], goal: 
     return dataclasses.replace(transform, displacement=transform.displacement + change.astype(np.float32))
 
 
-def _rigid_goal(transform: Transform, inside: Integer[np.ndarray, "n 3"], at: Integer[np.ndarray, "m 3"]) -> Points:
+def _rigid_goal(transform: Transform, inside: Integer[np.ndarray, "n 3"], at: Integer[np.ndarray, "_m 3"]) -> Points:
     """The places of voxels `at` in the moving frame, mm, after the best rigid motion of the voxels `inside`."""
     x, y = _moved(transform, inside)
     return _apply(rigid_motion(x, y), _apply(transform.grid.affine, at))
 
 
-def _preserved_goal(transform: Transform, inside: Integer[np.ndarray, "n 3"], at: Integer[np.ndarray, "m 3"]) -> Points:
+def _preserved_goal(transform: Transform, inside: Integer[np.ndarray, "n 3"], at: Integer[np.ndarray, "_m 3"]) -> Points:
     """The places of voxels `at` in the moving frame, mm, scaled about the part's centroid to the part's volume."""
     scale = jacobian(transform)[tuple(inside.T)].mean() ** (-1 / 3)
     centre = _moved(transform, inside)[1].mean(axis=0)
