@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 import command_server
 from f3r_jax import models
 from f3r_jax.data import nifti
+from f3r_jax.data.affine import search
 from f3r_jax.data.cases import Case
 from f3r_jax.data.datasets import Dataset
 
@@ -230,6 +231,12 @@ def balls() -> Dataset:
     names = [f"ball_{index}" for index in range(5)]
     makers = {name: (lambda name=name, index=index: make_case(name, 0.5 * index)) for index, name in enumerate(names)}
     return Dataset({"train": tuple(names[:3]), "validation": (names[3],), "test": (names[4],)}, makers)
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Makes a search for the position return three placements, which are enough where only one is right."""
+    monkeypatch.setattr(search, "COUNT", 3)
 
 
 @pytest.fixture

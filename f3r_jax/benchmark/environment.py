@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from f3r_jax.common import memory
 from f3r_jax.common.provenance import commit, versions
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "voxelmorph")
@@ -23,7 +24,7 @@ class Machine:
 
     cpu: str
     cores: int | None
-    memory_gib: float
+    memory_gib: float | None  # of the container, if it has a limit; None: not reported
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,13 @@ def current_environment(packages: Sequence[str] = PACKAGES) -> Environment:
     cpuinfo = Path("/proc/cpuinfo")
     models = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    limit = memory.total()
+    memory_gib = None if limit is None else round(limit / 2**30, 1)
     return Environment(
         command=shlex.join(["python", "-m", "f3r_jax.benchmark", *sys.argv[1:]]),
         date=datetime.date.today().isoformat(),
         commit=commit(),
-        machine=Machine(models[0] if models else platform.machine(), cores, round(memory, 1)),
+        machine=Machine(models[0] if models else platform.machine(), cores, memory_gib),
         versions=versions(packages),
     )
 

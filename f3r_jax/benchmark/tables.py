@@ -37,10 +37,11 @@ def as_markdown(found: Measurements, *, what: Sequence[str], parameters: Mapping
 def heading(environment: Environment, *, device: str) -> str:
     """Text on date, machine, versions and command."""
     machine = environment.machine
+    memory = "unknown memory" if machine.memory_gib is None else f"{machine.memory_gib} GiB"
     versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
     return (
         f"{environment.date}, commit {environment.commit}, {machine.cpu}, {machine.cores} cores, "
-        f"{machine.memory_gib} GiB, device {device}. {versions}.\n\n`{environment.command}`"
+        f"{memory}, device {device}. {versions}.\n\n`{environment.command}`"
     )
 
 

@@ -3,7 +3,10 @@
 import contextlib
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+from f3r_jax.common.errors import UserError
 
 LOCK_FILE = ".lock"  # only on network file systems, where a folder itself cannot be locked
 
@@ -28,6 +31,19 @@ def lock(folder: Path) -> int | None:
     with contextlib.suppress(OSError):
         (folder / LOCK_FILE).unlink()
     return None
+
+
+@contextlib.contextmanager
+def held(folder: Path, refusal: str) -> Iterator[None]:
+    """Locks a folder inside the block; raises a UserError with the text `refusal` if another process holds the lock."""
+    try:
+        descriptor = lock(folder)
+    except BlockingIOError:
+        raise UserError(refusal) from None
+    try:
+        yield
+    finally:
+        release(descriptor)
 
 
 def release(descriptor: int | None) -> None:

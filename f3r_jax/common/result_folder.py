@@ -18,7 +18,7 @@ from pathlib import Path
 
 from f3r_jax.common.errors import UserError
 from f3r_jax.common.files import check_writable, clear_leftovers, errors_of, writing_folder
-from f3r_jax.common.locks import lock, release
+from f3r_jax.common.locks import held
 
 COMPLETE, MOVING = ".complete", ".moving"
 
@@ -32,7 +32,7 @@ def reserved(folder: Path, names: Sequence[str] = (), *, size: int = 0) -> Itera
 
     Args:
       folder: the folder.
-      names: all files that a result can have, for `finish`.
+      names: the files that an older result can have, for `finish`.
       size: the bytes that a result takes at least.
 
     Yields:
@@ -42,20 +42,15 @@ def reserved(folder: Path, names: Sequence[str] = (), *, size: int = 0) -> Itera
       UserError: the folder cannot be created or written, or another process has reserved it.
     """
     made = _make(folder)
-    descriptor = None
+    taken = f"{folder}: another process is writing here; wait until it ends, or give another folder"
     try:
-        with errors_of(folder, "open the folder"):
-            try:
-                descriptor = lock(folder)
-            except BlockingIOError:
-                raise UserError(
-                    f"{folder}: another process is writing here; wait until it ends, or give another folder"
-                ) from None
-        check_writable(folder, size=size)
-        clear_leftovers(folder)
-        yield finish(folder, names)
+        with contextlib.ExitStack() as stack:
+            with errors_of(folder, "open the folder"):
+                stack.enter_context(held(folder, taken))
+            check_writable(folder, size=size)
+            clear_leftovers(folder)
+            yield finish(folder, names)
     finally:
-        release(descriptor)
         with contextlib.suppress(OSError):
             for path in made:
                 path.rmdir()
@@ -63,7 +58,9 @@ def reserved(folder: Path, names: Sequence[str] = (), *, size: int = 0) -> Itera
 
 @contextlib.contextmanager
 def staged(folder: Path, names: Sequence[str]) -> Iterator[Path]:
-    """Yields a temporary folder in a reserved folder; at the end its files replace the older ones of these names.
+    """Yields a temporary folder in a reserved folder; at the end its files replace the older ones.
+
+    `names` are the files that the older result can have. The last of them is the last file of each result.
 
     Raises:
       UserError: a file could not be written. The old result is still in place.
@@ -78,7 +75,10 @@ def staged(folder: Path, names: Sequence[str]) -> Iterator[Path]:
 
 
 def finish(folder: Path, names: Sequence[str]) -> bool:
-    """Moves a whole result into place, the last of the names last; returns False if there is none to move."""
+    """Moves a whole result into place, the last of the names last; returns False if there is none to move.
+
+    Files of these names that the result does not have are removed.
+    """
     complete, moving = folder / COMPLETE, folder / MOVING
     with errors_of(folder, "move the result into place"):
         if complete.is_dir():
@@ -90,9 +90,9 @@ def finish(folder: Path, names: Sequence[str]) -> bool:
             os.replace(complete, moving)
         if not moving.is_dir():
             return False
-        for name in names:
-            if (moving / name).exists():
-                os.replace(moving / name, folder / name)
+        last = names[-1]
+        for path in sorted(moving.iterdir(), key=lambda path: (path.name == last, path.name)):
+            os.replace(path, folder / path.name)
         moving.rmdir()
     return True
 

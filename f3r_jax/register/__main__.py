@@ -27,6 +27,7 @@ from f3r_jax.data.nifti_geometry import check_axes
 from f3r_jax.data.preprocess import MODALITIES
 from f3r_jax.ops.mind import PRESETS
 from f3r_jax.register import alignment, batch, batch_summary, output_files, pair_spec, pipeline
+from f3r_jax.register.flag_values import organs_of, window_of
 from f3r_jax.register.guidance import guidance_of
 from f3r_jax.register.pair_spec import Files, PairSpec
 
@@ -49,11 +50,14 @@ _SIDES = {
         "labels": flags.DEFINE_string(f"{side}_labels", None, f"Label map on the {side} scan's grid."),
         "landmarks": flags.DEFINE_string(f"{side}_landmarks", None, f"CSV x,y,z in mm (RAS+) in the {side} scan."),
         "exclude": flags.DEFINE_string(f"{side}_exclude_mask", None, f"Mask of voxels of the {side} scan to ignore."),
-        "extra": flags.DEFINE_list(f"{side}_extra", [], f"Further sequences in the frame of the {side} scan."),
     }
     for side in ("fixed", "moving")
 }
-_SIDES["fixed"] |= {
+_EXTRA = {
+    side: flags.DEFINE_list(f"{side}_extra", [], f"Further sequences in the frame of the {side} scan.")
+    for side in ("fixed", "moving")
+}
+_PARTS = {
     "rigid": flags.DEFINE_string("rigid_mask", None, "Label map on the fixed scan's grid: its parts move rigidly."),
     "preserve": flags.DEFINE_string("preserve_mask", None, "The same: its parts keep their volume."),
 }
@@ -130,7 +134,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"unknown argument {argv[1]!r}, expected {USAGE}")
     _check_flags()
     keep_compiled_programs()
-    output, command = Path(_OUTPUT.value), shlex.join(["python", "-m", "f3r_jax.register", *sys.argv[1:]])
+    output, command = Path(_required(_OUTPUT)), shlex.join(["python", "-m", "f3r_jax.register", *sys.argv[1:]])
     if _PAIRS.value is None:
         return _register_one(output, command)
     return _register_all(Path(_PAIRS.value), output, command)
@@ -138,11 +142,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _register_one(output: Path, command: str) -> int:
     """Registers the pair of the flags."""
-    sides = {
-        side: Files(flags.FLAGS[side].value, **{name: flag.value for name, flag in of_side.items()})
-        for side, of_side in _SIDES.items()
-    }
-    pair = _task(**sides)
+    rigid, preserve = _PARTS["rigid"].value, _PARTS["preserve"].value
+    pair = _task(dataclasses.replace(_files_of(_FIXED), rigid=rigid, preserve=preserve), _files_of(_MOVING))
     network = pair_spec.network_of(pair.settings)
     pair_spec.check_pair(pair, network)
     note = functools.partial(print, flush=True)
@@ -173,20 +174,20 @@ def _register_all(source: Path, output: Path, command: str) -> int:
     )
     print(batch_summary.format_totals(rows))
     print(f"result: {output}, table: {output / batch_summary.TABLE}", flush=True)
-    failed = [row for row in rows if row["status"] == "failed"]
+    failed = [row for row in rows if row.status == "failed"]
     for row in failed:
-        print(f"failed: {row['name']}: {row['reason']}", file=sys.stderr)
+        print(f"failed: {row.name}: {row.reason}", file=sys.stderr)
     return 1 if failed else 0
 
 
 def _check_flags() -> None:
     """Raises a UserError for missing or contradictory flags."""
-    of_one = [_FIXED, _MOVING, *(flag for of_side in _SIDES.values() for flag in of_side.values())]
-    if _PAIRS.value is not None and (given := [flag.name for flag in of_one if flag.value not in (None, [])]):
+    of_side = (flag for flags_of_side in (*_SIDES.values(), _PARTS) for flag in flags_of_side.values())
+    of_one: list[flags.FlagHolder] = [_FIXED, _MOVING, *of_side, *_EXTRA.values()]
+    if _PAIRS.value is not None and (given := [flag.name for flag in of_one if flag.value]):
         raise UserError(f"--{given[0]} with --pairs, expected files and modalities in the columns of {_PAIRS.value}")
     for flag in (_OUTPUT,) if _PAIRS.value is not None else (_FIXED, _MOVING, _OUTPUT):
-        if not flag.value:
-            raise UserError(f"--{flag.name} is missing, expected {USAGE}")
+        _required(flag)
     if _SPACING.value is not None and not 0 < _SPACING.value < math.inf:
         raise UserError(f"--spacing is {_SPACING.value}, expected mm above 0")
     if not math.isfinite(_LAM.value):
@@ -197,10 +198,33 @@ def _check_flags() -> None:
         raise UserError("nothing to do: --affine=none --norefine needs a --checkpoint")
 
 
+def _required(flag: flags.FlagHolder[str | None]) -> str:
+    """The value of a flag; raises a UserError if it is missing."""
+    if not flag.value:
+        raise UserError(f"--{flag.name} is missing, expected {USAGE}")
+    return flag.value
+
+
+def _files_of(scan: flags.FlagHolder[str | None]) -> Files:
+    """The files of the scan of `--fixed` or `--moving`."""
+    of_side = _SIDES[scan.name]
+    return Files(
+        _required(scan),
+        of_side["modality"].value,
+        mask=of_side["mask"].value,
+        labels=of_side["labels"].value,
+        landmarks=of_side["landmarks"].value,
+        exclude=of_side["exclude"].value,
+        extra=tuple(_EXTRA[scan.name].value or ()),
+    )
+
+
 def _task(fixed: Files, moving: Files) -> PairSpec:
-    options = {"unoriented": _UNORIENTED.value, "check_modality": _CHECK_MODALITY.value}
-    sides = (dataclasses.replace(files, **options) for files in (fixed, moving))
-    return PairSpec(*sides, _settings(), _organs(), _window(), _LEARN2REG.value)
+    fixed, moving = (
+        dataclasses.replace(files, unoriented=_UNORIENTED.value, check_modality=_CHECK_MODALITY.value)
+        for files in (fixed, moving)
+    )
+    return PairSpec(fixed, moving, _settings(), organs_of(_ORGANS.value), window_of(_CT_WINDOW.value), _LEARN2REG.value)
 
 
 def _settings() -> pipeline.Settings:
@@ -216,26 +240,6 @@ def _settings() -> pipeline.Settings:
         diffeomorphic=_DIFFEOMORPHIC.value,
         guidance=guidance_of(_LABELS_WEIGHT.value, _LABELS_DRIVE.value, _LANDMARKS_WEIGHT.value, _ROBUST.value),
     )
-
-
-def _window() -> tuple[float, float]:
-    try:
-        low, high = map(float, _CT_WINDOW.value)
-    except ValueError:
-        low = high = 0.0
-    if not -math.inf < low < high < math.inf:
-        raise UserError(f"--ct_window is {','.join(_CT_WINDOW.value)}, expected two numbers such as -160,240")
-    return low, high
-
-
-def _organs() -> dict[str, tuple[int, ...]] | None:
-    if _ORGANS.value is None:
-        return None
-    try:
-        named = [part.split("=") for part in _ORGANS.value]
-        return {name: tuple(int(value) for value in values.split("+")) for name, values in named}
-    except ValueError as error:
-        raise UserError(f"--organs is {','.join(_ORGANS.value)}, expected such as liver=1,kidneys=3+4") from error
 
 
 if __name__ == "__main__":

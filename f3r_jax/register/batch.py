@@ -77,7 +77,7 @@ def _register_waiting(
                 pass
     stored_row = functools.partial(_stored_row, output, network=network, overwrite=overwrite)
     rows = {name: stored_row(name, each) for name, each in tasks.items()}
-    waiting = {name: each for name, each in tasks.items() if rows[name]["status"] == "waiting"}
+    waiting = {name: each for name, each in tasks.items() if rows[name].status == "waiting"}
     _check_pairs(waiting, network)
     settings = pair_spec.recorded(next(iter(tasks.values())), network)
     shared = {key: value for key, value in settings.items() if not key.startswith(pair_spec.SIDES)}
@@ -93,12 +93,12 @@ def _register_waiting(
             # Close at once on an interrupt: left to the garbage collector, the generator would register all pairs.
             with closing(register_on_devices(waiting, devices, network, register, progress.note)) as done:
                 for row in done:
-                    rows[row["name"]] = row
+                    rows[row.name] = row
                     batch_summary.write(output, rows.values(), facts)
                     progress.note(batch_summary.format_row(row))
                     progress.advance()
         except KeyboardInterrupt:
-            left = {name: each for name, each in tasks.items() if rows[name]["status"] == "waiting"}
+            left = {name: each for name, each in tasks.items() if rows[name].status == "waiting"}
             rows |= {name: stored_row(name, each) for name, each in left.items()}
             batch_summary.write(output, rows.values(), facts)
             raise KeyboardInterrupt("run the same command again to register the remaining pairs") from None
@@ -116,10 +116,21 @@ def _task(pair: PairFiles, template: Callable[[Files, Files], PairSpec]) -> Pair
 
 def _files(scan: ScanFiles) -> Files:
     """The files of one scan of a table row. A modality that the table omits is None."""
-    others = ("labels", "landmarks", "mask", "exclude", "rigid", "preserve")
-    given = {name: str(file) for name in others if (file := getattr(scan, name))}
-    modality = scan.modality if scan.stated else None
-    return Files(str(scan.image), modality, extra=tuple(map(str, scan.extra)), **given)
+
+    def text(file: Path | None) -> str | None:
+        return str(file) if file else None
+
+    return Files(
+        str(scan.image),
+        scan.modality if scan.stated else None,
+        mask=text(scan.mask),
+        labels=text(scan.labels),
+        landmarks=text(scan.landmarks),
+        exclude=text(scan.exclude),
+        rigid=text(scan.rigid),
+        preserve=text(scan.preserve),
+        extra=tuple(map(str, scan.extra)),
+    )
 
 
 def _check_output(output: Path, names: Iterable[str]) -> None:
@@ -186,7 +197,7 @@ def _check_pairs(tasks: Mapping[str, PairSpec], network: Network | None) -> None
                 modality = files.modality or detected(files.path, files.unoriented)
                 known[side] = dataclasses.replace(files, modality=modality)
             pair_spec.check_pair(dataclasses.replace(each, **known), network)
-            if None in (each.fixed.modality, each.moving.modality):
+            if progress is not None and None in (each.fixed.modality, each.moving.modality):
                 progress.advance()
 
 
@@ -205,9 +216,9 @@ def _register(name: str, each: PairSpec, network: Network | None, *, output: Pat
             summary = pair_spec.register_pair(each, output / name, network=network, command=command)
         return batch_summary.row_of(name, summary)
     except UserError as error:
-        return {"name": name, "status": "failed", "reason": " ".join(str(error).split())}
+        return Row(name, "failed", reason=" ".join(str(error).split()))
     except Exception as error:
         if line := explained(error):
-            return {"name": name, "status": "failed", "reason": line}
+            return Row(name, "failed", reason=line)
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        return {"name": name, "status": "failed", "reason": reason, "traceback": traceback.format_exc()}
+        return Row(name, "failed", reason=reason, traceback=traceback.format_exc())

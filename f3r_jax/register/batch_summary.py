@@ -4,7 +4,9 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from f3r_jax.common import files
 
@@ -26,15 +28,30 @@ SHOWN = (  # words, number, digits, unit
 )
 COLUMNS = ("name", "status", *NUMBERS, "reason")
 
-Row = dict[str, object]
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of a pair."""
+
+    name: str
+    status: str  # "waiting" | "done" | "failed"
+    numbers: Mapping[str, float | None] = field(default_factory=dict)  # the `NUMBERS`; None where there is none
+    reason: str | None = None  # why it failed
+    traceback: str | None = None  # of an error that is not a user's mistake
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as a dict, without those that are None; the numbers are next to the others."""
+        texts = {"reason": self.reason, "traceback": self.traceback}
+        known = {key: text for key, text in texts.items() if text is not None}
+        return {"name": self.name, "status": self.status, **self.numbers, **known}
 
 
 def waiting(name: str) -> Row:
     """The row of a pair that is not registered yet."""
-    return {"name": name, "status": "waiting"}
+    return Row(name, "waiting")
 
 
-def row_of(name: str, summary: Mapping) -> Row:
+def row_of(name: str, summary: Mapping[str, Any]) -> Row:
     """The row of a result; None for scores that it does not have."""
     before, similarities = summary["before"], list(summary["similarity"].values())
     values = {
@@ -45,41 +62,41 @@ def row_of(name: str, summary: Mapping) -> Row:
     }
     for key in ("mean_dice", "tre_mm"):
         values |= {f"{key}_before": before.get(key), key: summary.get(key)}
-    return {"name": name, "status": "done"} | values
+    return Row(name, "done", values)
 
 
 def format_row(row: Row) -> str:
     """Formats the main scores of a pair as one line."""
-    if row["status"] == "failed":
-        return f"{row['name']}: failed: {row['reason']}"
+    if row.status == "failed":
+        return f"{row.name}: failed: {row.reason}"
     parts = [
-        f"{words} {row[f'{key}_before']:.{digits}f} -> {row[key]:.{digits}f}{unit}"
+        f"{words} {row.numbers[f'{key}_before']:.{digits}f} -> {row.numbers[key]:.{digits}f}{unit}"
         for words, key, digits, unit in SHOWN
-        if None not in (row[f"{key}_before"], row[key])
+        if None not in (row.numbers[f"{key}_before"], row.numbers[key])
     ]
-    parts += [f"folding {row['folding_percent']:.3f} %", f"{row['seconds']:.1f} s"]
-    return f"{row['name']}: {', '.join(parts)}"
+    parts += [f"folding {row.numbers['folding_percent']:.3f} %", f"{row.numbers['seconds']:.1f} s"]
+    return f"{row.name}: {', '.join(parts)}"
 
 
-def write(output: Path, rows: Iterable[Row], facts: Mapping[str, object]) -> None:
+def write(output: Path, rows: Iterable[Row], facts: Mapping[str, Any]) -> None:
     """Writes both summaries; the JSON also contains `facts`."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(row.to_json() for row in rows)
     files.write_text(output / TABLE, text.getvalue())
-    summary = {"mean": _means(rows), "pairs": list(rows)} | dict(facts)
+    summary = {"mean": _means(rows), "pairs": [row.to_json() for row in rows], **facts}
     files.write_text(output / SUMMARY, json.dumps(files.json_safe(summary), indent=2) + "\n")
 
 
 def format_totals(rows: Sequence[Row]) -> str:
     """Formats the number of registered pairs and their mean scores for the terminal."""
-    failed, done = (sum(row["status"] == status for row in rows) for status in ("failed", "done"))
+    failed, done = (sum(row.status == status for row in rows) for status in ("failed", "done"))
     lines = [f"{len(rows)} pair{'s' if len(rows) > 1 else ''}: {done} registered, {failed} failed"]
-    return "\n".join([*lines, format_row({"name": "mean", "status": "done"} | _means(rows))] if done else lines)
+    return "\n".join([*lines, format_row(Row("mean", "done", _means(rows)))] if done else lines)
 
 
 def _means(rows: Iterable[Row]) -> dict[str, float | None]:
     """The mean of each score over the pairs that have it."""
-    known = {key: [row[key] for row in rows if row.get(key) is not None] for key in NUMBERS}
+    known = {key: [value for row in rows if (value := row.numbers.get(key)) is not None] for key in NUMBERS}
     return {key: sum(values) / len(values) if values else None for key, values in known.items()}

@@ -2,7 +2,7 @@
 
 import os
 import queue
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 
 import jax
@@ -19,15 +19,15 @@ def register_on_devices(
     network: Network | None,
     register: Callable[[str, PairSpec, Network | None], Row],
     note: Callable[[str], None],
-) -> Iterator[Row]:
+) -> Generator[Row]:
     """Yields a row as each pair finishes, one pair per device.
 
     With one device the work runs in this thread, so Ctrl-C stops it. With several, the first Ctrl-C waits for running
     pairs and keeps their results; the second exits at once.
     """
-    free = queue.SimpleQueue()
+    free: queue.SimpleQueue[tuple[jax.Device, Network | None]] = queue.SimpleQueue()
     for device in devices:
-        free.put((device, network and network.on(device)))
+        free.put((device, None if network is None else network.on(device)))
 
     def work(name: str) -> Row:
         device, own = free.get()

@@ -15,29 +15,27 @@ folder with a `summary.json` therefore holds a complete result. Letters: x y z v
 import dataclasses
 import json
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from f3r_jax.common import files
+from f3r_jax.common.arrays import LabelMap
 from f3r_jax.common.errors import UserError
 from f3r_jax.common.files import write_text
-from f3r_jax.config import ORGANS
 from f3r_jax.data import itk_affine, nifti, resample, transforms
 from f3r_jax.data.transforms import Transform
-from f3r_jax.evaluate import figures, metrics
-from f3r_jax.ops.warp import warp, warp_nearest
-from f3r_jax.register import page, scans
+from f3r_jax.evaluate import metrics
+from f3r_jax.register import drawing, page, scans
 from f3r_jax.register.guidance_report import separate, table_lines
 from f3r_jax.register.pipeline import RegistrationResult
-from f3r_jax.register.scans import Scan
+from f3r_jax.register.scans import OrganLabels, Scan
 
 SUMMARY, LEARN2REG = "summary.json", "learn2reg_displacement.nii.gz"
 FIGURES = ("overlay.png", "checkerboard.png", "deformation.png")
@@ -55,8 +53,6 @@ FILES = (
     SUMMARY,
 )
 
-_MATPLOTLIB_LOCK = threading.Lock()  # several pairs may be drawn at once, and Matplotlib is not thread-safe
-
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
     """Raises a UserError if the path is a file, or a folder with a result that may not be overwritten."""
@@ -69,7 +65,7 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
         raise UserError(f"{folder}: holds another result ({there[0]}), expected a new folder, or --overwrite")
 
 
-def stored_summary(folder: Path, settings: Mapping[str, object]) -> dict | None:
+def stored_summary(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """The content of a folder's `summary.json` if its settings are `settings`, else None."""
     try:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
@@ -84,18 +80,20 @@ def write(
     moving: Scan,
     outcome: RegistrationResult,
     *,
-    organs: Mapping[str, Sequence[int]],
+    organs: OrganLabels | None,
     learn2reg: bool,
-    facts: Mapping[str, object],
-) -> dict:
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
     """Writes all files of a result to a folder and returns the content of `summary.json`, including `facts`.
+
+    `organs` are scored and drawn; None: there are none.
 
     Raises:
       UserError: `learn2reg` is set and the scans do not share a grid.
     """
     start, transform = time.perf_counter(), outcome.transform
     with background_writes() as save:
-        save(draw, folder, fixed, moving, outcome, organs)
+        save(drawing.draw, folder, fixed, moving, outcome, organs)
         warped_labels = _write_volumes(folder, fixed, moving, transform, learn2reg=learn2reg, save=save)
         inverse, residual = transforms.inverse(transform)
         back = scans.no_finer(moving.image.grid, transform.grid.spacing.min())
@@ -103,7 +101,7 @@ def write(
         if moving.landmarks is not None:
             points = transforms.to_fixed(transform, inverse, moving.landmarks)
             write_points(folder / "warped_landmarks.csv", points)
-        summary = {
+        found = {
             **_scores(fixed, moving, transform, warped_labels, organs, outcome.guidance.driving),
             **outcome.guidance.summary(),
             "similarity": outcome.similarity,
@@ -111,9 +109,9 @@ def write(
             "sd_log_jacobian": metrics.sd_log_jacobian(transform.displacement),
             "inverse_residual_voxels": residual,
         }
-    summary["seconds"] = outcome.seconds | {"writing": time.perf_counter() - start}
-    summary["seconds"]["total"] = sum(summary["seconds"].values())
-    summary = files.json_safe(summary | dict(facts))
+    seconds = outcome.seconds | {"writing": time.perf_counter() - start}
+    found["seconds"] = seconds | {"total": sum(seconds.values())}
+    summary = {name: files.json_safe(value) for name, value in {**found, **facts}.items()}
     write_text(folder / "report.html", page.page(summary, [folder / name for name in FIGURES]))
     write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
@@ -121,7 +119,7 @@ def write(
 
 def _write_volumes(
     folder: Path, fixed: Scan, moving: Scan, transform: Transform, *, learn2reg: bool, save: Callable[..., None]
-) -> np.ndarray | None:
+) -> LabelMap | None:
     """Writes the matrix and all volumes on the fixed scan's grid; returns the warped labels or None."""
     grid = fixed.stored
     if learn2reg:
@@ -147,14 +145,14 @@ def background_writes() -> Iterator[Callable[..., None]]:
 
     All writes are finished when the block ends.
     """
-    device = jax.config.jax_default_device  # a new thread does not inherit it
+    device = jax.config.jax_default_device  # type: ignore[attr-defined]  # a new thread does not inherit it
 
     def call(function: Callable[..., None], *args: object) -> None:
         with jax.default_device(device):
             function(*args)
 
     with ThreadPoolExecutor(2) as threads:  # one draws, one compresses
-        jobs = []
+        jobs: list[Future[None]] = []
         yield lambda *job: jobs.append(threads.submit(call, *job))
         for job in jobs:
             job.result()
@@ -166,7 +164,7 @@ def write_points(path: Path, points: np.ndarray) -> None:
     write_text(path, "\n".join(lines) + "\n")
 
 
-def table(summary: Mapping) -> str:
+def table(summary: Mapping[str, Any]) -> str:
     """Formats the scores as text for the terminal."""
     stages = page.stages(summary)
     lines = []
@@ -192,52 +190,29 @@ def _scores(
     fixed: Scan,
     moving: Scan,
     transform: Transform,
-    warped_labels: np.ndarray | None,
-    organs: Mapping[str, Sequence[int]],
+    warped_labels: LabelMap | None,
+    organs: OrganLabels | None,
     driving: Sequence[int],
-) -> dict:
+) -> dict[str, Any]:
     """Organ scores and landmark errors of the whole transform, of its affine part, and before registration."""
-    grid, scores = fixed.stored, {}
+    grid = fixed.stored
     affine_only = dataclasses.replace(transform, displacement=np.zeros_like(transform.displacement))
     identity = dataclasses.replace(affine_only, matrix=np.eye(4))
-    reference = resample.resample_labels(fixed.labels, grid) if organs else None
-    for name, each in (("after", transform), ("affine", affine_only), ("before", identity)):
-        scores[name] = {}
-        if organs:
-            there = dataclasses.replace(grid, affine=each.matrix @ grid.affine)
-            labels = warped_labels if name == "after" else resample.resample_labels(moving.labels, there)
-            scores[name]["organs"] = metrics.organ_scores(reference, labels, organs=organs, spacing=grid.spacing)
-            known = [s["dice"] for s in scores[name]["organs"].values() if not np.isnan(s["dice"])]
-            scores[name]["mean_dice"] = float(np.mean(known)) if known else math.nan
-            separate(scores[name], organs, driving)
-        if fixed.landmarks is not None and moving.landmarks is not None:
-            errors = np.linalg.norm(transforms.to_moving(each, fixed.landmarks) - moving.landmarks, axis=1)
+    stages = {"after": transform, "affine": affine_only, "before": identity}
+    scores = {name: dict[str, Any]() for name in stages}
+    if organs is not None:
+        assert warped_labels is not None  # the moving scan has labels, since `organs` contains them
+        reference, labels = resample.resample_labels(organs.fixed, grid), {"after": warped_labels}
+        for name in ("affine", "before"):
+            there = dataclasses.replace(grid, affine=stages[name].matrix @ grid.affine)
+            labels[name] = resample.resample_labels(organs.moving, there)
+        for name, each in labels.items():
+            found = metrics.organ_scores(reference, each, organs=organs.values, spacing=grid.spacing)
+            known = [score["dice"] for score in found.values() if not np.isnan(score["dice"])]
+            scores[name] |= {"organs": found, "mean_dice": float(np.mean(known)) if known else math.nan}
+            separate(scores[name], organs.values, driving)
+    if fixed.landmarks is not None and moving.landmarks is not None:
+        for name, stage in stages.items():
+            errors = np.linalg.norm(transforms.to_moving(stage, fixed.landmarks) - moving.landmarks, axis=1)
             scores[name]["tre_mm"] = float(errors.mean())
     return scores.pop("after") | scores
-
-
-def draw(
-    folder: Path, fixed: Scan, moving: Scan, outcome: RegistrationResult, organs: Mapping[str, Sequence[int]]
-) -> None:
-    """Draws the figures on the working grid, where the moving scan is shown after the affine step."""
-    transform = outcome.transform
-    grid, u = transform.grid, transform.displacement
-    there = dataclasses.replace(grid, affine=transform.matrix @ grid.affine)
-    field = jnp.asarray(u)[None]
-    images = {"fixed": outcome.fixed, "moving": outcome.moving}
-    images["warped"] = np.asarray(warp(jnp.asarray(images["moving"])[None, ..., None], field))[0, ..., 0]
-    labels = {"fixed_labels": None, "moving_labels": None, "warped_labels": None}
-    if organs:
-        labels["fixed_labels"] = resample.resample_labels(fixed.labels, grid)
-        labels["moving_labels"] = resample.resample_labels(moving.labels, there)
-        nearest = warp_nearest(jnp.asarray(labels["moving_labels"])[None, ..., None], field)
-        labels["warped_labels"] = np.asarray(nearest)[0, ..., 0]
-        inside = resample.field_of_view(fixed.image.grid, grid)
-        for of_moving in ("moving_labels", "warped_labels"):  # the fixed labels end with the fixed field of view
-            labels[of_moving] = np.where(inside, labels[of_moving], 0)
-    title, spacing = f"{Path(moving.image.path).name} on {Path(fixed.image.path).name}", grid.spacing
-    known, like = organs or ORGANS, {"spacing": spacing, "title": title}
-    with _MATPLOTLIB_LOCK:
-        figures.overlay(folder / "overlay.png", **images, **labels, **like, organs=known)
-        figures.checkerboard(folder / "checkerboard.png", **images, **like)
-        figures.deformation(folder / "deformation.png", fixed=images["fixed"], displacement=u, **like)

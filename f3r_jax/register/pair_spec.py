@@ -18,7 +18,7 @@ from f3r_jax.data.grids import Grid, sizes
 from f3r_jax.data.landmarks import check_landmarks, read_landmarks
 from f3r_jax.register import alignment, output_files, pipeline, scans
 from f3r_jax.register.guidance_files import check_files
-from f3r_jax.register.scans import Scan
+from f3r_jax.register.scans import OrganLabels, Scan
 from f3r_jax.workdir import trained_network
 from f3r_jax.workdir.trained_network import Network
 
@@ -176,8 +176,8 @@ def _read(task: PairSpec, side: str, note: Callable[[str], None] | None) -> Scan
     return scan
 
 
-def _organs_in(fixed: Scan, moving: Scan, organs: Mapping[str, Sequence[int]] | None) -> dict[str, tuple[int, ...]]:
-    """The label values to score for each organ: the given ones, or all that occur.
+def _organs_in(fixed: Scan, moving: Scan, organs: Mapping[str, tuple[int, ...]] | None) -> OrganLabels | None:
+    """The organs to score: the given ones, or all that occur; None without any.
 
     Values that the configs name get that name, others `label_N`.
 
@@ -185,7 +185,7 @@ def _organs_in(fixed: Scan, moving: Scan, organs: Mapping[str, Sequence[int]] | 
       UserError: an organ of which neither label map has a voxel.
     """
     if fixed.labels is None or moving.labels is None:
-        return {}
+        return None
     found = set(np.unique(fixed.labels.data)) | set(np.unique(moving.labels.data))
     found = {int(value) for value in found} - {0}
     if organs is not None:
@@ -195,6 +195,7 @@ def _organs_in(fixed: Scan, moving: Scan, organs: Mapping[str, Sequence[int]] | 
                     f"{fixed.labels.path}, {moving.labels.path}: no voxel of {name} ({', '.join(map(str, values))}), "
                     f"found the labels {', '.join(map(str, sorted(found)))}"
                 )
-        return {name: tuple(values) for name, values in organs.items()}
+        return OrganLabels(fixed.labels, moving.labels, organs) if organs else None
     names = {values[0]: name for name, values in ORGANS.items()}
-    return {names.get(value, f"label_{value}"): (value,) for value in sorted(found)}
+    named = {names.get(value, f"label_{value}"): (value,) for value in sorted(found)}
+    return OrganLabels(fixed.labels, moving.labels, named) if named else None

@@ -59,6 +59,8 @@ def corrected(transform: Transform, fixed: Scan) -> Transform:
 
 def _corrected(transform: Transform, index: Integer[np.ndarray, "x y z"], goal: Goal) -> Transform:
     """The transform with the parts moved to their goals, and what surrounds them in part."""
+    if not (index > 0).any():  # outside the working grid
+        return transform
     grid, edge = transform.grid, float(transform.grid.spacing.min())
     to_moving = transform.matrix @ grid.affine
     away, nearest = ndimage.distance_transform_edt(index == 0, return_indices=True)
@@ -86,7 +88,9 @@ def _rigid_goal(transform: Transform, inside: Integer[np.ndarray, "n 3"], at: In
     return _apply(rigid_motion(x, y), _apply(transform.grid.affine, at))
 
 
-def _preserved_goal(transform: Transform, inside: Integer[np.ndarray, "n 3"], at: Integer[np.ndarray, "_m 3"]) -> Points:
+def _preserved_goal(
+    transform: Transform, inside: Integer[np.ndarray, "n 3"], at: Integer[np.ndarray, "_m 3"]
+) -> Points:
     """The places of voxels `at` in the moving frame, mm, scaled about the part's centroid to the part's volume."""
     scale = jacobian(transform)[tuple(inside.T)].mean() ** (-1 / 3)
     centre = _moved(transform, inside)[1].mean(axis=0)

@@ -6,8 +6,7 @@ the working grid, whose affine is A. Voxel p of that grid corresponds to the poi
 
 import dataclasses
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -31,6 +30,7 @@ from f3r_jax.register.guidance import UNGUIDED, Guidance, driving_labels
 from f3r_jax.register.guidance_report import GuidanceReport, leave_one_out
 from f3r_jax.register.scans import Scan
 from f3r_jax.register.sources import guides
+from f3r_jax.register.stage_timer import StageTimer
 from f3r_jax.register.volumes import WorkingVolumes
 from f3r_jax.workdir import trained_network
 from f3r_jax.workdir.trained_network import Network
@@ -66,7 +66,8 @@ class RegistrationResult:
 
     transform: Transform
     initial: Matrix  # the start of the affine step
-    similarity: dict[str, float]  # "initial", "affine", "network", "refined": the stages that were run
+    # "initial", "affine", "network", "refined": the stages that were run. None: the scans do not overlap.
+    similarity: dict[str, float | None]
     folding_percent: float
     seconds: dict[str, float]
     fixed: Float[np.ndarray, "x y z"]  # the scan in [0, 1] on the working grid
@@ -128,7 +129,7 @@ def _continued(
     moving: Scan,
     settings: Settings,
     network: Network | None,
-    clock: "StageTimer",
+    clock: StageTimer,
     *,
     least_spacing: float = 0,
 ) -> RegistrationResult:
@@ -137,7 +138,8 @@ def _continued(
     spacing = settings.spacing or max(working_spacing(fixed, moving), least_spacing)
     grid = scans.common_grid(fixed.image.grid, moving.image.grid, matrix, spacing=spacing)
     volumes = WorkingVolumes(fixed, moving, grid, matrix, start)
-    similarity = dict.fromkeys(("initial", "affine"), volumes.similarity(None, settings.mind))
+    aligned = volumes.similarity(None, settings.mind)
+    similarity = {"initial": aligned, "affine": aligned}
     if not np.array_equal(initial, matrix):
         similarity["initial"] = WorkingVolumes(fixed, moving, grid, initial, start).similarity(None, settings.mind)
     release_memory(grid)
@@ -148,7 +150,7 @@ def _continued(
         u = predict_displacement(network, fixed, moving, volumes)
         similarity["network"] = volumes.similarity(u, settings.mind)
         release_memory(grid)
-        clock.stop("network", f"network: similarity {similarity['affine']:.4f} -> {similarity['network']:.4f}")
+        clock.stop("network", f"network: similarity {_change(similarity, 'network')}")
     elif start is not None and settings.refine:
         u = transforms.resampled(start.transform, grid)
     if settings.refine:
@@ -160,8 +162,7 @@ def _continued(
         u = volumes.refined(u, optimisation, shown=clock.shown, guides=known)
         similarity["refined"] = volumes.similarity(u, settings.mind)
         release_memory(grid)
-        change = f"{similarity['affine']:.4f} -> {similarity['refined']:.4f}"
-        clock.stop("refinement", f"instance optimisation: similarity {change}")
+        clock.stop("refinement", f"instance optimisation: similarity {_change(similarity, 'refined')}")
     if u is None:
         u = np.zeros((*grid.shape, 3), np.float32)
     transform = parts.corrected(Transform(grid, matrix, u), fixed)
@@ -172,6 +173,12 @@ def _continued(
     return RegistrationResult(
         transform, initial, similarity, folding, clock.seconds, *volumes.images(), guidance=report
     )
+
+
+def _change(similarity: Mapping[str, float | None], stage: str) -> str:
+    """The similarity before and after a stage as text; a dash where the masks do not overlap."""
+    values = (similarity["affine"], similarity[stage])
+    return " -> ".join("-" if value is None else f"{value:.4f}" for value in values)
 
 
 def working_spacing(fixed: Scan, moving: Scan) -> float:
@@ -220,21 +227,6 @@ def release_memory(grid: Grid) -> None:
     """Returns freed memory to the system where the grid is large: the next stage can't reuse fragmented memory."""
     if math.prod(grid.shape) > LARGE:
         give_back_freed_memory()
-
-
-class StageTimer:
-    """Times each stage and reports it; a stage that runs twice adds up. `shown` is whether lines are printed."""
-
-    def __init__(self, note: Callable[[str], None] | None) -> None:
-        self.seconds: dict[str, float] = {}
-        self.shown = note is not None
-        self._note, self._last = note or (lambda line: None), time.perf_counter()
-
-    def stop(self, name: str, line: str) -> None:
-        now = time.perf_counter()
-        seconds, self._last = now - self._last, now
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-        self._note(f"{line} ({seconds:.1f} s)")
 
 
 def check_direction(network: Network, modality: str, moving: PathLike) -> None:

@@ -4,7 +4,7 @@ Volumes are read in canonical orientation; `stored` keeps the axes of the file. 
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,15 @@ class Scan:
     extra: "tuple[Scan, ...]" = ()  # further sequences in the same frame
 
 
+@dataclasses.dataclass(frozen=True)
+class OrganLabels:
+    """The label maps of both scans, and the label values of each organ to score."""
+
+    fixed: Image
+    moving: Image
+    values: Mapping[str, tuple[int, ...]]
+
+
 def read(
     path: PathLike,
     *,
@@ -69,21 +78,33 @@ def read(
         modality = preprocess.recognise_modality(image)
     elif check_modality:
         preprocess.check_modality(image, modality)
-    others = {}
-    given = {"mask": mask, "exclude": exclude, "rigid": rigid, "preserve": preserve, "labels": labels}
-    for what, file in given.items():
-        kind = "label map" if what == "labels" else "mask"
-        others[what] = nifti.read_labels(file, unoriented=unoriented, what=kind) if file else None
-        if others[what] is not None:
-            nifti.check_same_grid(image, others[what], kind)
+    compared = _on_same_grid(image, mask, "mask", unoriented)
+    compared = _without(compared, _on_same_grid(image, exclude, "mask", unoriented))
+    label_map = _on_same_grid(image, labels, "label map", unoriented)
     normalised = preprocess.normalise(image, modality, ct_window=ct_window, mr_percentiles=MR_PERCENTILES)
-    others["mask"] = _without(others["mask"], others.pop("exclude"))
-    if others["mask"] is not None:
-        _check_mask(others["mask"], normalised)
-    points = read_landmarks(Path(landmarks)) if landmarks else None
-    stored = nifti.read_stored_grid(path, unoriented=unoriented)
-    sequences = tuple(read(file, ct_window=ct_window, unoriented=unoriented) for file in extra)
-    return Scan(image, normalised, modality, stored, landmarks=points, extra=sequences, **others)
+    if compared is not None:
+        _check_mask(compared, normalised)
+    return Scan(
+        image,
+        normalised,
+        modality,
+        nifti.read_stored_grid(path, unoriented=unoriented),
+        mask=compared,
+        labels=label_map,
+        landmarks=read_landmarks(Path(landmarks)) if landmarks else None,
+        rigid=_on_same_grid(image, rigid, "mask", unoriented),
+        preserve=_on_same_grid(image, preserve, "mask", unoriented),
+        extra=tuple(read(file, ct_window=ct_window, unoriented=unoriented) for file in extra),
+    )
+
+
+def _on_same_grid(image: Image, file: PathLike | None, what: str, unoriented: str | None) -> Image | None:
+    """Reads the label map, or `what` it is, of a scan, and checks its grid; None without a file."""
+    if not file:
+        return None
+    found = nifti.read_labels(file, unoriented=unoriented, what=what)
+    nifti.check_same_grid(image, found, what)
+    return found
 
 
 def _without(mask: Image | None, exclude: Image | None) -> Image | None:
@@ -180,7 +201,8 @@ def _over(like: Grid, centre: np.ndarray, length: np.ndarray, spacing: np.ndarra
     affine = np.eye(4)
     affine[:3, :3] = like.affine[:3, :3] / like.spacing * spacing
     affine[:3, 3] = centre - affine[:3, :3] @ ((shape - 1) / 2)
-    return Grid(tuple(int(size) for size in shape), affine, like.path)
+    x, y, z = (int(size) for size in shape)
+    return Grid((x, y, z), affine, like.path)
 
 
 def _shared_voxels(fixed: Grid, moving: Grid, matrix: np.ndarray) -> np.ndarray | None:

@@ -28,10 +28,9 @@ class WorkingVolumes:
         """Resamples both scans. With a `start` only their bodies are compared, and signals keep their low values."""
         self.grid, self.matrix = grid, matrix
         there = dataclasses.replace(grid, affine=matrix @ grid.affine)
-        (fixed_data, fixed_mask), (moving_data, moving_mask) = (
-            scans.on_grid(scan, on, None if start is None else coarse)
-            for scan, on, coarse in ((fixed, grid, start and start.fixed), (moving, there, start and start.moving))
-        )
+        coarse, coarse_there = (None, None) if start is None else (start.fixed, start.moving)
+        fixed_data, fixed_mask = scans.on_grid(fixed, grid, coarse)
+        moving_data, moving_mask = scans.on_grid(moving, there, coarse_there)
         self.fixed, self.moving = shapes.as_volume(fixed_data), shapes.as_volume(moving_data)
         self.fixed_mask, self.moving_mask = (
             shapes.as_volume(mask.astype(np.float32)) for mask in (fixed_mask, moving_mask)
@@ -57,10 +56,17 @@ class WorkingVolumes:
 
         `shown` adds a progress bar. `guides` take part in addition to the two scans.
         """
-        masks = {"fixed_mask": self.fixed_mask, "moving_mask": self.moving_mask}
-        start = None if start is None else jnp.asarray(start)[None]
         with Progress("refining", calls(settings)) if shown else nullcontext() as bar:
-            advance = bar and bar.advance
-            given = {"settings": settings, "progress": advance, **guides._asdict()}
-            found = refine(self.fixed, self.moving, start=start, **masks, **given)
+            found = refine(
+                self.fixed,
+                self.moving,
+                start=None if start is None else jnp.asarray(start)[None],
+                fixed_mask=self.fixed_mask,
+                moving_mask=self.moving_mask,
+                weight=guides.weight,
+                further=guides.further,
+                restraints=guides.restraints,
+                settings=settings,
+                progress=None if bar is None else bar.advance,
+            )
         return np.asarray(found)[0]

@@ -1,9 +1,7 @@
 """Writes the files of a study's report."""
 
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -12,12 +10,15 @@ from pathlib import Path
 import jinja2
 
 import f3r_jax
+from f3r_jax.common import result_folder
 from f3r_jax.common.errors import UserError
-from f3r_jax.common.files import WRITING
+from f3r_jax.common.files import WRITING, write_text
+from f3r_jax.common.locks import LOCK_FILE
 from f3r_jax.report.contents import Contents, contents
 from f3r_jax.report.study_runs import read_study
 
 MANIFEST = "report.json"  # lists the files of a report, so that the next one replaces only these
+REPLACED = "replaced"  # key of the files of the earlier report, so that a killed process leaves none of them
 PAGES = {"index.html": "report.html.jinja", "report.md": "report.md.jinja"}
 
 
@@ -32,38 +33,47 @@ def write_report(paths: Sequence[Path], output: Path) -> Contents:
     if not study.folders:
         reasons = "; ".join(f"{what}: {reason}" for what, reason in study.problems)
         raise UserError(f"{reasons}; expected folders of runs, or folders that contain them")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=WRITING) as made:
-        folder = Path(made) / "report"
-        folder.mkdir()
-        found = contents(study, folder)
-        for name, text in (found.files | _pages(found)).items():
-            (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
-        names = sorted([*(path.name for path in folder.iterdir()), MANIFEST])
-        (folder / MANIFEST).write_text(json.dumps({"files": names}, indent=1) + "\n", encoding="utf-8")
-        if output.exists():
-            os.replace(output, Path(made) / "old")
-        os.replace(folder, output)
+    with result_folder.reserved(output, _earlier_files(output) or [MANIFEST]):
+        earlier = _earlier_files(output)
+        with result_folder.staged(output, earlier or [MANIFEST]) as folder:
+            found = contents(study, folder)
+            for name, text in (found.files | _pages(found)).items():
+                write_text(folder / name, text)
+            names = sorted([*(path.name for path in folder.iterdir()), MANIFEST])
+            write_text(folder / MANIFEST, json.dumps({"files": names, REPLACED: earlier}, indent=1) + "\n")
     return found
 
 
 def check_output(output: Path) -> None:
-    """Raises a UserError if the folder contains anything but an earlier report."""
+    """Raises a UserError if the folder contains anything but an earlier report and what a killed process left."""
     if not output.exists():
         return
     if not output.is_dir():
         raise UserError(f"{output}: is a file, expected a folder for --output")
-    try:
-        own = set(json.loads((output / MANIFEST).read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, KeyError, TypeError):
-        own = set()
-    foreign = sorted(path.name for path in output.iterdir() if path.name not in own)
+    own = {*_earlier_files(output), result_folder.COMPLETE, result_folder.MOVING, LOCK_FILE}
+    there = sorted(path.name for path in output.iterdir())
+    foreign = [name for name in there if name not in own and not name.startswith(WRITING)]
     if foreign:
         names = ", ".join([*foreign[:3], *(["..."] if len(foreign) > 3 else [])])
         raise UserError(
             f"{output}: contains files that no report wrote ({names}); "
             "expected a new or empty folder for --output, or an earlier report"
         )
+
+
+def _earlier_files(output: Path) -> list[str]:
+    """The files of the report in a folder, the manifest last, or nothing.
+
+    A report whose process was killed in the move counts, with the files that it replaces.
+    """
+    for folder in (output / result_folder.COMPLETE, output / result_folder.MOVING, output):
+        try:
+            stored = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            names = {*stored["files"], *(stored[REPLACED] if folder.name == result_folder.COMPLETE else ())}
+            return [*sorted(name for name in names if name == Path(name).name != MANIFEST), MANIFEST]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return []
 
 
 def _pages(found: Contents) -> dict[str, str]:

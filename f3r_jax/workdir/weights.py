@@ -7,6 +7,7 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,9 +24,10 @@ _PREFIX = "params/"
 
 def write(file: Path, params: dict, config: ConfigDict, step: int) -> None:
     """Writes parameters, float32, with the config and the step of their run. An existing file is replaced at once."""
-    arrays = {_PREFIX + name: np.asarray(value, np.float32) for name, value in flatten_dict(params, sep="/").items()}
+    arrays: dict[str, Any] = {"config": np.array(config.to_json()), "step": np.array(step)}
+    arrays |= {_PREFIX + name: np.asarray(value, np.float32) for name, value in flatten_dict(params, sep="/").items()}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, config=np.array(config.to_json()), step=np.array(step), **arrays)
+    np.savez_compressed(buffer, **arrays)
     with replacing(file) as unfinished:
         unfinished.write_bytes(buffer.getvalue())
 

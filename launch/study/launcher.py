@@ -7,7 +7,6 @@ others and is listed at the end. Exit status: 0 on success, 1 if a run or the re
 
 import argparse
 import contextlib
-import fcntl
 import shlex
 import signal
 import subprocess
@@ -17,8 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from f3r_jax.common import locks
 from f3r_jax.common.cli import prepare_streams, with_home
 from f3r_jax.common.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error
+from f3r_jax.common.files import errors_of
 from f3r_jax.common.progress import Progress
 from f3r_jax.data.datasets import open_dataset
 from study.local import Local
@@ -26,7 +27,6 @@ from study.runs import (
     CUT_OFF,
     FAILED,
     FINISHED,
-    LOCK,
     NOT_BEGUN,
     REPORT,
     Run,
@@ -181,14 +181,9 @@ def signals_as_interrupt() -> Iterator[None]:
 @contextlib.contextmanager
 def only_launcher(output: Path) -> Iterator[None]:
     """Locks the study's folder. The lock is released when the process ends, also when it is killed."""
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{output}: another launcher is at work here; wait for it or use another --output"
-            ) from None
+    with errors_of(output, "write here"):
+        output.mkdir(parents=True, exist_ok=True)
+    with locks.held(output, f"{output}: another launcher is at work here; wait for it or use another --output"):
         yield
 
 

@@ -24,13 +24,14 @@ from ml_collections import ConfigDict, config_flags
 
 from f3r_jax.common import cli
 from f3r_jax.common.errors import UserError
+from f3r_jax.common.locks import LOCK_FILE
 from f3r_jax.config import flatten, is_trained
 from f3r_jax.workdir.metadata import CONFIG_FILE, check_same_run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MAIN = (sys.executable, "-m", "f3r_jax.main")
 FINISHED, CUT_OFF, NOT_BEGUN, FAILED = "finished", "cut off", "not begun", "failed"
-LOGS, REPORT, COMPILED, SLURM, LOCK = "logs", "report", "compiled", "slurm", ".lock"
+LOGS, REPORT, COMPILED, SLURM = "logs", "report", "compiled", "slurm"
 PARTIAL_SECTIONS = ("loss", "optim", "train", "syn")  # sections that only some configs have
 LAMBDA = "loss.lam"
 TAIL_BYTES = 1 << 16  # of a log or of metrics.jsonl; enough for the last lines
@@ -243,7 +244,7 @@ def check_output(output: Path, plan: Sequence[Run]) -> None:
     """Raises a UserError if the study's folder holds foreign files or runs with other settings."""
     if output.exists() and not output.is_dir():
         raise UserError(f"{output}: is a file, expected a folder for the study")
-    known = {LOGS, REPORT, COMPILED, SLURM, LOCK, *(run.name for run in plan)}
+    known = {LOGS, REPORT, COMPILED, SLURM, LOCK_FILE, *(run.name for run in plan)}
     for path in sorted(output.iterdir()) if output.is_dir() else ():
         if path.name not in known and not (path / CONFIG_FILE).exists():
             raise UserError(f"{path}: is not part of a study; expected --output to be empty or the folder of a study")

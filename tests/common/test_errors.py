@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from conftest import REPOSITORY
+from f3r_jax.benchmark.environment import current_environment
 from f3r_jax.common import memory
 from f3r_jax.common.errors import UserError, exit_on_user_error, explained
 
@@ -47,6 +48,15 @@ def test_a_cause_is_looked_for_behind_the_error():
             raise ValueError("checkpoint failed") from error
     except ValueError as error:
         assert explained(error) == "checkpoint: the disk is full"
+
+
+def test_the_limit_of_a_container_counts(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "LIMITS", (str(tmp_path / "memory.max"),))
+    whole = memory.total()
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.total() == whole
+    (tmp_path / "memory.max").write_text(f"{2**30}\n")
+    assert memory.total() == 2**30 and current_environment().machine.memory_gib == 1.0
 
 
 def test_grids_that_do_not_fit_into_memory(monkeypatch):

@@ -32,7 +32,7 @@ def fixed():
 
 
 def squares(one, other):
-    return ((coarse.descriptors(one.intensities) - coarse.descriptors(other.intensities)) ** 2).mean(axis=-1)
+    return ((one.descriptors - other.descriptors) ** 2).mean(axis=-1)
 
 
 def test_the_body_of_an_mr_includes_what_gives_little_signal():
@@ -49,10 +49,10 @@ def test_the_mismatch_is_the_mean_over_both_bodies(fixed):
     assert coarse.mismatch(fixed, fixed) == 0
     rng = np.random.default_rng(1)
     shape = fixed.body.shape
-    other = fixed._replace(
-        intensities=rng.random(shape, np.float32), body=rng.random(shape) < 0.5, seen=rng.random(shape) < 0.9
+    other = dataclasses.replace(
+        fixed, intensities=rng.random(shape, np.float32), body=rng.random(shape) < 0.5, seen=rng.random(shape) < 0.9
     )
-    other = other._replace(body=other.body & other.seen)
+    other = dataclasses.replace(other, body=other.body & other.seen)
     far, total, count = squares(fixed, other), 0.0, 0
     for at in np.ndindex(shape):
         if fixed.body[at] and other.body[at]:
@@ -60,9 +60,9 @@ def test_the_mismatch_is_the_mean_over_both_bodies(fixed):
         elif (fixed.body[at] or other.body[at]) and fixed.seen[at] and other.seen[at]:
             total, count = total + coarse.PENALTY, count + 1
     assert coarse.mismatch(fixed, other) == pytest.approx(total / count, rel=1e-5)
-    lost = other._replace(seen=np.zeros(shape, bool), body=np.zeros(shape, bool))
+    lost = dataclasses.replace(other, seen=np.zeros(shape, bool), body=np.zeros(shape, bool))
     assert coarse.mismatch(fixed, lost) == np.inf
-    half = fixed._replace(seen=fixed.seen.copy(), body=fixed.body.copy())
+    half = dataclasses.replace(fixed, seen=fixed.seen.copy(), body=fixed.body.copy())
     half.seen[shape[0] // 2 :] = half.body[shape[0] // 2 :] = False
     assert coarse.mismatch(fixed, half) == 0  # what is out of view is no evidence
     assert coarse.mismatch(fixed, half, fixed.seen) > 0.05  # unless the deformation pushed it there
@@ -159,12 +159,6 @@ def test_the_refitted_matrix_keeps_the_transform(fixed):
     np.testing.assert_allclose(transforms.to_moving(found, points), transforms.to_moving(transform, points), atol=0.05)
 
 
-@pytest.fixture
-def few(monkeypatch):
-    """Three placements are enough where only one is right."""
-    monkeypatch.setattr(search, "COUNT", 3)
-
-
 @pytest.fixture(scope="module")
 def bent():
     """The moving scan, 20 % darker inside out and bent by 12 mm, in a frame of its own; and its true map."""
@@ -218,7 +212,7 @@ def test_bodies_that_never_meet_are_an_error():
     full, none = np.ones(shape, bool), np.zeros(shape, bool)
     one = coarse.CoarseScan(np.random.default_rng(0).random(shape, np.float32), full, full, grid)
     with pytest.raises(UserError, match=r"far.nii.gz: no position shows half of the body of far.nii.gz"):
-        start.find_start(one, one._replace(body=none, seen=none), headers=False)
+        start.find_start(one, dataclasses.replace(one, body=none, seen=none), headers=False)
 
 
 def test_a_placement_maps_centre_to_centre():

@@ -5,12 +5,12 @@ import pytest
 
 import affine_scans
 from f3r_jax.data import resample
-from f3r_jax.data.affine import search
 from f3r_jax.data.transforms import Transform
 from f3r_jax.register.alignment import CONFIRMED, align, distance
 from f3r_jax.register.pipeline import mismatch_of
 from f3r_jax.register.scans import Scan
 
+pytestmark = pytest.mark.usefixtures("few")
 SHAPE, SPACING = (49, 41, 43), (5.0, 5.0, 5.0)
 
 
@@ -19,12 +19,6 @@ def scan(shift=(0.0, 0.0, 0.0), contrast=np.asarray):
     there = affine_scans.grid(SPACING, SHAPE, centre=shift)
     image = affine_scans.image(SHAPE, there, resample.translation(shift), contrast)
     return Scan(image, image, "mr", image.grid)
-
-
-@pytest.fixture(autouse=True)
-def few(monkeypatch):
-    """Three placements are enough where only one is right."""
-    monkeypatch.setattr(search, "COUNT", 3)
 
 
 def test_a_frame_that_the_search_confirms_is_kept():

@@ -2,6 +2,7 @@ import csv
 import json
 
 from f3r_jax.register import batch_summary
+from f3r_jax.register.batch_summary import Row
 
 SUMMARY = {
     "before": {"mean_dice": 70.0, "tre_mm": 8.0},
@@ -12,7 +13,7 @@ SUMMARY = {
     "seconds": {"affine": 1.0, "total": 12.0},
 }
 PLAIN = SUMMARY | {"before": {}, "mean_dice": None, "tre_mm": None, "similarity": {"initial": None, "affine": 0.3}}
-FAILED = {"name": "c", "status": "failed", "reason": "c.nii.gz: no, such file", "traceback": "Traceback"}
+FAILED = Row("c", "failed", reason="c.nii.gz: no, such file", traceback="Traceback")
 
 
 def _rows():
@@ -41,7 +42,7 @@ def test_the_files_hold_every_pair(tmp_path):
         rows = list(csv.DictReader(file))
     assert [row["status"] for row in rows] == ["done", "done", "failed", "waiting"]
     assert rows[0]["similarity_before"] == "0.2" and rows[0]["similarity"] == "0.1" and rows[1]["mean_dice"] == ""
-    assert rows[2]["reason"] == FAILED["reason"]
+    assert rows[2]["reason"] == FAILED.reason
     summary = json.loads((tmp_path / batch_summary.SUMMARY).read_text())
     assert summary["command"] == "as typed" and summary["mean"]["mean_dice"] == 90.0
     assert summary["pairs"][2]["traceback"] == "Traceback"

@@ -102,6 +102,23 @@ def test_a_registration_leaves_its_files_and_says_what_it_did(registered):
         assert words in result.out, result.out
 
 
+def test_masks_that_do_not_overlap_are_shown_as_a_dash(commands, scans, tmp_path):
+    half = np.zeros(SHAPE, np.uint8)
+    half[:20] = 1
+    affine = nifti.read(scans / "mr.nii.gz").affine
+    nifti.write(tmp_path / "left.nii.gz", half, affine)
+    nifti.write(tmp_path / "right.nii.gz", half[::-1], affine)
+    masks = [f"--fixed_mask={tmp_path / 'left.nii.gz'}", f"--moving_mask={tmp_path / 'right.nii.gz'}"]
+    result = commands.run(
+        "register",
+        *(f"--{side}={scans / name}.nii.gz" for side, name in (("fixed", "mr"), ("moving", "ct"))),
+        *(*masks, f"--output={tmp_path / 'out'}", "--affine=none", "--spacing=12", "--iterations=5"),
+    )
+    assert result.status == 0 and result.err == "", result
+    assert "instance optimisation: similarity - -> -" in result.out
+    assert set(_summary(tmp_path / "out")["similarity"].values()) == {None}
+
+
 def test_it_registers(registered):
     summary = _summary(registered[0])
     assert list(summary["organs"]) == ["liver", "spleen", "right_kidney", "left_kidney"]

@@ -13,6 +13,7 @@ import pytest
 from matplotlib.image import imread
 
 from f3r_jax import models
+from f3r_jax.common import result_folder
 from f3r_jax.common.errors import UserError
 from f3r_jax.config import upgraded
 from f3r_jax.data.datasets import open_dataset
@@ -253,6 +254,55 @@ def test_a_report_cut_off_leaves_the_old_one(runs, tmp_path, monkeypatch):
         write.write_report([runs / "faim_0.5"], output)
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
     assert os.listdir(tmp_path) == ["report"]
+
+
+@pytest.mark.parametrize("step", range(1, 12))
+def test_a_report_killed_in_the_move_is_completed_by_the_next(runs, tmp_path, monkeypatch, step):
+    """Every unlink and every move into place is a step; nothing of the old report is left in the end."""
+    output, count = tmp_path / "report", 0
+    write.write_report([runs / "mrb_0.5", runs / "back"], output)
+    old = {path.name: path.read_bytes() for path in output.iterdir()}
+
+    class Killed(BaseException):
+        pass
+
+    def counted(function):
+        def wrapped(path, *arguments, **options):
+            nonlocal count
+            if path.parent == output or path.parent.parent == output:
+                count += 1
+                if count == step:
+                    raise Killed
+            return function(path, *arguments, **options)
+
+        return wrapped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", counted(os.replace))
+        patch.setattr(type(output), "unlink", counted(type(output).unlink))
+        with pytest.raises(Killed):
+            write.write_report([runs / "syn"], output)
+    if "report.json" in os.listdir(output):  # it lists the old report, which is then whole
+        assert {name: (output / name).read_bytes() for name in old} == old
+    write.write_report([runs / "faim_0.5"], output)
+    assert set(os.listdir(output)) == set(json.loads((output / "report.json").read_text())["files"])
+    assert "FAIM" in page_of(output).text
+
+
+def test_a_report_on_a_folder_in_use_is_refused_and_one_that_cannot_be_written_is_one_line(commands, runs, tmp_path):
+    output = tmp_path / "report"
+    with result_folder.reserved(output, ["report.json"]):
+        busy = commands.run("report", runs / "syn", f"--output={output}")
+    below = commands.run("report", runs / "syn", f"--output={runs / 'syn' / 'config.json' / 'report'}")
+    for result, words in ((busy, "another process is writing here"), (below, "a part of the path is a file")):
+        assert result.status == 2 and result.err.count("\n") == 1 and words in result.err, result
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_manifest_of_another_program_is_foreign(runs, tmp_path):
+    (tmp_path / "report.json").write_text('{"files": "none"')
+    with pytest.raises(UserError, match=r"no report wrote \(report\.json\)"):
+        write.write_report([runs / "syn"], tmp_path)
 
 
 def phantom_run(folder, phantoms, *, system="faim"):

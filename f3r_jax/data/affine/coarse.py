@@ -13,7 +13,7 @@ Letters: x y z voxels, k channels.
 """
 
 import dataclasses
-from typing import NamedTuple
+import functools
 
 import jax.numpy as jnp
 import numpy as np
@@ -35,13 +35,19 @@ CLOSING = OPENING = 2  # voxels
 DIMMEST = 0.005  # of the brightest signal: less is noise
 
 
-class CoarseScan(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class CoarseScan:
     """A scan on a coarse grid."""
 
     intensities: Float32[np.ndarray, "x y z"]  # in [0, 1]; edge values where the scan ends
     body: Bool[np.ndarray, "x y z"]  # seen voxels inside the body
     seen: Bool[np.ndarray, "x y z"]
     grid: Grid
+
+    @functools.cached_property
+    def descriptors(self) -> Float32[np.ndarray, "x y z k"]:
+        """MIND of the intensities. It is kept, because every candidate of a search is compared with it."""
+        return descriptors(self.intensities)
 
 
 def coarse_scan(image: Image, normalised: Image, modality: str, mask: Mask | None = None) -> CoarseScan:
@@ -103,7 +109,7 @@ def mismatch(fixed: CoarseScan, moved: CoarseScan, seen_before: Mask | None = No
         one |= fixed.body & seen_before & ~moved.seen
     if not both.any():
         return float("inf")
-    squares = ((descriptors(fixed.intensities)[both] - descriptors(moved.intensities)[both]) ** 2).mean(axis=-1)
+    squares = ((fixed.descriptors[both] - moved.descriptors[both]) ** 2).mean(axis=-1)
     return float((squares.sum() + PENALTY * one.sum()) / (both.sum() + one.sum()))
 
 

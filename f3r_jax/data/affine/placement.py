@@ -16,7 +16,7 @@ from jaxtyping import Float
 from scipy import ndimage, optimize
 
 from f3r_jax.data.affine import similarity
-from f3r_jax.data.affine.coarse import PENALTY, SPACING, CoarseScan, descriptors
+from f3r_jax.data.affine.coarse import PENALTY, SPACING, CoarseScan
 from f3r_jax.data.affine.search import LEAST_COVER, PENALTY_OF_SCALE, Placement
 from f3r_jax.ops.shapes import Scalar
 
@@ -49,13 +49,11 @@ def compared(fixed: CoarseScan, moving: CoarseScan) -> Compared:
     at = tuple(index.T)
     masks = np.stack([moving.body, moving.seen], axis=-1).astype(np.float32)
     border = ((1, 1),) * 3 + ((0, 0),)
-    volume = np.concatenate(
-        [np.pad(descriptors(moving.intensities), border, mode="edge"), np.pad(masks, border)], axis=-1
-    )
+    volume = np.concatenate([np.pad(moving.descriptors, border, mode="edge"), np.pad(masks, border)], axis=-1)
     centre = (np.array(volume.shape[:3]) - 1) / 2
     offsets = index - (np.array(fixed.body.shape) - 1) / 2
     single = functools.partial(jnp.asarray, dtype=jnp.float32)
-    described, smaller = descriptors(fixed.intensities)[at], min(1.0, moving.body.sum() / max(fixed.body.sum(), 1))
+    described, smaller = fixed.descriptors[at], min(1.0, moving.body.sum() / max(fixed.body.sum(), 1))
     return Compared(*map(single, (offsets, described, fixed.body[at], weight, volume, centre, smaller)))
 
 

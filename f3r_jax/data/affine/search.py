@@ -47,9 +47,8 @@ def matrix_of(place: Placement, fixed: Grid, moving: Grid) -> Matrix:
 def search(fixed: CoarseScan, moving: CoarseScan) -> list[Placement]:
     """The best placements, `DIFFERENT` mm apart, best first; empty if no placement covers enough of a body."""
     found: list[Placement] = []
-    described = descriptors(fixed.intensities)
     for across, along in itertools.product((-STEP, 0.0, STEP), repeat=2):
-        found += _at_scale(fixed, described, moving, np.array([across, across, along]))
+        found += _at_scale(fixed, moving, np.array([across, across, along]))
     kept: list[Placement] = []
     for place in sorted(found, key=lambda each: each.cost):
         if len(kept) < COUNT and all(np.abs(place.shift - other.shift).max() > DIFFERENT for other in kept):
@@ -57,12 +56,12 @@ def search(fixed: CoarseScan, moving: CoarseScan) -> list[Placement]:
     return kept
 
 
-def _at_scale(fixed: CoarseScan, f: np.ndarray, moving: CoarseScan, log_scales: np.ndarray) -> list[Placement]:
+def _at_scale(fixed: CoarseScan, moving: CoarseScan, log_scales: np.ndarray) -> list[Placement]:
     """The best shifts at one scale."""
     scales = np.exp(log_scales)
     scaled, body, seen = (_scaled(volume, scales) for volume in (moving.intensities, moving.body, moving.seen))
     body, seen = (body > 0.5) & (seen > 0.5), seen > 0.5
-    costs = mismatches((f, fixed.body, fixed.seen), (descriptors(scaled), body, seen))
+    costs = mismatches((fixed.descriptors, fixed.body, fixed.seen), (descriptors(scaled), body, seen))
     size, size_there = np.array(fixed.body.shape), np.array(body.shape)
     found = []
     for at in _lowest(costs, COUNT):
