@@ -15,6 +15,8 @@ from f3r_jax.common.arrays import Matrix
 from f3r_jax.data import resample
 from f3r_jax.data.affine import coarse
 from f3r_jax.data.affine.coarse import CoarseScan
+from f3r_jax.data.affine.placement import compared, optimise
+from f3r_jax.data.affine.search import Placement, centre, matrix_of
 from f3r_jax.data.affine.start import MARGIN as MARGIN_OF_START
 from f3r_jax.data.affine.start import MULTIPLE, Start, deformed, refitted
 from f3r_jax.data.nifti import Grid, Image
@@ -77,14 +79,14 @@ def from_labels(fixed: Image, moving: Image, labels: Sequence[int], *, scales: b
     points = np.moveaxis(np.indices(grid.shape), 0, -1).reshape(-1, 3) @ grid.affine[:3, :3].T + grid.affine[:3, 3]
     inward, wanted = np.linalg.inv(there.affine), here.reshape(len(labels), -1)
 
-    def matrix_of(x: np.ndarray) -> Matrix:
+    def matrix_at(x: np.ndarray) -> Matrix:
         matrix = np.diag([*np.exp(0.1 * x[3:]), 1.0])
         matrix[:3, 3] = centres[1] + 10 * x[:3] - matrix[:3, :3] @ centres[0]
         return matrix
 
     def cost(x: np.ndarray) -> float:
         x = np.pad(x, (0, 6 - len(x)))
-        change = inward @ matrix_of(x)
+        change = inward @ matrix_at(x)
         place = change[:3, :3] @ points.T + change[:3, 3:]
         found = [ndimage.map_coordinates(volume, place, order=1, mode="constant") for volume in data]
         overlaps = [2 * (a @ b) / (a @ a + b @ b) for a, b in zip(wanted, found, strict=True)]
@@ -92,7 +94,7 @@ def from_labels(fixed: Image, moving: Image, labels: Sequence[int], *, scales: b
 
     options = {"eps": STEP, "ftol": 1e-4}
     end = optimize.minimize(cost, np.zeros(6 if scales else 3), method="L-BFGS-B", options=options)
-    return matrix_of(np.pad(end.x, (0, 6 - len(end.x))))
+    return matrix_at(np.pad(end.x, (0, 6 - len(end.x))))
 
 
 def overlap(fixed: Image, moving: Image, labels: Sequence[int], matrix: Matrix) -> float:
@@ -107,13 +109,27 @@ def overlap(fixed: Image, moving: Image, labels: Sequence[int], matrix: Matrix) 
 def start_from(matrix: Matrix, fixed: CoarseScan, moving: CoarseScan, guides: GuidesOn) -> Start:
     """The start of a pair whose placement is known: the coarse deformation from a matrix.
 
-    `guides` makes the sources and restraints of `refine` on a grid, for a matrix.
+    Labels know nothing of the rest of the body. So a shift with scales is also optimised with MIND, and the better of
+    both is taken, as in a search. `guides` makes the sources and restraints of `refine` on a grid, for a matrix.
     """
     wide = coarse.widened(fixed, MARGIN_OF_START, MULTIPLE)
-    further, restraints = guides(wide.grid, matrix)
-    best = deformed(matrix, wide, moving, cost=0.0, from_headers=False, further=further, restraints=restraints)
+    matrices = [matrix]
+    if np.allclose(matrix[:3, :3], np.diag(np.diag(matrix[:3, :3]))):
+        shift = moved(matrix, centre(fixed.grid)) - centre(moving.grid)
+        known = Placement(shift, np.log(np.diag(matrix[:3, :3])), 0.0)
+        matrices.append(matrix_of(optimise(known, compared(fixed, moving)), fixed.grid, moving.grid))
+    candidates = []
+    for each in matrices:
+        further, restraints = guides(wide.grid, each)
+        there = coarse.moved_by(moving, each, wide.grid)
+        cost = coarse.mismatch(wide, there, there.seen)
+        candidates.append(
+            deformed(each, wide, moving, cost=cost, from_headers=False, further=further, restraints=restraints)
+        )
+    candidates.sort(key=lambda each: each.cost)
+    best = candidates[0]
     transform = refitted(Transform(wide.grid, best.matrix, best.displacement), wide)
-    return Start(transform, wide, moving, (best,))
+    return Start(transform, wide, moving, tuple(candidates))
 
 
 def _around(image: Image, labels: Sequence[int]) -> tuple[Grid, np.ndarray]:
