@@ -15,7 +15,7 @@ empty :=
 space := $(empty) $(empty)
 comma := ,
 
-known := baselines bench cuda dev peers slurm
+known := baselines bench cuda dev formats peers slurm
 unknown := $(filter-out $(known),$(subst $(comma), ,$(EXTRAS)))
 $(if $(unknown),$(error EXTRAS: unknown $(unknown); known are $(known)))
 WITH ?=
@@ -35,6 +35,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  EXTRAS=cuda      for a machine with an NVIDIA GPU; bench adds PyTorch and VoxelMorph; baselines adds SyN and SimpleITK"
+	@echo "  EXTRAS=formats   adds SimpleITK and pydicom, for DICOM, NRRD, MHA and transforms as .h5"
 	@echo "  EXTRAS=peers     adds SyN, greedy and convexAdam, for make bench ARGS=--what=registration"
 	@echo "  EXTRAS=slurm     adds submitit, for make paper ARGS=--slurm"
 	@echo "  ARGS=\"...\"       arguments of the command, as in make run ARGS=\"--config.train.steps=10\""
@@ -71,7 +72,7 @@ constraints: ## write constraints.txt with the newest versions
 	echo "resolving the newest versions in a new environment"; \
 	$(PYTHON) -m venv "$$folder/venv"; \
 	"$$folder/venv/bin/python" -m pip install -qq --disable-pip-version-check \
-	  --upgrade setuptools "$$(grep '^torch==' constraints.txt)" --editable '.[dev,bench,baselines,peers,slurm]'; \
+	  --upgrade setuptools "$$(grep '^torch==' constraints.txt)" --editable '.[dev,bench,baselines,formats,peers,slurm]'; \
 	{ sed '/^[^#]/,$$d' constraints.txt; \
 	  "$$folder/venv/bin/python" -m pip list --format=freeze --disable-pip-version-check --exclude pip --exclude f3r_jax \
 	  | grep -Eiv '^(nvidia|cuda|triton)' | sed 's/+.*//'; } > "$$folder/new"; \

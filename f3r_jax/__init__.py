@@ -1,5 +1,8 @@
 """F3RNet in JAX: learned multimodal deformable registration of CT and MR volumes.
 
+`f3r_jax.register(fixed, moving)` registers two scans, and `f3r_jax.load(folder)` loads a result. Importing `f3r_jax`
+imports neither JAX nor NumPy; the first call does.
+
 Map of the package:
 
     apply       Warps an image, labels or points with the result of a registration: `python -m f3r_jax.apply`.
@@ -17,4 +20,49 @@ Map of the package:
     workdir     Files of a run: config, origin, checkpoints, log, trained network.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from f3r_jax.register.api import Result
+
 __version__ = "0.1.0"
+
+# Python sets a package as an attribute of its parent once, when it is first imported. Here that has happened before the
+# function takes the name. Afterwards `f3r_jax.register` is the function; imports of modules find the package.
+importlib.import_module("f3r_jax.register")
+
+
+def register(fixed: Any, moving: Any, **options: Any) -> "Result":
+    """Registers a moving scan to a fixed scan.
+
+    Scans, masks and label maps are paths of any format that the command reads, images of NiBabel, SimpleITK or ANTs, or
+    pairs of an array (x y z) and an affine: 4 x 4, voxels to mm, RAS+.
+
+    Args:
+      fixed: the fixed scan, whose grid the result has.
+      moving: the moving scan, which is warped.
+      **options: the flags of `python -m f3r_jax.register` without dashes, and these:
+        output: a folder for the files of the result; by default a temporary one that ends with the result.
+        overwrite: whether an older result there is replaced.
+        progress: called with one line of text after each stage; nothing is printed without it.
+        fixed_landmarks, moving_landmarks: a path, or an array (n 3) in mm, RAS+.
+
+    Returns:
+      The result: `warped`, `displacement` (mm), `affine`, `summary`, `verdict`, and the methods `apply`, `map_points`
+      and `save`.
+
+    Raises:
+      f3r_jax.common.errors.UserError: scans that cannot be read or registered; the message is one line.
+      TypeError: an unknown option.
+    """
+    from f3r_jax.register import api
+
+    return api.register(fixed, moving, **options)
+
+
+def load(folder: Any) -> "Result":
+    """The result in a folder that a registration wrote; raises a UserError if it holds none that is complete."""
+    from f3r_jax.register import api
+
+    return api.load(folder)

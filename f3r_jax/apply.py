@@ -1,46 +1,52 @@
-"""Applies a registration's transform to another image, label map or set of points.
+"""Applies a registration's transform to another image, series, label map or set of points.
 
   python -m f3r_jax.apply --transform=out --image=ct2.nii.gz --output=ct2_on_mr.nii.gz
   python -m f3r_jax.apply --transform=out --labels=ct_seg.nii.gz --output=seg_on_mr.nii.gz
   python -m f3r_jax.apply --transform=out --points=ct_points.csv --output=points_in_mr.csv
 
 Inputs are mapped from the moving scan to the fixed scan; with --inverse from the fixed scan to the moving scan.
---transform is a folder that `python -m f3r_jax.register` wrote. For images and labels it can also be a displacement
-field in ITK's or ANTs' format.
+--transform is a folder that `python -m f3r_jax.register` wrote. It can also be a field or a matrix in the formats of
+ITK and ANTs, or a list of transforms in the order in which the input passes them.
 """
 
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from absl import flags
 
 from f3r_jax.common import cli
 from f3r_jax.common.errors import UserError
 from f3r_jax.common.files import check_writable, errors_of
-from f3r_jax.data import landmarks, nifti, transforms
-from f3r_jax.data.nifti import Grid
+from f3r_jax.data import chains, points, sampling, series, volumes
 from f3r_jax.data.nifti_geometry import check_axes
-from f3r_jax.register import output_files
+from f3r_jax.register import transform_files
 
-FORWARD, INVERSE = "displacement.nii.gz", "inverse_displacement.nii.gz"
-
-_TRANSFORM = flags.DEFINE_string("transform", None, "Folder of a registration, or a displacement field.")
-_IMAGE = flags.DEFINE_string("image", None, "Image to warp, NIfTI; trilinear interpolation.")
-_LABELS = flags.DEFINE_string("labels", None, "Label map to warp, NIfTI; nearest-neighbour interpolation.")
-_POINTS = flags.DEFINE_string("points", None, "CSV of points with columns x, y, z in mm, RAS+.")
-_OUTPUT = flags.DEFINE_string("output", None, "Output file, of the same type as the input.")
-_REFERENCE = flags.DEFINE_string("reference", None, "NIfTI that defines the output grid; by default the field's grid.")
+_TRANSFORM = flags.DEFINE_list("transform", None, "Folder of a registration, field or matrix file, or a list of them.")
+_IMAGE = flags.DEFINE_string("image", None, "Image or series to warp.")
+_LABELS = flags.DEFINE_string("labels", None, "Label map to warp.")
+_POINTS = flags.DEFINE_string("points", None, "Points in mm: CSV or TSV with x, y, z in RAS+, .fcsv or .mrk.json.")
+_OUTPUT = flags.DEFINE_string("output", None, "Output file; its name decides the format.")
+_REFERENCE = flags.DEFINE_string("reference", None, "Image that defines the output grid; by default the field's grid.")
+_INTERPOLATION = flags.DEFINE_enum(
+    "interpolation",
+    None,
+    sampling.INTERPOLATIONS,
+    "By default linear for images, nearest for labels; label smooths the outlines of labels.",
+)
+_OUTSIDE = flags.DEFINE_float(
+    "outside", None, "Value outside the input; by default its lowest value, 0 for labels and vectors."
+)
 _INVERSE = flags.DEFINE_bool("inverse", False, "Map from the fixed scan to the moving scan.")
 _UNORIENTED = flags.DEFINE_string(
-    "unoriented", None, "Axes of a NIfTI without orientation codes, such as RAS, or LPS as ITK reads it; else refused."
+    "unoriented", None, "Axes of a file without orientation, such as RAS, or LPS as ITK reads it; else refused."
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing output file.")
 USAGE = "expected --transform=FOLDER, one of --image, --labels and --points, and --output=FILE"
 GROUPS = {
     "What to apply": ("transform", "inverse"),
     "What to warp (one of them)": ("image", "labels", "points", "unoriented"),
+    "How": ("interpolation", "outside"),
     "Output": ("output", "reference", "overwrite"),
 }
 
@@ -49,13 +55,11 @@ def main(argv: Sequence[str]) -> int:
     """Applies the transform of the flags to the input and writes the output."""
     flag_of = {"image": _IMAGE, "labels": _LABELS, "points": _POINTS}
     given = {name: flag.value for name, flag in flag_of.items() if flag.value is not None}
-    if argv[1:] or len(given) != 1 or _TRANSFORM.value is None or _OUTPUT.value is None:
+    if argv[1:] or len(given) != 1 or not _TRANSFORM.value or _OUTPUT.value is None:
         raise UserError(USAGE)
     ((kind, path),) = given.items()
     output = Path(_OUTPUT.value)
-    ending = (".csv",) if kind == "points" else (".nii", ".nii.gz")
-    if not output.name.endswith(ending):
-        raise UserError(f"{output}: expected a name ending in {' or '.join(ending)}")
+    (points if kind == "points" else volumes).check_name(output)
     with errors_of(output, "write the output"):
         if output.exists() and not _OVERWRITE.value:
             raise UserError(f"{output}: exists, expected a new file, or --overwrite")
@@ -66,80 +70,52 @@ def main(argv: Sequence[str]) -> int:
     check_writable(output.parent)
     if _UNORIENTED.value is not None:
         check_axes(_UNORIENTED.value, "--unoriented")
-    transform, inverse = Path(_TRANSFORM.value), _INVERSE.value
     if kind == "points":
-        if _REFERENCE.value is not None:
-            raise UserError("--reference is for images and labels, expected none with --points")
-        carry_points(path, transform, output, inverse=inverse)
+        for flag in (_REFERENCE, _INTERPOLATION, _OUTSIDE):
+            if flag.value is not None:
+                raise UserError(f"--{flag.name} is for images and labels, expected none with --points")
+        read = points.read_points(Path(path))
+        mapped = transform_files.carry_points(_TRANSFORM.value, read.points, inverse=_INVERSE.value)
+        points.write_points(output, mapped, like=read)
     else:
-        field, grid = nifti.read_field(field_file(transform, inverse=inverse))
+        interpolation = _interpolation(kind)
+        chain = transform_files.read_chain(_TRANSFORM.value, inverse=_INVERSE.value)
         for file in filter(None, (path, _REFERENCE.value)):
-            for line in nifti.notes_on(file, unoriented=_UNORIENTED.value):
+            for line in volumes.notes_on(file, unoriented=_UNORIENTED.value):
                 print(f"note: {line}")
         with errors_of(output, "write the output"):
-            carry_volume(
-                path,
-                field,
-                grid,
-                output,
-                reference=_REFERENCE.value,
-                nearest=kind == "labels",
-                unoriented=_UNORIENTED.value,
-            )
+            carry_volume(path, chain, output, interpolation=interpolation, labels=kind == "labels")
     print(f"written: {output}")
     return 0
 
 
-def field_file(transform: Path, *, inverse: bool) -> Path:
-    """The file of the field from the fixed frame to the moving frame; with `inverse`, from moving to fixed.
+def _interpolation(kind: str) -> str:
+    """The interpolation of the flag, or the default of the kind of input."""
+    allowed = sampling.LABELS if kind == "labels" else sampling.IMAGE
+    if _INTERPOLATION.value is None:
+        return "nearest" if kind == "labels" else "linear"
+    if _INTERPOLATION.value not in allowed:
+        raise UserError(f"--interpolation is {_INTERPOLATION.value}, expected {' or '.join(allowed)} with --{kind}")
+    return _INTERPOLATION.value
 
-    Warping is a backward warp: the field from fixed to moving brings images of the moving scan to the fixed grid.
+
+def carry_volume(path: str, chain: chains.Chain, output: Path, *, interpolation: str, labels: bool) -> None:
+    """Warps an image, series or label map to the grid of the chain or of the reference, and writes it.
 
     Raises:
-      UserError: no such folder or file, or `transform` is a field file and `inverse` is set.
+      UserError: the input is not a volume or series, or the labels are not whole numbers.
     """
-    if transform.is_dir():
-        name = INVERSE if inverse else FORWARD
-        for file in (name, output_files.SUMMARY):
-            if not (transform / file).is_file():
-                raise UserError(f"{transform}: no {file} found, expected the folder of a registration that is complete")
-        return transform / name
-    if not transform.is_file():
-        raise UserError(f"{transform}: no such file or folder, expected the folder of a registration")
-    if inverse:
-        raise UserError(f"{transform}: a field file maps images one way only; points and --inverse need the folder")
-    return transform
-
-
-def carry_points(path: str, transform: Path, output: Path, *, inverse: bool) -> None:
-    """Maps the points of a CSV to the fixed frame, or with `inverse` to the moving frame, and writes them."""
-    points = landmarks.read_landmarks(Path(path))
-    back, there = (partial(_displaced, *nifti.read_field(field_file(transform, inverse=way))) for way in (True, False))
-    output_files.write_points(output, there(points) if inverse else transforms.solve(there, points, back(points))[0])
-
-
-def _displaced(field: np.ndarray, grid: Grid, points: np.ndarray) -> np.ndarray:
-    return points + transforms.sample_field(field, grid, points)
-
-
-def carry_volume(
-    path: str,
-    field: np.ndarray,
-    grid: Grid,
-    output: Path,
-    *,
-    reference: str | None,
-    nearest: bool,
-    unoriented: str | None = None,
-) -> None:
-    """Warps an image or label map to the grid of the field or of `reference`, and writes it."""
-    volume = (nifti.read_labels if nearest else nifti.read)(path, unoriented=unoriented)
-    if reference is not None:
-        target = nifti.read_stored_grid(reference, unoriented=unoriented)
-        field, grid = transforms.resample_field(field, grid, target), target
-    outside = 0 if nearest else float(volume.data.min())
-    warped = transforms.warp_image(volume, field, grid, order=0 if nearest else 1, outside=outside)
-    nifti.write(output, warped, grid.affine)
+    stored = volumes.open_volume(path, unoriented=_UNORIENTED.value)
+    reference = _REFERENCE.value
+    if reference is None:
+        grid = chains.target_grid(chain)
+    else:
+        grid = volumes.open_volume(reference, unoriented=_UNORIENTED.value).grid
+    axes = stored.shape[3:]
+    series.check_format(output, axes)
+    stored, outside = series.prepared(stored, _OUTSIDE.value, labels=labels)
+    warp = partial(chains.warp_stored, stored, chain=chain, grid=grid, interpolation=interpolation, outside=outside)
+    series.write(output, grid, axes, stored.dtype, lambda index: warp(index or None))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import pytest
 
 MODULES = {  # name as it is imported: extra that installs it
-    "SimpleITK": "baselines",
+    "SimpleITK": "formats",
+    "pydicom": "formats",
     "ants": "baselines",
     "surface_distance": "baselines",
     "torch": "bench",
@@ -48,8 +49,8 @@ def package(name: str) -> Callable:
     return imported
 
 
-SimpleITK, ants, surface_distance, voxelmorph, picsl_greedy, submitit = map(
-    package, ("SimpleITK", "ants", "surface_distance", "voxelmorph", "picsl_greedy", "submitit")
+SimpleITK, pydicom, ants, surface_distance, voxelmorph, picsl_greedy, submitit = map(
+    package, ("SimpleITK", "pydicom", "ants", "surface_distance", "voxelmorph", "picsl_greedy", "submitit")
 )
 
 

@@ -60,4 +60,4 @@ def test_a_marker_has_to_name_a_module(inner):
     inner.makepyfile("import pytest\n@pytest.mark.extras('antspyx')\ndef test(): ...")
     result = inner.runpytest()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*extras('antspyx',), expected names of SimpleITK, ants*"])
+    result.stderr.fnmatch_lines(["*extras('antspyx',), expected names of SimpleITK, pydicom, ants*"])

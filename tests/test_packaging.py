@@ -25,7 +25,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("extra", ["", "dev", "bench", "baselines", "peers", "slurm"])
+@pytest.mark.parametrize("extra", ["", "dev", "bench", "baselines", "formats", "peers", "slurm"])
 def test_constraints_pin_every_dependency_within_its_bounds(extra):
     pinned = pins()
     for line in PROJECT["optional-dependencies"][extra] if extra else PROJECT["dependencies"]:

@@ -9,7 +9,7 @@ from jaxtyping import Float32, Float64, Integer
 from ml_collections import ConfigDict
 
 from f3r_jax.common.errors import UserError
-from f3r_jax.data import landmarks, nifti, pairs, preprocess, resample
+from f3r_jax.data import landmarks, nifti, pairs, preprocess, resample, volumes
 from f3r_jax.data.affine.fit import fit
 from f3r_jax.data.affine.initial import initial_alignment
 
@@ -84,7 +84,7 @@ def load_pair(pair: pairs.PairFiles, data_config: ConfigDict, *, fitted: Matrice
 
 def _read(scan: pairs.ScanFiles, config: ConfigDict) -> nifti.Image:
     """Reads a scan; raises a UserError if its intensities contradict its modality."""
-    image = nifti.read(scan.image, unoriented=config.unoriented)
+    image = volumes.read(scan.image, unoriented=config.unoriented)
     if config.check_modality:
         preprocess.check_modality(image, scan.modality)
     return image
@@ -133,7 +133,7 @@ def _on_grid(image: nifti.Image, modality: str, grid: nifti.Grid, config: Config
 def _labels(scan: pairs.ScanFiles, image: nifti.Image, grid: nifti.Grid, config: ConfigDict) -> np.ndarray | None:
     if scan.labels is None:
         return None
-    labels = nifti.read_labels(scan.labels, unoriented=config.unoriented)
+    labels = volumes.read_labels(scan.labels, unoriented=config.unoriented)
     nifti.check_same_grid(image, labels)
     return resample.resample_labels(labels, grid)
 
@@ -147,7 +147,7 @@ def check_overlap(pair: pairs.PairFiles, config: ConfigDict) -> None:
     if config.initialisation != "header":
         return
     moving, fixed = (
-        nifti.read_grid(scan.image, unoriented=config.unoriented) for scan in pair.ordered(config.direction)
+        volumes.read_grid(scan.image, unoriented=config.unoriented) for scan in pair.ordered(config.direction)
     )
     if not resample.has_overlap(fixed, moving):
         raise UserError(

@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 
 import numpy as np
-from jaxtyping import Float, Float64, Shaped
+from jaxtyping import Bool, Float, Float64, Shaped
 
 from f3r_jax.common.errors import UserError
 
@@ -37,6 +37,7 @@ class Image:
     data: Shaped[np.ndarray, "x y z"]
     affine: Affine
     path: str = ""
+    outside: Bool[np.ndarray, "x y z"] | None = None  # voxels that hold padding; None: no voxel
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -67,6 +68,27 @@ def orientation(affine: Float[np.ndarray, "4 4"]) -> Float64[np.ndarray, "3 2"]:
     fits = np.array([np.abs(turn[order, stored]).sum() for order in orders])
     order = orders[int(np.argmax(fits > fits.max() - EQUALLY_CLOSE))]
     return np.stack([order, np.sign(turn[order, stored])], axis=1).astype(np.float64)
+
+
+def canonical(data: Shaped[np.ndarray, "x y z *c"], affine: Affine) -> Shaped[np.ndarray, "u v w *c"]:
+    """The voxels with their first three axes flipped and swapped to RAS+; `affine` is that of the stored axes."""
+    order, signs = orientation(affine).astype(int).T
+    flipped = data[tuple(slice(None, None, sign) for sign in signs)]
+    return flipped.transpose(*np.argsort(order), *range(3, data.ndim))
+
+
+def canonical_grid(grid: Grid) -> Grid:
+    """The grid of the same voxels in RAS+ order."""
+    order, signs = orientation(grid.affine).astype(int).T
+    turn = np.zeros((4, 4))  # canonical indices to stored indices
+    turn[3, 3] = 1
+    shape = [0, 0, 0]
+    for axis, (canonical_axis, sign) in enumerate(zip(order, signs, strict=True)):
+        turn[axis, canonical_axis] = sign
+        turn[axis, 3] = 0 if sign > 0 else grid.shape[axis] - 1
+        shape[canonical_axis] = grid.shape[axis]
+    x, y, z = shape
+    return Grid((x, y, z), grid.affine @ turn, grid.path)
 
 
 def check_same_grid(image: Grid | Image, labels: Grid | Image, what: str = "label map") -> None:

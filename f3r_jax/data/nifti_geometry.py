@@ -57,7 +57,7 @@ def geometry(header: Header, path: PathLike, *, unoriented: str | None = None) -
     scale = MM.get(int(header["xyzt_units"]) & 7, 1.0)
     notes = [] if scale == 1 else [f"{path}: lengths are stored in {'metres' if scale > 1 else 'micrometres'}"]
     if not q_code and not s_code:
-        affine = _declared(unoriented, lengths, path)
+        affine = declared(unoriented, lengths, path)
     else:
         qform = quaternion_affine(header, lengths) if q_code else None
         sform = _sform(header) if s_code else None
@@ -128,13 +128,14 @@ def check_affine(affine: np.ndarray, path: PathLike) -> None:
         )
 
 
-def _declared(unoriented: str | None, lengths: np.ndarray, path: PathLike) -> Affine:
-    """The affine of a file without orientation codes: first voxel at 0, axes as declared."""
+def declared(
+    unoriented: str | None, lengths: np.ndarray, path: PathLike, why: str = "qform_code and sform_code are 0"
+) -> Affine:
+    """The affine of a file without orientation: first voxel at 0, axes as declared; a UserError if they are not."""
     if not unoriented:
         raise UserError(
-            f"{path}: has no orientation (qform_code and sform_code are 0), so left and right are unknown; if you know "
-            f"its axes declare them, such as {DECLARE}=RAS (to the right, anterior, superior) or {DECLARE}=LPS (as ITK "
-            "reads it)"
+            f"{path}: has no orientation ({why}), so left and right are unknown; if you know its axes declare them, "
+            f"such as {DECLARE}=RAS (to the right, anterior, superior) or {DECLARE}=LPS (as ITK reads it)"
         )
     affine = np.zeros((4, 4))
     affine[3, 3] = 1

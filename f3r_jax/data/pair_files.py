@@ -24,10 +24,6 @@ class ScanFiles:
     rigid: Path | None = None
     preserve: Path | None = None
 
-    def volumes(self) -> tuple[Path, ...]:
-        """All files but the image that hold a map on its grid."""
-        return tuple(file for file in (self.labels, self.mask, self.exclude, self.rigid, self.preserve) if file)
-
 
 @dataclasses.dataclass(frozen=True)
 class PairFiles:

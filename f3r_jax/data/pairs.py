@@ -34,10 +34,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from f3r_jax.common.errors import UserError
-from f3r_jax.data import nifti
-from f3r_jax.data.landmarks import check_landmarks, read_rows
+from f3r_jax.data import grids, volumes
+from f3r_jax.data.landmarks import check_landmarks
 from f3r_jax.data.pair_files import COLUMNS, SIDES, PairFiles, ScanFiles
 from f3r_jax.data.preprocess import MODALITIES
+from f3r_jax.data.tables import read_rows
 
 SPLITS = ("train", "validation", "test")
 
@@ -62,7 +63,7 @@ def read_pairs(root: Path, *, unoriented: str | None = None) -> list[PairFiles]:
 def notes_on(pairs: Iterable[PairFiles], *, unoriented: str | None = None) -> tuple[str, ...]:
     """What a user should know about the headers of the images, one line per file."""
     images = dict.fromkeys(scan.image for pair in pairs for scan in (pair.fixed, pair.moving))
-    return tuple(note for image in images for note in nifti.notes_on(image, unoriented=unoriented))
+    return tuple(note for image in images for note in volumes.notes_on(image, unoriented=unoriented))
 
 
 def _table(root: Path) -> Path:
@@ -79,12 +80,13 @@ def _table(root: Path) -> Path:
 def check_pair(pair: PairFiles, *, unoriented: str | None = None) -> None:
     """Checks all that needs no voxels: files, headers, label grids, landmarks. Raises a UserError for a mistake."""
     for scan in (pair.fixed, pair.moving):
-        grid = nifti.read_grid(scan.image, unoriented=unoriented)
-        for file in scan.volumes():
-            kind = "label map" if file == scan.labels else "mask"
-            nifti.check_same_grid(grid, nifti.read_grid(file, unoriented=unoriented), kind)
-        for file in scan.extra:
-            nifti.read_grid(file, unoriented=unoriented)
+        grid = volumes.read_grid(scan.image, unoriented=unoriented)
+        for file in (scan.labels, scan.exclude, scan.rigid, scan.preserve):
+            if file:
+                kind = "label map" if file == scan.labels else "mask"
+                grids.check_same_grid(grid, volumes.read_grid(file, unoriented=unoriented), kind)
+        for file in (*scan.extra, *([scan.mask] if scan.mask else [])):
+            volumes.read_grid(file, unoriented=unoriented)
     if bool(pair.fixed.landmarks) != bool(pair.moving.landmarks):
         alone = pair.fixed.landmarks or pair.moving.landmarks
         raise UserError(f"{alone}: landmarks of only one image of pair {pair.name}; expected them for both or neither")

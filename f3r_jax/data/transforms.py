@@ -49,8 +49,8 @@ class Transform:
 
 def to_moving(transform: Transform, points: Points) -> Float64[np.ndarray, "n 3"]:
     """Maps points of the fixed frame to the corresponding points of the moving frame, in mm."""
-    p = _apply(np.linalg.inv(transform.grid.affine), np.asarray(points, np.float64).T)
-    return _apply(transform.matrix @ transform.grid.affine, p + _sample(transform.displacement, p)).T
+    p = apply_matrix(np.linalg.inv(transform.grid.affine), np.asarray(points, np.float64).T)
+    return apply_matrix(transform.matrix @ transform.grid.affine, p + _sample(transform.displacement, p)).T
 
 
 def field_on(transform: Transform, grid: Grid) -> WorldField:
@@ -145,7 +145,7 @@ def resampled(transform: Transform, grid: Grid) -> Float32[np.ndarray, "x y z 3"
 
 def sample_field(field: WorldField, grid: Grid, points: Points) -> Float32[np.ndarray, "n 3"]:
     """Samples a field at points in mm, trilinearly; outside its grid, the edge value."""
-    return _sample(field, _apply(np.linalg.inv(grid.affine), np.asarray(points, np.float64).T)).T
+    return _sample(field, apply_matrix(np.linalg.inv(grid.affine), np.asarray(points, np.float64).T)).T
 
 
 def resample_field(field: WorldField, grid: Grid, target: Grid) -> Float32[np.ndarray, "x2 y2 z2 3"]:
@@ -193,7 +193,7 @@ def warp_image(
     warped = np.empty(grid.shape, np.float32 if order else image.data.dtype)
 
     def fill(slab: slice) -> None:
-        index = _apply(matrix, _indices(grid.shape, slab))
+        index = apply_matrix(matrix, _indices(grid.shape, slab))
         index += np.einsum("ij,xyzj->ixyz", from_mm[:3, :3], field[slab])
         ndimage.map_coordinates(image.data, index, output=warped[slab], order=order, mode="nearest")
         beyond = np.maximum(-index, index - last).max(axis=0)
@@ -215,7 +215,7 @@ def _look_up(vectors: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) ->
     """
     axes = shared_axes(matrix)
     if axes is None:
-        return lambda slab: _sample(vectors, _apply(matrix, _indices(shape, slab)))
+        return lambda slab: _sample(vectors, apply_matrix(matrix, _indices(shape, slab)))
     return lambda slab: np.moveaxis(sample_along_axes(vectors, matrix, axes, shape, slab, order=1), -1, 0)
 
 
@@ -224,7 +224,7 @@ def _in_voxels(field, grid):
     return field @ np.linalg.inv(grid.affine)[:3, :3].T.astype(np.float32)
 
 
-def _apply(matrix, points):
+def apply_matrix(matrix, points):
     """Applies an affine map to points (3 ...)."""
     turned = (matrix[:3, :3] @ points.reshape(3, -1)).reshape(points.shape)
     return turned + matrix[:3, 3].reshape(3, *[1] * (points.ndim - 1))

@@ -1,4 +1,4 @@
-"""Registers a moving scan to a fixed scan of the other modality; reads and writes NIfTI files.
+"""Registers a moving scan to a fixed scan of the other modality; reads and writes NIfTI and other formats.
 
   python -m f3r_jax.register --fixed=mr.nii.gz --moving=ct.nii.gz --output=out
   python -m f3r_jax.register --fixed=mr.nii.gz --moving=ct.nii.gz --output=out --checkpoint=runs/mrb
@@ -26,7 +26,7 @@ from f3r_jax.config import CT_WINDOW
 from f3r_jax.data.nifti_geometry import check_axes
 from f3r_jax.data.preprocess import MODALITIES
 from f3r_jax.ops.mind import PRESETS
-from f3r_jax.register import alignment, batch, batch_summary, output_files, pair_spec, pipeline
+from f3r_jax.register import alignment, batch, batch_summary, exports, output_files, pair_spec, pipeline
 from f3r_jax.register.flag_values import organs_of, window_of
 from f3r_jax.register.guidance import guidance_of
 from f3r_jax.register.pair_spec import Files, PairSpec
@@ -34,8 +34,8 @@ from f3r_jax.register.pair_spec import Files, PairSpec
 DEFAULT = pipeline.Settings()
 USAGE = "--fixed=FILE --moving=FILE --output=FOLDER, or --pairs=FOLDER --output=FOLDER"
 
-_FIXED = flags.DEFINE_string("fixed", None, "Fixed scan, NIfTI; the result is on its grid.")
-_MOVING = flags.DEFINE_string("moving", None, "Moving scan, NIfTI; it is warped.")
+_FIXED = flags.DEFINE_string("fixed", None, "Fixed scan: NIfTI, DICOM, NRRD, MHA, MGZ; the result is on its grid.")
+_MOVING = flags.DEFINE_string("moving", None, "Moving scan, of the same formats; it is warped.")
 _PAIRS = flags.DEFINE_string("pairs", None, "Table of many pairs: pairs.csv, or a folder with it or Learn2Reg's JSON.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the result; with --pairs, one subfolder per pair.")
 _OVERWRITE = flags.DEFINE_bool(
@@ -46,9 +46,9 @@ _SIDES = {
         "modality": flags.DEFINE_enum(
             f"{side}_modality", None, MODALITIES, f"Of the {side} scan; by default detected."
         ),
-        "mask": flags.DEFINE_string(f"{side}_mask", None, f"Mask of voxels to compare, on the {side} scan's grid."),
+        "mask": flags.DEFINE_string(f"{side}_mask", None, f"Mask of voxels to compare, in the {side} scan's frame."),
         "labels": flags.DEFINE_string(f"{side}_labels", None, f"Label map on the {side} scan's grid."),
-        "landmarks": flags.DEFINE_string(f"{side}_landmarks", None, f"CSV x,y,z in mm (RAS+) in the {side} scan."),
+        "landmarks": flags.DEFINE_string(f"{side}_landmarks", None, f"Points in mm in the {side} scan, CSV or Slicer."),
         "exclude": flags.DEFINE_string(f"{side}_exclude_mask", None, f"Mask of voxels of the {side} scan to ignore."),
     }
     for side in ("fixed", "moving")
@@ -76,7 +76,9 @@ _CHECK_MODALITY = flags.DEFINE_bool(
     "check_modality", True, "Refuse intensities that contradict a stated modality, such as a CT that is not in HU."
 )
 _AFFINE = flags.DEFINE_string(
-    "affine", DEFAULT.affine, f"Affine step: {', '.join(alignment.AFFINE_STEPS)}, or a matrix file of ITK or ANTs."
+    "affine",
+    DEFAULT.affine,
+    f"Affine step: {', '.join(alignment.AFFINE_STEPS)}, or a matrix file: ITK, ANTs, LTA, flirt:FILE, greedy:FILE.",
 )
 _SPACING = flags.DEFINE_float(
     "spacing",
@@ -100,6 +102,9 @@ _DIFFEOMORPHIC = flags.DEFINE_bool(
     DEFAULT.diffeomorphic,
     "Optimise a stationary velocity field, which does not fold; otherwise --lam=0.4 is best.",
 )
+_FORMAT = flags.DEFINE_list(
+    "format", [], f"Further formats of the result: {', '.join(exports.FORMATS)} (own: the moving scan's own)."
+)
 _LEARN2REG = flags.DEFINE_bool("learn2reg", False, "Also write the field in Learn2Reg's format.")
 _ORGANS = flags.DEFINE_list("organs", None, "Labels to score, such as liver=1,spleen=2+3; by default all.")
 _CT_WINDOW = flags.DEFINE_list(
@@ -113,18 +118,13 @@ GROUPS = {
         "unoriented",
     ),
     "What takes part": (
-        "labels_weight",
-        "labels_drive",
-        "landmarks_weight",
-        *(f"{side}_{what}" for what in ("extra", "exclude_mask") for side in ("fixed", "moving")),
-        "rigid_mask",
-        "preserve_mask",
-        "robust",
+        *("labels_weight", "labels_drive", "landmarks_weight", "fixed_extra", "moving_extra", "fixed_exclude_mask"),
+        *("moving_exclude_mask", "rigid_mask", "preserve_mask", "robust"),
     ),
     "Affine step and working grid": ("affine", "spacing", "ct_window"),
     "Network": ("checkpoint", "step"),
     "Instance optimisation": ("refine", "iterations", "lam", "mind", "diffeomorphic"),
-    "Output": ("output", "overwrite", "organs", "learn2reg"),
+    "Output": ("output", "overwrite", "organs", "format", "learn2reg"),
 }
 
 
@@ -224,7 +224,8 @@ def _task(fixed: Files, moving: Files) -> PairSpec:
         dataclasses.replace(files, unoriented=_UNORIENTED.value, check_modality=_CHECK_MODALITY.value)
         for files in (fixed, moving)
     )
-    return PairSpec(fixed, moving, _settings(), organs_of(_ORGANS.value), window_of(_CT_WINDOW.value), _LEARN2REG.value)
+    organs, window = organs_of(_ORGANS.value), window_of(_CT_WINDOW.value)
+    return PairSpec(fixed, moving, _settings(), organs, window, _LEARN2REG.value, tuple(_FORMAT.value))
 
 
 def _settings() -> pipeline.Settings:

@@ -1,13 +1,12 @@
 """The affine step of a registration: a matrix file, the headers, or a fit."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 
 from f3r_jax.common.arrays import Mask, Matrix
 from f3r_jax.common.errors import UserError
-from f3r_jax.data import itk_affine, resample
+from f3r_jax.data import matrix_files, resample
 from f3r_jax.data.affine.coarse import coarse_scan
 from f3r_jax.data.affine.fit import fit
 from f3r_jax.data.affine.guided import start_from
@@ -60,7 +59,7 @@ def align(fixed: Scan, moving: Scan, how: str, *, both: bool = True, guidance: G
       UserError: scans that do not overlap, or a file that is not a matrix.
     """
     if how not in AFFINE_STEPS:
-        matrix = itk_affine.read_matrix(Path(how))
+        matrix = matrix_files.read_matrix(how, fixed.stored, moving.stored)
         return [Alignment(matrix, matrix, None, f"affine step: {how}")]
     if how == "none":
         if not resample.has_overlap(fixed.image.grid, moving.image.grid):

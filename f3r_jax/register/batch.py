@@ -23,7 +23,7 @@ import jax
 from f3r_jax.common import provenance, result_folder
 from f3r_jax.common.errors import UserError, explained
 from f3r_jax.common.progress import Progress
-from f3r_jax.data import nifti, preprocess
+from f3r_jax.data import preprocess, volumes
 from f3r_jax.data.pair_files import PairFiles, ScanFiles
 from f3r_jax.data.pairs import read_pairs
 from f3r_jax.register import batch_summary, output_files, pair_spec
@@ -186,7 +186,7 @@ def _check_pairs(tasks: Mapping[str, PairSpec], network: Network | None) -> None
 
     @functools.cache  # the same atlas may be in every pair
     def detected(path: str, unoriented: str | None) -> str:
-        return preprocess.recognise_modality(nifti.read(path, unoriented=unoriented))
+        return preprocess.recognise_modality(volumes.read(path, unoriented=unoriented))
 
     unknown = sum(None in (each.fixed.modality, each.moving.modality) for each in tasks.values())
     with Progress("detecting modalities", unknown) if unknown else nullcontext() as progress:

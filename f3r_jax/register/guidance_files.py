@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from f3r_jax.common.errors import UserError
-from f3r_jax.data import nifti, resample
+from f3r_jax.data import resample, volumes
 from f3r_jax.data.landmarks import read_landmarks
 from f3r_jax.data.nifti import Grid, Image
 from f3r_jax.register.guidance import (
@@ -45,7 +45,7 @@ def check_files(fixed: FilesOfScan, moving: FilesOfScan, guidance: Guidance, gri
     check_positive(guidance)
     sides = (fixed, moving)
     if guidance.labels_weight > 0:
-        here, there = (_labels(side.labels, side, "label map") for side in sides)
+        here, there = (_labels(side.labels, side) for side in sides)
         driving_labels(here, there, guidance)
     if guidance.landmarks_weight > 0:
         for side, grid in zip(sides, grids, strict=True):
@@ -56,7 +56,7 @@ def check_files(fixed: FilesOfScan, moving: FilesOfScan, guidance: Guidance, gri
     for side in sides[1:]:
         if side.rigid or side.preserve:
             raise UserError(f"{side.rigid or side.preserve}: a mask of the moving scan; expected one of the fixed scan")
-    rigid, preserve = (_labels(file, fixed, "mask") for file in (fixed.rigid, fixed.preserve))
+    rigid, preserve = (_labels(file, fixed) for file in (fixed.rigid, fixed.preserve))
     for mask in (rigid, preserve):
         if mask is not None:
             parts_of(mask)
@@ -64,8 +64,8 @@ def check_files(fixed: FilesOfScan, moving: FilesOfScan, guidance: Guidance, gri
         check_apart(rigid, preserve)
 
 
-def _labels(file: str | None, side: FilesOfScan, what: str) -> Image | None:
-    return nifti.read_labels(file, unoriented=side.unoriented, what=what) if file else None
+def _labels(file: str | None, side: FilesOfScan) -> Image | None:
+    return volumes.read_labels(file, unoriented=side.unoriented) if file else None
 
 
 def _check_sequences(fixed: FilesOfScan, moving: FilesOfScan, grids: Sequence[Grid]) -> None:
@@ -77,5 +77,5 @@ def _check_sequences(fixed: FilesOfScan, moving: FilesOfScan, grids: Sequence[Gr
         )
     for side, grid in zip((fixed, moving), grids, strict=True):
         for file in side.extra:
-            if not resample.has_overlap(grid, nifti.read_grid(file, unoriented=side.unoriented)):
+            if not resample.has_overlap(grid, volumes.read_grid(file, unoriented=side.unoriented)):
                 raise UserError(f"{file}: does not overlap {side.path} in space; expected a sequence of the same frame")

@@ -5,6 +5,7 @@
   deformation.nii.gz, affine.txt   its two parts; a point of the fixed scan goes through the deformation first
   inverse_displacement.nii.gz  from the moving scan's frame to the fixed scan's frame
   warped_labels.nii.gz, warped_landmarks.csv   if the moving scan has labels or landmarks
+  warped.nrrd, transform.h5 and others   on request, see `exports.py`
   learn2reg_displacement.nii.gz    on request: in voxels of the fixed grid, (x y z 3)
   summary.json, report.html, overlay.png, checkerboard.png, deformation.png
 
@@ -30,9 +31,10 @@ from f3r_jax.common.arrays import LabelMap
 from f3r_jax.common.errors import UserError
 from f3r_jax.common.files import write_text
 from f3r_jax.data import itk_affine, nifti, resample, transforms
+from f3r_jax.data.points import write_points
 from f3r_jax.data.transforms import Transform
 from f3r_jax.evaluate import metrics
-from f3r_jax.register import drawing, page, scans
+from f3r_jax.register import drawing, exports, page, scans
 from f3r_jax.register.guidance_report import separate, table_lines
 from f3r_jax.register.pipeline import RegistrationResult
 from f3r_jax.register.scans import OrganLabels, Scan
@@ -48,6 +50,7 @@ FILES = (
     "warped_labels.nii.gz",
     "warped_landmarks.csv",
     LEARN2REG,
+    *exports.FILES,
     *FIGURES,
     "report.html",
     SUMMARY,
@@ -83,6 +86,7 @@ def write(
     organs: OrganLabels | None,
     learn2reg: bool,
     facts: Mapping[str, Any],
+    formats: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Writes all files of a result to a folder and returns the content of `summary.json`, including `facts`.
 
@@ -94,7 +98,7 @@ def write(
     start, transform = time.perf_counter(), outcome.transform
     with background_writes() as save:
         save(drawing.draw, folder, fixed, moving, outcome, organs)
-        warped_labels = _write_volumes(folder, fixed, moving, transform, learn2reg=learn2reg, save=save)
+        warped_labels = _write_volumes(folder, fixed, moving, transform, formats, learn2reg=learn2reg, save=save)
         inverse, residual = transforms.inverse(transform)
         back = scans.no_finer(moving.image.grid, transform.grid.spacing.min())
         save(nifti.write_field, folder / "inverse_displacement.nii.gz", transforms.field_on(inverse, back), back.affine)
@@ -118,7 +122,14 @@ def write(
 
 
 def _write_volumes(
-    folder: Path, fixed: Scan, moving: Scan, transform: Transform, *, learn2reg: bool, save: Callable[..., None]
+    folder: Path,
+    fixed: Scan,
+    moving: Scan,
+    transform: Transform,
+    formats: Sequence[str],
+    *,
+    learn2reg: bool,
+    save: Callable[..., None],
 ) -> LabelMap | None:
     """Writes the matrix and all volumes on the fixed scan's grid; returns the warped labels or None."""
     grid = fixed.stored
@@ -128,14 +139,17 @@ def _write_volumes(
     itk_affine.write_matrix(folder / "affine.txt", transform.matrix)
     deformation = transforms.deformation_on(transform, grid)
     save(nifti.write_field, folder / "deformation.nii.gz", deformation, grid.affine)
+    save(exports.write_transform, folder, formats, deformation, transform.matrix, grid)
     field = transforms.followed_by(deformation, transform.matrix, grid)
     save(nifti.write_field, folder / "displacement.nii.gz", field, grid.affine)
     warped = transforms.warp_image(moving.image, field, grid, outside=float(moving.image.data.min()))
     save(nifti.write, folder / "warped.nii.gz", warped, grid.affine)
+    save(exports.write_images, folder, "warped", formats, warped, grid)
     if moving.labels is None:
         return None
     warped_labels = transforms.warp_image(moving.labels, field, grid, order=0)
     save(nifti.write, folder / "warped_labels.nii.gz", warped_labels, grid.affine)
+    save(exports.write_images, folder, "warped_labels", formats, warped_labels, grid)
     return warped_labels
 
 
@@ -156,12 +170,6 @@ def background_writes() -> Iterator[Callable[..., None]]:
         yield lambda *job: jobs.append(threads.submit(call, *job))
         for job in jobs:
             job.result()
-
-
-def write_points(path: Path, points: np.ndarray) -> None:
-    """Writes points (n 3) in mm, RAS+, as a CSV with the columns x, y, z."""
-    lines = ["x,y,z", *(",".join(f"{value:.4f}" for value in point) for point in points)]
-    write_text(path, "\n".join(lines) + "\n")
 
 
 def table(summary: Mapping[str, Any]) -> str:

@@ -13,10 +13,10 @@ import numpy as np
 from f3r_jax.common import memory, provenance, result_folder
 from f3r_jax.common.errors import UserError
 from f3r_jax.config import ORGANS
-from f3r_jax.data import itk_affine, nifti
+from f3r_jax.data import matrix_files, nifti, volumes
 from f3r_jax.data.grids import Grid, sizes
 from f3r_jax.data.landmarks import check_landmarks, read_landmarks
-from f3r_jax.register import alignment, output_files, pipeline, scans
+from f3r_jax.register import alignment, exports, output_files, pipeline, scans
 from f3r_jax.register.guidance_files import check_files
 from f3r_jax.register.scans import OrganLabels, Scan
 from f3r_jax.workdir import trained_network
@@ -54,6 +54,7 @@ class PairSpec:
     organs: Mapping[str, tuple[int, ...]] | None  # label values; all if None
     ct_window: tuple[float, float]
     learn2reg: bool  # whether to write the field in Learn2Reg's format too
+    formats: tuple[str, ...] = ()  # of `exports.FORMATS`, written in addition to NIfTI
 
 
 def check_pair(task: PairSpec, network: Network | None) -> None:
@@ -68,22 +69,28 @@ def check_pair(task: PairSpec, network: Network | None) -> None:
             f"--spacing={task.settings.spacing:g}",
         )
     if task.settings.affine not in alignment.AFFINE_STEPS:
-        itk_affine.read_matrix(Path(task.settings.affine))
+        stored = (
+            volumes.read_stored_grid(files.path, unoriented=files.unoriented) for files in (task.fixed, task.moving)
+        )
+        matrix_files.read_matrix(task.settings.affine, *stored)
     if network is not None and task.moving.modality is not None:
         pipeline.check_direction(network, task.moving.modality, task.moving.path)
     if task.learn2reg:
         _check_one_grid(*grids)
+    exports.check(task.formats, grids[0], task.moving.path)
     check_files(task.fixed, task.moving, task.settings.guidance, grids)
 
 
 def _checked_grid(files: Files) -> Grid:
     """The grid of a scan; raises a UserError for files that cannot be read or do not match."""
-    grid = nifti.read_grid(files.path, unoriented=files.unoriented)
+    grid = volumes.read_grid(files.path, unoriented=files.unoriented)
     scans.check_size(grid)
-    masks = (files.mask, files.exclude, files.rigid, files.preserve)
-    for kind, file in (*(("mask", mask) for mask in masks), ("label map", files.labels)):
+    if files.mask:
+        scans.check_mask_grid(grid, volumes.read_grid(files.mask, unoriented=files.unoriented))
+    maps = (("mask", files.exclude), ("mask", files.rigid), ("mask", files.preserve), ("label map", files.labels))
+    for kind, file in maps:
         if file:
-            nifti.check_same_grid(grid, nifti.read_grid(file, unoriented=files.unoriented), kind)
+            nifti.check_same_grid(grid, volumes.read_grid(file, unoriented=files.unoriented), kind)
     if files.landmarks:
         read_landmarks(Path(files.landmarks))
     return grid
@@ -103,12 +110,12 @@ def _check_one_grid(fixed: Grid, moving: Grid) -> None:
 def notes_on(task: PairSpec) -> list[str]:
     """What a user should know about the headers of the scans."""
     sides = (task.fixed, task.moving)
-    return [note for files in sides for note in nifti.notes_on(files.path, unoriented=files.unoriented)]
+    return [note for files in sides for note in volumes.notes_on(files.path, unoriented=files.unoriented)]
 
 
 def least_size(task: PairSpec) -> int:
     """The bytes that the result takes at least; compression saves two thirds at most of most results."""
-    grid = nifti.read_grid(task.fixed.path, unoriented=task.fixed.unoriented)
+    grid = volumes.read_grid(task.fixed.path, unoriented=task.fixed.unoriented)
     return int(4 * 7 * np.prod(grid.shape, dtype=np.int64) // 3)  # an image and two fields of float32
 
 
@@ -145,7 +152,10 @@ def register_pair(
         "versions": provenance.versions(),
     }
     with result_folder.staged(output, output_files.FILES) as folder:
-        return output_files.write(folder, fixed, moving, found, organs=organs, learn2reg=task.learn2reg, facts=facts)
+        formats = exports.resolved(task.formats, task.moving.path)
+        return output_files.write(
+            folder, fixed, moving, found, organs=organs, learn2reg=task.learn2reg, facts=facts, formats=formats
+        )
 
 
 def recorded(task: PairSpec, network: Network | None) -> dict[str, object]:
@@ -157,6 +167,7 @@ def recorded(task: PairSpec, network: Network | None) -> dict[str, object]:
         values |= {f"{side}_{name}": value for name, value in given.items() if name not in ("path", *OPTIONS)}
     # Only where they are set, because the results of earlier versions do not have them.
     values |= {"unoriented": task.fixed.unoriented} if task.fixed.unoriented else {}
+    values |= {"format": task.formats} if task.formats else {}
     values |= {} if task.fixed.check_modality else {"check_modality": False}
     values |= vars(task.settings) | {"step": network and network.step}
     values |= values.pop("guidance").changed()
@@ -171,7 +182,7 @@ def _read(task: PairSpec, side: str, note: Callable[[str], None] | None) -> Scan
     if note:
         how = "as given" if files.modality else f"by its intensities; change it with --{side}_modality"
         note(f"{side}: {files.path}, {scan.modality.upper()} ({how})")
-        for line in nifti.notes_on(files.path, unoriented=files.unoriented):
+        for line in scan.notes:
             note(f"note: {line}")
     return scan
 

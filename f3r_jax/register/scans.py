@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from f3r_jax.common.arrays import Numbers
 from f3r_jax.common.errors import UserError
 from f3r_jax.config import CT_WINDOW, MR_PERCENTILES
-from f3r_jax.data import nifti, preprocess, resample
+from f3r_jax.data import nifti, preprocess, resample, stored, volumes
 from f3r_jax.data.affine.coarse import CoarseScan
 from f3r_jax.data.landmarks import read_landmarks
 from f3r_jax.data.nifti import Grid, Image, PathLike
@@ -35,6 +35,7 @@ class Scan:
     mask: Image | None = None  # voxels to compare; None: the whole field of view
     labels: Image | None = None
     landmarks: Float[np.ndarray, "n 3"] | None = None  # mm, RAS+
+    notes: tuple[str, ...] = ()  # lines that a user should know about the files
     rigid: Image | None = None  # each connected part of a label moves rigidly
     preserve: Image | None = None  # each connected part of a label keeps its volume
     extra: "tuple[Scan, ...]" = ()  # further sequences in the same frame
@@ -72,15 +73,15 @@ def read(
     Raises:
       UserError: a file is missing, invalid or on another grid than the image, or the modality cannot be detected.
     """
-    image = nifti.read(path, unoriented=unoriented)
+    opened = volumes.open_volume(path, unoriented=unoriented)
+    image, notes = stored.image_of(opened), list(opened.notes)
     check_size(image.grid)
     if modality is None:
         modality = preprocess.recognise_modality(image)
     elif check_modality:
         preprocess.check_modality(image, modality)
-    compared = _on_same_grid(image, mask, "mask", unoriented)
-    compared = _without(compared, _on_same_grid(image, exclude, "mask", unoriented))
     label_map = _on_same_grid(image, labels, "label map", unoriented)
+    compared = _without(_mask(mask, image, unoriented, notes), _on_same_grid(image, exclude, "mask", unoriented))
     normalised = preprocess.normalise(image, modality, ct_window=ct_window, mr_percentiles=MR_PERCENTILES)
     if compared is not None:
         _check_mask(compared, normalised)
@@ -88,10 +89,11 @@ def read(
         image,
         normalised,
         modality,
-        nifti.read_stored_grid(path, unoriented=unoriented),
+        opened.grid,
         mask=compared,
         labels=label_map,
         landmarks=read_landmarks(Path(landmarks)) if landmarks else None,
+        notes=tuple(notes),
         rigid=_on_same_grid(image, rigid, "mask", unoriented),
         preserve=_on_same_grid(image, preserve, "mask", unoriented),
         extra=tuple(read(file, ct_window=ct_window, unoriented=unoriented) for file in extra),
@@ -102,7 +104,7 @@ def _on_same_grid(image: Image, file: PathLike | None, what: str, unoriented: st
     """Reads the label map, or `what` it is, of a scan, and checks its grid; None without a file."""
     if not file:
         return None
-    found = nifti.read_labels(file, unoriented=unoriented, what=what)
+    found = volumes.read_labels(file, unoriented=unoriented)
     nifti.check_same_grid(image, found, what)
     return found
 
@@ -125,6 +127,31 @@ def check_size(grid: Grid) -> None:
             f"{grid.spacing[axis]:.3g} mm); expected a volume of at least {THINNEST:g} mm: a slice cannot be "
             "registered, and voxels of a wrong size need a corrected header"
         )
+
+
+def check_mask_grid(image: Grid, mask: Grid) -> None:
+    """Raises a UserError for a mask of another grid that does not overlap the image; others are resampled."""
+    if not resample.has_overlap(image, mask):
+        raise UserError(f"{mask.path}: the mask does not overlap its image {image.path}; expected one in its frame")
+
+
+def _mask(file: PathLike | None, image: Image, unoriented: str | None, notes: list[str]) -> Image | None:
+    """The mask on the image's grid, without the image's padding; None if all voxels are to be compared."""
+    mask = None
+    if file is not None:
+        mask, line = volumes.read_mask(file, unoriented=unoriented)
+        notes += [line] if line else []
+        try:
+            nifti.check_same_grid(image, mask, "mask")
+        except UserError:
+            check_mask_grid(image.grid, mask.grid)
+            notes.append(f"{mask.path}: the mask is on another grid than {image.path}; it is resampled")
+            mask = dataclasses.replace(mask, data=resample.resample_labels(mask, image.grid), affine=image.affine)
+    if image.outside is None:
+        return mask
+    notes.append(f"{image.path}: {100 * image.outside.mean():.3g} % of voxels are NaN; they count as outside the scan")
+    inside = ~image.outside if mask is None else (mask.data > 0) & ~image.outside
+    return Image(inside.astype(np.uint8), image.affine, image.path if mask is None else mask.path)
 
 
 def _check_mask(mask: Image, normalised: Image) -> None:

@@ -46,7 +46,7 @@ def source_of(config: ConfigDict) -> Source:
         return Source(Dataset.tissue_map, labels, partial(_synthetic, config, settings))
     volume = jax.ShapeDtypeStruct((*config.data.shape, 1), jnp.float32)
     if config.loss.labels_weight > 0:
-        labels = jax.ShapeDtypeStruct((*config.data.shape, 1), jnp.int16)
+        labels = jax.ShapeDtypeStruct((*config.data.shape, 1), jnp.int32)
         example = jax.eval_shape(Labelled, jax.eval_shape(Batch, volume, volume), labels, labels)
         return Source(load_labelled, example, partial(_labelled, config))
     return Source(load_pair, jax.eval_shape(Batch, volume, volume), partial(_augmented, config))
@@ -87,7 +87,7 @@ def load_labelled(dataset: Dataset, name: str) -> Labelled:
     case = dataset.load(name)
     if case.moving_labels is None or case.fixed_labels is None:
         raise UserError(f"{name}: has no label maps; with loss.labels_weight above 0 expected them for both scans")
-    maps = (cast(Array, labels[..., None].astype(np.int16)) for labels in (case.moving_labels, case.fixed_labels))
+    maps = (cast(Array, labels[..., None].astype(np.int32)) for labels in (case.moving_labels, case.fixed_labels))
     return Labelled(load_pair(dataset, name), *maps)
 
 

@@ -275,7 +275,7 @@ def test_an_affine_start_in_unrelated_frames(folder):
 
 def test_bad_voxels_show_on_check(folder):
     image = nifti.read(folder / "mr_1.nii.gz")
-    image.data[3, 3, 3] = np.nan
+    image.data[3, 3, 3] = np.inf
     nifti.write(folder / "mr_1.nii.gz", image.data, image.affine)
     data = datasets.open_dataset(_config(_table(folder)), seed=0)
     with pytest.raises(UserError, match=r"mr_1.nii.gz: 1 of 7680 voxels are NaN"):

@@ -76,7 +76,12 @@ def test_labels_come_back_as_the_smallest_integers(tmp_path):
     assert nifti.read_labels(_save(tmp_path / "float.nii.gz", values + 1e-5)).data.dtype == np.uint8
     np.testing.assert_array_equal(nifti.read_labels(tmp_path / "float.nii.gz").data, values)
     assert nifti.read_labels(_save(tmp_path / "signed.nii.gz", values - 1)).data.dtype == np.int16
-    assert "between" in _message(nifti.read_labels, _save(tmp_path / "huge.nii.gz", values * 1e5))
+    many = nifti.read_labels(_save(tmp_path / "many.nii.gz", values.astype(np.int32) * 20_000_003))
+    assert many.data.dtype == np.int32 and many.data.max() == 80_000_012
+    np.testing.assert_array_equal(many.data, values.astype(np.int32) * 20_000_003)
+    holes = np.where(values == 4, np.nan, values).astype(np.float32)
+    np.testing.assert_array_equal(nifti.read_labels(_save(tmp_path / "holes.nii.gz", holes)).data, values % 4)
+    assert "between" in _message(nifti.read_labels, _save(tmp_path / "huge.nii.gz", values * 1e10))
 
 
 def test_labels_that_are_not_whole_numbers(tmp_path):
@@ -200,8 +205,8 @@ def test_files_that_are_no_nifti(tmp_path):
     assert "folder of DICOM files" in _message(nifti.read, tmp_path)
     assert "is a folder;" in _message(nifti.read, tmp_path.parent)
     assert "too long" in _message(nifti.read, tmp_path / ("x" * 300 + ".nii"))
-    nibabel.save(nibabel.MGHImage(_volume(), OBLIQUE), tmp_path / "brain.mgz")
-    assert "MGHImage" in _message(nifti.read, tmp_path / "brain.mgz")
+    nibabel.save(nibabel.AnalyzeImage(_volume(), np.diag([-2.0, 2, 2, 1])), tmp_path / "old.img")
+    assert "Analyze 7.5" in _message(nifti.read, tmp_path / "old.img")
 
 
 @pytest.mark.parametrize("name", ["volume.nii", "volume.nii.gz"])
@@ -225,12 +230,33 @@ def test_volumes_that_are_not_3d(tmp_path, shape, found):
         assert str(path) in message and found in message
 
 
-def test_voxels_that_are_not_finite_are_counted(tmp_path):
-    data = _volume()
+def test_infinite_voxels_are_counted_and_nan_is_padding(tmp_path):
+    data = _volume() - 100
     data[0, 0, :2] = np.nan
+    image = nifti.read(_save(tmp_path / "padded.nii.gz", data))
+    np.testing.assert_array_equal(image.outside, np.isnan(data))
+    np.testing.assert_array_equal(image.data, np.where(np.isnan(data), np.nanmin(data), data))
+    assert nifti.read(_save(tmp_path / "whole.nii.gz", _volume())).outside is None
     data[1, 0, 0] = -np.inf
     message = _message(nifti.read, _save(tmp_path / "holes.nii.gz", data))
     assert "holes.nii.gz" in message and "3 of 210 voxels" in message
+    assert "every voxel is NaN" in _message(nifti.read, _save(tmp_path / "none.nii.gz", data * np.nan))
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_compression_is_found_from_the_content(tmp_path, kind):
+    plain, packed = tmp_path / "plain.nii", tmp_path / "packed.nii.gz"
+    for path in (plain, packed):
+        _save(path, _volume(), kind=kind)
+    for name, source in (("packed.nii", packed), ("plain.nii.gz", plain)):
+        misnamed = tmp_path / "misnamed" / name
+        misnamed.parent.mkdir(exist_ok=True)
+        misnamed.write_bytes(source.read_bytes())
+        image = nifti.read(misnamed)
+        np.testing.assert_array_equal(image.data, _volume())
+        np.testing.assert_array_equal(image.affine, nifti.read(plain).affine)
+    misnamed.write_bytes(plain.read_bytes()[:600])
+    assert "truncated" in _message(nifti.read, misnamed)
 
 
 @pytest.mark.parametrize("wrong", [0.0, np.nan, np.inf, "parallel"])

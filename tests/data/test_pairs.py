@@ -71,7 +71,7 @@ def test_a_table_of_another_name(folder):
         ("", "holds no rows"),
         ("fixed,moving\n", "holds no rows"),
         ("fixed,labels\nmr.nii.gz,a\n", "no column moving; found fixed, labels"),
-        ("fixed;moving\nmr.nii.gz;ct.nii.gz\n", "no column fixed and moving; found fixed;moving"),
+        ("fixed|moving\nmr.nii.gz|ct.nii.gz\n", "no column fixed and moving; found fixed|moving"),
         ("fixed,moving,fixed_label\nmr.nii.gz,ct.nii.gz,a\n", "unknown column fixed_label"),
         ("fixed,moving\nmr.nii.gz\n", "row 1 has 1 cells; the header has 2"),
         ("fixed,moving\nmr.nii.gz,\n", "pair 1 has no moving file"),

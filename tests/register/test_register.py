@@ -180,7 +180,7 @@ def test_apply_repeats_what_register_wrote(commands, registered, scans, tmp_path
         )
         assert result.status == 0 and result.err == "", result
         one, other = (nifti.read(path) for path in (tmp_path / given, output / expected))
-        np.testing.assert_allclose(one.data, other.data, atol=0.05)
+        np.testing.assert_allclose(one.data, other.data, atol=0.55)  # the CT of integers stays one of integers
     there, back = tmp_path / "there.csv", tmp_path / "back.csv"
     assert (
         commands.run("apply", f"--transform={output}", f"--points={scans / 'ct.csv'}", f"--output={there}").status == 0
@@ -267,10 +267,11 @@ def test_a_network_of_the_other_direction_is_refused(commands, scans, trained, t
         (["--spacing=nan"], ["--spacing is nan"]),
         (["--spacing=0.001"], ["--spacing=0.001", "GB"]),
         (["--lam=nan"], ["--lam is nan"]),
+        (["--format=tif"], ["--format is tif", "expected some of own, nrrd"]),
         (["--unoriented=up"], ["--unoriented is 'up'", "RAS"]),
         (["--moving_modality=mr"], ["ct.nii.gz", "stated to be an MR", "--nocheck_modality"]),
         (["--fixed_landmarks=FEW"], ["1 landmarks, but 3 in", "ct.csv"]),
-        (["--fixed=FOLDER"], ["is a folder", "expected a NIfTI"]),
+        (["--fixed=FOLDER"], ["a folder without DICOM images"]),
         (["--fixed=" + "x" * 300], ["the name is too long"]),
         (["--iterations=0"], ["iterations"]),
         (["--iterations=7"], ["--iterations", "7"]),

@@ -5,6 +5,7 @@ from conftest import blob
 from f3r_jax.common.errors import UserError
 from f3r_jax.data import nifti
 from f3r_jax.data.nifti import Grid
+from f3r_jax.data.resample import translation
 from f3r_jax.register import scans
 
 SHAPE = (16, 16, 16)
@@ -38,6 +39,7 @@ def files(tmp_path):
     nifti.write(tmp_path / "ct.nii.gz", (2500 * blob(0.0) - 1000).astype(np.int16), affine)
     nifti.write(tmp_path / "labels.nii.gz", (blob(0.0) > 0.3).astype(np.uint8), affine)
     nifti.write(tmp_path / "empty.nii.gz", np.zeros(SHAPE, np.uint8), affine)
+    nifti.write(tmp_path / "far.nii.gz", np.ones(SHAPE, np.uint8), translation([900.0, 0.0, 0.0]) @ affine)
     nifti.write(tmp_path / "elsewhere.nii.gz", np.ones(SHAPE, np.uint8), np.diag([2.0, 2.0, 2.0, 1.0]))
     return tmp_path
 
@@ -107,7 +109,7 @@ def test_the_modality_is_told_by_the_intensities(files):
     ("given", "words"),
     [
         ({"labels": "elsewhere.nii.gz"}, "elsewhere.nii.gz: affine of the label map differs"),
-        ({"mask": "elsewhere.nii.gz"}, "elsewhere.nii.gz: affine of the mask differs"),
+        ({"mask": "far.nii.gz"}, "far.nii.gz: the mask does not overlap its image"),
         ({"mask": "empty.nii.gz"}, "empty.nii.gz: the mask is empty"),
         ({"labels": "none.nii.gz"}, "none.nii.gz: no such file"),
         ({"landmarks": "none.csv"}, "none.csv: no such file"),
@@ -129,7 +131,7 @@ def test_masks_that_leave_nothing_to_compare_and_soft_ones(files):
     masks = {
         "one": np.zeros(SHAPE, np.uint8),
         "air": np.zeros(SHAPE, np.uint8),
-        "soft": np.full(SHAPE, 0.5, np.float32),
+        "soft": np.full(SHAPE, 1.5, np.float32),
     }
     masks["one"][8, 8, 8] = 1
     data = 500 * blob(0.0)
@@ -144,6 +146,35 @@ def test_masks_that_leave_nothing_to_compare_and_soft_ones(files):
         nifti.write(files / f"{name}.nii.gz", masks[name], affine)
         with pytest.raises(UserError, match=f"{name}.nii.gz: .*{words}"):
             scans.read(str(files / "mr.nii.gz"), modality="mr", mask=str(files / f"{name}.nii.gz"))
+
+
+def test_a_soft_mask_is_thresholded_and_one_on_another_grid_is_resampled(files):
+    affine = np.diag([2.0, 2.0, 3.0, 1.0])
+    soft = np.clip(2 * blob(0.0), 0, 1).astype(np.float32)
+    nifti.write(files / "soft.nii.gz", soft, affine)
+    scan = scans.read(str(files / "mr.nii.gz"), mask=str(files / "soft.nii.gz"))
+    np.testing.assert_array_equal(scan.mask.data, soft >= 0.5)
+    assert len(scan.notes) == 1 and "thresholded at 0.5" in scan.notes[0] and "soft.nii.gz" in scan.notes[0]
+    shifted = translation([4.0, 0.0, 0.0]) @ affine  # two voxels along x
+    nifti.write(files / "shifted.nii.gz", (soft[2:] >= 0.5).astype(np.uint8), shifted)
+    scan = scans.read(str(files / "mr.nii.gz"), mask=str(files / "shifted.nii.gz"))
+    np.testing.assert_array_equal(scan.mask.data[2:], soft[2:] >= 0.5)
+    assert not scan.mask.data[:2].any() and scan.mask.data.shape == SHAPE
+    assert len(scan.notes) == 1 and "it is resampled" in scan.notes[0]
+
+
+def test_nan_padding_is_outside_the_scan(files):
+    affine = np.diag([2.0, 2.0, 3.0, 1.0])
+    data = 500 * blob(0.0)
+    data[:4] = np.nan
+    nifti.write(files / "padded.nii.gz", data, affine)
+    scan = scans.read(str(files / "padded.nii.gz"), mask=str(files / "labels.nii.gz"))
+    np.testing.assert_array_equal(scan.mask.data > 0, (blob(0.0) > 0.3) & ~np.isnan(data))
+    free = scans.read(str(files / "padded.nii.gz"))
+    known = scans.on_grid(free, free.image.grid)[1]
+    np.testing.assert_array_equal(known, ~np.isnan(data))
+    assert np.isfinite(free.normalised.data).all() and "25 % of voxels are NaN" in free.notes[0]
+    assert scans.read(str(files / "mr.nii.gz")).notes == ()
 
 
 @pytest.mark.parametrize(("shape", "spacing"), [((64, 64, 1), 5.0), ((64, 64, 64), 0.06)])
