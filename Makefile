@@ -15,7 +15,7 @@ empty :=
 space := $(empty) $(empty)
 comma := ,
 
-known := baselines bench cuda dev formats peers slurm
+known := baselines bench cuda cuda12 cuda13 dev formats peers slurm
 unknown := $(filter-out $(known),$(subst $(comma), ,$(EXTRAS)))
 $(if $(unknown),$(error EXTRAS: unknown $(unknown); known are $(known)))
 WITH ?=
@@ -35,6 +35,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  EXTRAS=cuda      for a machine with an NVIDIA GPU; bench adds PyTorch and VoxelMorph; baselines adds SyN and SimpleITK"
+	@echo "  EXTRAS=cuda12    the same for an older driver"
 	@echo "  EXTRAS=formats   adds SimpleITK and pydicom, for DICOM, NRRD, MHA and transforms as .h5"
 	@echo "  EXTRAS=peers     adds SyN, greedy and convexAdam, for make bench ARGS=--what=registration"
 	@echo "  EXTRAS=slurm     adds submitit, for make paper ARGS=--slurm"

@@ -118,5 +118,10 @@ def carry_volume(path: str, chain: chains.Chain, output: Path, *, interpolation:
     series.write(output, grid, axes, stored.dtype, lambda index: warp(index or None))
 
 
-if __name__ == "__main__":
+def console() -> None:
+    """The console script."""
     cli.run_main(main, GROUPS)
+
+
+if __name__ == "__main__":
+    console()

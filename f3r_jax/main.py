@@ -132,5 +132,10 @@ def runs_by_lambda(config: ConfigDict, workdir: str) -> dict[Path, ConfigDict]:
     return runs
 
 
-if __name__ == "__main__":
+def console() -> None:
+    """The console script."""
     cli.run_main(main, GROUPS)
+
+
+if __name__ == "__main__":
+    console()

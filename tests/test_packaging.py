@@ -58,3 +58,28 @@ def test_gpu_checks_without_a_gpu_say_so_and_write_nothing(tmp_path):
     assert finished.returncode == 2
     assert finished.stderr.startswith("error: JAX finds no GPU") and finished.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_console_scripts_lead_to_the_entry_points():
+    names = {"register": "register.__main__", "apply": "apply", "train": "main"}
+    names |= {name: f"{name}.__main__" for name in ("evaluate", "report")}
+    assert PROJECT["scripts"] == {f"f3r-{name}": f"f3r_jax.{module}:console" for name, module in names.items()}
+
+
+@pytest.mark.parametrize("module", ["f3r_jax.register.__main__", "f3r_jax.apply"])
+def test_a_console_script_prints_the_help_of_its_command(module):
+    script = f"import sys; sys.argv = ['f3r', '--help']; from {module} import console; console()"
+    finished = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert finished.stderr == "" and finished.stdout.startswith(("Registers a moving scan", "Applies a registration"))
+    assert "--output=VALUE" in finished.stdout
+
+
+def test_the_container_copies_what_the_wheel_needs_and_runs_as_a_normal_user():
+    lines = (ROOT / "launch" / "Dockerfile").read_text().splitlines()
+    copied = {word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]}
+    needed = {"pyproject.toml", "constraints.txt", "f3r_jax", PROJECT["readme"], *PROJECT["license-files"]}
+    assert needed == copied and all((ROOT / name).exists() for name in copied)
+    assert lines.index("USER f3r") > max(index for index, line in enumerate(lines) if line.startswith("RUN "))
+    (extra,) = [line.split("=")[1] for line in lines if line.startswith("ARG EXTRAS")]
+    (entry,) = [line.split('"')[1] for line in lines if line.startswith("ENTRYPOINT")]
+    assert extra in PROJECT["optional-dependencies"] and entry in PROJECT["scripts"]

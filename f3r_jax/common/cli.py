@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from absl import app, flags, logging
 
+from f3r_jax import __version__
 from f3r_jax.common.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, exit_on_user_error
 from f3r_jax.common.malloc import keep_freed_memory
 
@@ -22,12 +23,16 @@ WIDTH = 100
 def run_main(main: Callable[[Sequence[str]], int | None], groups: Groups) -> None:
     """Parses the flags and runs `main`.
 
-    A user's mistake is printed as one line on standard error and gives exit status 2. Ctrl-C gives status 130 and one
-    line with the message of the KeyboardInterrupt.
+    `--version` prints the version, and `--help` the flags of the groups. A user's mistake is printed as one line on
+    standard error and gives exit status 2. Ctrl-C gives status 130 and one line with the message of the
+    KeyboardInterrupt.
     """
     prepare_streams()
+    if "--version" in sys.argv[1:]:
+        exit_on_user_error(lambda: print(f"f3r_jax {__version__}"))()
+        return
     if set(HELP_FLAGS) & set(sys.argv[1:]):
-        description = sys.modules["__main__"].__doc__ or ""
+        description = sys.modules[main.__module__].__doc__ or ""  # not of "__main__", which can be a console script
         exit_on_user_error(lambda: print(help_text(description, groups)))()
         return
     sys.argv[1:] = with_home(sys.argv[1:])

@@ -49,5 +49,10 @@ def main(argv: Sequence[str]) -> None:
         print(f"submission files and the challenge's scores: {folder / CHALLENGE}")
 
 
-if __name__ == "__main__":
+def console() -> None:
+    """The console script."""
     cli.run_main(main, GROUPS)
+
+
+if __name__ == "__main__":
+    console()

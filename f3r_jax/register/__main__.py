@@ -3,6 +3,7 @@
   python -m f3r_jax.register --fixed=mr.nii.gz --moving=ct.nii.gz --output=out
   python -m f3r_jax.register --fixed=mr.nii.gz --moving=ct.nii.gz --output=out --checkpoint=runs/mrb
   python -m f3r_jax.register --pairs=data/pairs.csv --output=out
+  python -m f3r_jax.register --demo
 
 The steps are affine registration, the network of `--checkpoint` if one is given, and instance optimisation by gradient
 descent. `f3r_jax/register/output_files.py` lists the output files of one pair, `f3r_jax/register/batch.py` those of
@@ -26,8 +27,17 @@ from f3r_jax.config import CT_WINDOW
 from f3r_jax.data.nifti_geometry import check_axes
 from f3r_jax.data.preprocess import MODALITIES
 from f3r_jax.ops.mind import PRESETS
-from f3r_jax.register import alignment, batch, batch_summary, exports, output_files, pair_spec, pipeline
-from f3r_jax.register.flag_values import organs_of, window_of
+from f3r_jax.register import (
+    alignment,
+    batch,
+    batch_summary,
+    demo,
+    exports,
+    flag_values,
+    output_files,
+    pair_spec,
+    pipeline,
+)
 from f3r_jax.register.guidance import guidance_of
 from f3r_jax.register.pair_spec import Files, PairSpec
 
@@ -37,6 +47,7 @@ USAGE = "--fixed=FILE --moving=FILE --output=FOLDER, or --pairs=FOLDER --output=
 _FIXED = flags.DEFINE_string("fixed", None, "Fixed scan: NIfTI, DICOM, NRRD, MHA, MGZ; the result is on its grid.")
 _MOVING = flags.DEFINE_string("moving", None, "Moving scan, of the same formats; it is warped.")
 _PAIRS = flags.DEFINE_string("pairs", None, "Table of many pairs: pairs.csv, or a folder with it or Learn2Reg's JSON.")
+_DEMO = flags.DEFINE_bool("demo", False, f"Make a phantom pair and register it, in --output or {demo.FOLDER}.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the result; with --pairs, one subfolder per pair.")
 _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "Replace an existing result; with --pairs, results of other settings."
@@ -111,7 +122,7 @@ _CT_WINDOW = flags.DEFINE_list(
     "ct_window", [str(bound) for bound in CT_WINDOW], "CT window: the HU that are scaled to 0 and 1."
 )
 GROUPS = {
-    "Scans": ("fixed", "moving", "pairs"),
+    "Scans": ("fixed", "moving", "pairs", "demo"),
     "What is known of the scans": (
         *(f"{side}_{what}" for what in ("modality", "mask", "labels", "landmarks") for side in ("fixed", "moving")),
         "check_modality",
@@ -134,16 +145,18 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"unknown argument {argv[1]!r}, expected {USAGE}")
     _check_flags()
     keep_compiled_programs()
-    output, command = Path(_required(_OUTPUT)), shlex.join(["python", "-m", "f3r_jax.register", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "f3r_jax.register", *sys.argv[1:]])
+    if _DEMO.value:
+        return _register_one(*demo.prepare(Path(_OUTPUT.value or demo.FOLDER), overwrite=_OVERWRITE.value), command)
+    output = Path(_required(_OUTPUT))
     if _PAIRS.value is None:
-        return _register_one(output, command)
+        return _register_one(_files_of(_FIXED), _files_of(_MOVING), output, command)
     return _register_all(Path(_PAIRS.value), output, command)
 
 
-def _register_one(output: Path, command: str) -> int:
-    """Registers the pair of the flags."""
-    rigid, preserve = _PARTS["rigid"].value, _PARTS["preserve"].value
-    pair = _task(dataclasses.replace(_files_of(_FIXED), rigid=rigid, preserve=preserve), _files_of(_MOVING))
+def _register_one(fixed: Files, moving: Files, output: Path, command: str) -> int:
+    """Registers one pair."""
+    pair = _task(fixed, moving)
     network = pair_spec.network_of(pair.settings)
     pair_spec.check_pair(pair, network)
     note = functools.partial(print, flush=True)
@@ -186,7 +199,10 @@ def _check_flags() -> None:
     of_one: list[flags.FlagHolder] = [_FIXED, _MOVING, *of_side, *_EXTRA.values()]
     if _PAIRS.value is not None and (given := [flag.name for flag in of_one if flag.value]):
         raise UserError(f"--{given[0]} with --pairs, expected files and modalities in the columns of {_PAIRS.value}")
-    for flag in (_OUTPUT,) if _PAIRS.value is not None else (_FIXED, _MOVING, _OUTPUT):
+    if _DEMO.value and (given := [flag.name for flag in (*of_one, _PAIRS) if flag.value]):
+        raise UserError(f"--{given[0]} with --demo, which makes its own scans; expected only one of them")
+    of_pairs = (_OUTPUT,) if _PAIRS.value is not None else (_FIXED, _MOVING, _OUTPUT)
+    for flag in () if _DEMO.value else of_pairs:
         _required(flag)
     if _SPACING.value is not None and not 0 < _SPACING.value < math.inf:
         raise UserError(f"--spacing is {_SPACING.value}, expected mm above 0")
@@ -207,7 +223,7 @@ def _required(flag: flags.FlagHolder[str | None]) -> str:
 
 def _files_of(scan: flags.FlagHolder[str | None]) -> Files:
     """The files of the scan of `--fixed` or `--moving`."""
-    of_side = _SIDES[scan.name]
+    of_side, held = _SIDES[scan.name], _PARTS if scan.name == "fixed" else {}
     return Files(
         _required(scan),
         of_side["modality"].value,
@@ -216,6 +232,8 @@ def _files_of(scan: flags.FlagHolder[str | None]) -> Files:
         landmarks=of_side["landmarks"].value,
         exclude=of_side["exclude"].value,
         extra=tuple(_EXTRA[scan.name].value or ()),
+        rigid=held["rigid"].value if held else None,
+        preserve=held["preserve"].value if held else None,
     )
 
 
@@ -224,8 +242,8 @@ def _task(fixed: Files, moving: Files) -> PairSpec:
         dataclasses.replace(files, unoriented=_UNORIENTED.value, check_modality=_CHECK_MODALITY.value)
         for files in (fixed, moving)
     )
-    organs, window = organs_of(_ORGANS.value), window_of(_CT_WINDOW.value)
-    return PairSpec(fixed, moving, _settings(), organs, window, _LEARN2REG.value, tuple(_FORMAT.value))
+    organs, ct_window = flag_values.organs(_ORGANS.value), flag_values.window(_CT_WINDOW.value)
+    return PairSpec(fixed, moving, _settings(), organs, ct_window, _LEARN2REG.value, tuple(_FORMAT.value))
 
 
 def _settings() -> pipeline.Settings:
@@ -243,5 +261,10 @@ def _settings() -> pipeline.Settings:
     )
 
 
-if __name__ == "__main__":
+def console() -> None:
+    """The console script."""
     cli.run_main(main, GROUPS)
+
+
+if __name__ == "__main__":
+    console()

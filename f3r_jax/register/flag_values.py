@@ -1,4 +1,4 @@
-"""Values of flags that hold several numbers or names."""
+"""Values of flags that are lists: the CT window and the labels of organs."""
 
 import math
 from collections.abc import Sequence
@@ -6,23 +6,23 @@ from collections.abc import Sequence
 from f3r_jax.common.errors import UserError
 
 
-def window_of(values: Sequence[str]) -> tuple[float, float]:
-    """The HU of `--ct_window`; raises a UserError unless they are two numbers in order."""
+def window(texts: Sequence[str]) -> tuple[float, float]:
+    """The bounds of `--ct_window` in HU; raises a UserError unless they are two increasing numbers."""
     try:
-        low, high = map(float, values)
+        low, high = map(float, texts)
     except ValueError:
         low = high = 0.0
     if not -math.inf < low < high < math.inf:
-        raise UserError(f"--ct_window is {','.join(values)}, expected two numbers such as -160,240")
+        raise UserError(f"--ct_window is {','.join(texts)}, expected two numbers such as -160,240")
     return low, high
 
 
-def organs_of(values: Sequence[str] | None) -> dict[str, tuple[int, ...]] | None:
-    """The label values of `--organs`; raises a UserError for another form."""
-    if values is None:
+def organs(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]] | None:
+    """The label values of `--organs` by name; None without the flag. Raises a UserError for another form."""
+    if texts is None:
         return None
     try:
-        named = [part.split("=") for part in values]
-        return {name: tuple(int(value) for value in of_organ.split("+")) for name, of_organ in named}
+        named = [part.split("=") for part in texts]
+        return {name: tuple(int(value) for value in values.split("+")) for name, values in named}
     except ValueError as error:
-        raise UserError(f"--organs is {','.join(values)}, expected such as liver=1,kidneys=3+4") from error
+        raise UserError(f"--organs is {','.join(texts)}, expected such as liver=1,kidneys=3+4") from error

@@ -34,5 +34,10 @@ def main(argv: Sequence[str]) -> int:
     return int(bool(found.problems))
 
 
-if __name__ == "__main__":
+def console() -> None:
+    """The console script."""
     cli.run_main(main, GROUPS)
+
+
+if __name__ == "__main__":
+    console()

@@ -5,6 +5,7 @@ import pytest
 from absl import flags
 
 from conftest import REPOSITORY
+from f3r_jax import __version__
 from f3r_jax.common import cli
 from f3r_jax.common.errors import UserError
 
@@ -98,3 +99,9 @@ def test_the_home_folder_is_replaced_after_an_equals_sign(monkeypatch):
     monkeypatch.setenv("HOME", "/somewhere")
     given = ["--fixed=~/mr.nii", "--organs=liver=1", "~", "--output=a~b"]
     assert cli.with_home(given) == ["--fixed=/somewhere/mr.nii", *given[1:]]
+
+
+def test_the_version(run, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["program", "--version"])
+    cli.run_main(_raise(AssertionError("not reached")), {})
+    assert capsys.readouterr() == (f"f3r_jax {__version__}\n", "")
