@@ -1,10 +1,14 @@
 """Kills commands at random moments and checks how they end; run it by hand, it is not part of the tests.
 
-  python tests/kill_test.py [--rounds=25] [--seed=0] [--commands=register,pairs,main]
+  python tests/kill_test.py [--kills=25] [--minutes=60] [--seed=0] [--commands=register,pairs,main,launch]
 
-Each round starts a command, sends SIGKILL after a random time, and checks what is left: the old result or the new one
-is whole. Then the same command runs to its end, and the folder must hold a whole result and no leftovers. With
-`register` every other round replaces an older result (--overwrite). The phantom pair has 24 x 20 x 20 voxels.
+Each command runs twice to its end, to compile and to be timed. A round then starts it again, sends SIGKILL at a moment
+that is uniform in its duration, and checks what is left: a summary stands for a whole result, and an older result is
+not lost. Then the same command runs to its end. It must succeed, print nothing to standard error, leave nothing but the
+result, and the result must equal that of a run without a kill.
+
+`register` replaces an older result in every other round (--overwrite). The launcher starts `tests/fake_runs.py` instead
+of `f3r_jax.main`, and its runs must end with it. The phantom pairs have 24 x 20 x 20 voxels.
 """
 
 import argparse
@@ -13,9 +17,11 @@ import math
 import os
 import random
 import shutil
+import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -32,55 +38,140 @@ TINY = {
     "model.name": "tiny",
     "data.shape": "16,16,16",
     "data.spacing": "20.0,20.0,16.0",
-    "data.cases": 6,
+    "data.cases": 4,
     "data.validation_cases": 1,
-    "data.test_cases": 2,
-    "train.steps": 60,
+    "data.test_cases": 1,
+    "train.steps": 24,
     "train.crop": "0,0,0",
-    "train.validate_every": 20,
-    "train.checkpoint_every": 10,
+    "train.validate_every": 12,
+    "train.checkpoint_every": 4,
     "optim.warmup_steps": 2,
     "loss.mind": "mind_ssc",
 }
-LEFTOVERS = (".writing-", ".complete", ".moving", ".out-", ".validation", ".predictions")
+# These files contain seconds or the command. The summary of a training is compared by the log and the registered cases.
+OF_THE_RUN = {"report.html", "summary.json", "summary.csv", "origin.json", "cases.csv", "table.md"}
+OF_AN_ATTEMPT = ("tensorboard/", "logs/", "compiled/", "checkpoints/")  # a file per attempt, or files of random names
+HIDDEN = (".writing-", ".complete", ".moving", ".out-", ".validation", ".predictions")
+SECONDS_TO_END = 10.0  # for the runs of a killed launcher
 
 
 class Command:
-    """A command, the folder that it writes, and the processes that run it."""
+    """A command, the folder that it writes, and how a result looks."""
 
-    def __init__(self, runner: Commands, arguments: list[str], output: Path) -> None:
-        self.runner, self.arguments, self.output = runner, arguments, output
+    def __init__(self, name: str, runner: Commands, folder: Path) -> None:
+        self.name, self._runner, self.output = name, runner, folder / "result"
+        self._arguments = arguments_of(name, folder, self.output)
+        self._starts = folder / "starts"  # the fake runs of a launcher are listed here
+        self.seconds: list[float] = []  # of the runs from the beginning to the end
+        self.reference: dict[str, bytes] = {}
 
-    def killed_after(self, seconds: float, *more: str, writing: bool) -> int:
-        """Runs the command, kills it after so many seconds, and returns its status; -9 if it was killed.
-
-        With `writing` the seconds are counted from the moment when a temporary folder appears.
-        """
-        end = [math.inf if writing else time.monotonic() + seconds]
-
-        def is_time() -> bool:
-            if end[0] == math.inf and leftovers(self.output):
-                end[0] = time.monotonic() + seconds
-            return time.monotonic() > end[0]
-
-        return self.runner.run(*self.arguments, *more, kill_when=is_time).status
+    def prepare(self) -> str | None:
+        """Runs the command twice from the beginning; returns what was wrong."""
+        for _ in range(2):
+            shutil.rmtree(self.output, ignore_errors=True)
+            start = time.monotonic()
+            if problem := self.run():
+                return problem
+        self.seconds, self.reference = [time.monotonic() - start], content(self.output)
+        print(f"{self.name}: {self.seconds[0]:.1f} s without a kill", flush=True)
+        return self.problem_at_end()
 
     def run(self, *more: str) -> str | None:
         """Runs the command to its end; returns what was wrong."""
-        result = self.runner.run(*self.arguments, *more)
+        result = self._runner.run(*self._arguments, *more)
         if result.status != 0:
             return f"ended with {result.status}: {result.err.strip()[-300:]}"
         return f"standard error: {result.err.strip()[:300]}" if result.err else None
 
+    def round(self, draw: random.Random, number: int) -> tuple[str, str | None]:
+        """Kills the command once and runs it again; returns when it was killed, and what was wrong."""
+        more = ["--overwrite"] if self.name == "register" and number % 2 else []
+        if not more:
+            shutil.rmtree(self.output, ignore_errors=True)
+        before, start = content(self.output), time.monotonic()
+        end = start + draw.random() * statistics.median(self.seconds[-5:])
+        if self._runner.run(*self._arguments, *more, kill_when=lambda: time.monotonic() > end).status == 0:
+            self.seconds.append(time.monotonic() - start)
+            return "not killed", self.problem_at_end()
+        when = self._phase(before)
+        problem = self._problem_after_kill(before) or self.run(*more) or self.problem_at_end()
+        return when, problem and f"killed after {end - start:.2f} s ({when}): {problem}"
+
+    def _phase(self, before: dict[str, bytes]) -> str:
+        """What the killed process was doing, by what it left."""
+        names = leftovers(self.output)
+        if any(name.startswith((".complete", ".moving")) for name in names):
+            return "moving the result"
+        if names or (self.output / "evaluation").is_dir():
+            return "writing the result"
+        return "at work" if self.output.is_dir() and (before or any(self.output.iterdir())) else "starting"
+
+    def _problem_after_kill(self, before: dict[str, bytes]) -> str | None:
+        if self.name == "launch":
+            return self._outlived()
+        pairs = {"register": [self.output], "pairs": [self.output / "case0", self.output / "case1"]}
+        for folder in pairs.get(self.name, []):
+            now = content(folder)
+            if "summary.json" in now and now != before and not is_whole(folder):
+                return "a summary without a whole result"
+            moves = any((folder / hidden).is_dir() for hidden in (".complete", ".moving"))
+            if before and "summary.json" not in now and not moves:
+                return "the old result is lost"
+        return None
+
+    def _outlived(self) -> str | None:
+        """Whether a run of a killed launcher is still there."""
+        processes = [line.split()[1] for line in self._starts.read_text().splitlines()] if self._starts.exists() else []
+        end = time.monotonic() + SECONDS_TO_END
+        while alive := [process for process in processes if is_alive(process)]:
+            if time.monotonic() > end:
+                return f"{len(alive)} runs outlived their launcher"
+            time.sleep(0.05)
+        return None
+
+    def problem_at_end(self) -> str | None:
+        """What is wrong after the command ran to its end."""
+        if left := leftovers(self.output):
+            return f"leftovers: {', '.join(left[:5])}"
+        now = content(self.output)
+        if differing := [name for name in self.reference.keys() | now.keys() if not self._same(name, now)]:
+            return f"differs from a run without a kill: {', '.join(sorted(differing)[:5])}"
+        return None
+
+    def _same(self, name: str, now: dict[str, bytes]) -> bool:
+        if name.startswith(OF_AN_ATTEMPT):
+            return True
+        both = name in now and name in self.reference
+        return both and (Path(name).name in OF_THE_RUN or now[name] == self.reference[name])
+
+
+def arguments_of(name: str, folder: Path, output: Path) -> list[object]:
+    """The command line of a command by its name."""
+    data = {"data.root": folder / "phantoms"}
+    config = [f"--config.{key}={value}" for key, value in (TINY | data).items()]
+    register = ["register", f"--output={output}", *QUICK]
+    if name == "register":
+        return [*register, f"--fixed={folder / 'mr_0.nii.gz'}", f"--moving={folder / 'ct_0.nii.gz'}"]
+    if name == "pairs":
+        return [*register, f"--pairs={folder}"]
+    if name == "main":
+        return ["main", f"--config={ROOT / 'configs' / 'mrb.py'}", f"--workdir={output}", *config]
+    config = [setting for setting in config if not setting.startswith("--config.model")]
+    sweep = ["lambda_sweep", ROOT / "configs" / "mrb.py", "--lambdas=0.5,1,2", "--jobs=2", f"--output={output}"]
+    return ["launch", *sweep, *config]
+
 
 def content(folder: Path) -> dict[str, bytes]:
-    """The files of a folder, hidden ones left out."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} if folder.is_dir() else {}
+    """The files of a folder at any depth by their path, those with hidden parts left out."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    names = {path: path.relative_to(folder) for path in files}
+    return {str(name): path.read_bytes() for path, name in names.items() if not str(name).startswith(".")}
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Names of temporary files and folders at any depth."""
-    return [str(path.relative_to(folder)) for path in folder.glob("**/.*") if path.name.startswith(LEFTOVERS)]
+    """Paths of temporary files and folders at any depth."""
+    found = [path for path in folder.rglob("*") if path.name.startswith(HIDDEN) or "orbax-checkpoint-tmp" in path.name]
+    return [str(path.relative_to(folder)) for path in found]
 
 
 def is_whole(folder: Path) -> bool:
@@ -95,14 +186,12 @@ def is_whole(folder: Path) -> bool:
     return field.shape[:3] == warped.shape and f"{summary['sd_log_jacobian']:.3f}" in report
 
 
-def check_pair_folder(folder: Path, before: dict[str, bytes]) -> str | None:
-    """What is wrong with a killed registration's folder: the summary stands for a whole result."""
-    now = content(folder)
-    if "summary.json" in now and now != before and not is_whole(folder):
-        return "a summary without a whole result"
-    if before and "summary.json" not in now and not any((folder / name).is_dir() for name in (".complete", ".moving")):
-        return "the old result is lost"
-    return None
+def is_alive(process: str) -> bool:
+    """Whether a process exists and is no zombie."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
 
 
 def write_pairs(folder: Path) -> None:
@@ -116,92 +205,38 @@ def write_pairs(folder: Path) -> None:
     (folder / "pairs.csv").write_text("\n".join(["name,fixed,moving", *rows]) + "\n")
 
 
-def commands(runner: Commands, folder: Path) -> dict[str, Command]:
-    """The commands by name."""
-    output = folder / "result"
-    register = ["register", f"--fixed={folder / 'mr_0.nii.gz'}", f"--moving={folder / 'ct_0.nii.gz'}"]
-    config = [f"--config.{key}={value}" for key, value in (TINY | {"data.root": folder / "phantoms"}).items()]
-    return {
-        "register": Command(runner, [*register, f"--output={output}", *QUICK], output),
-        "pairs": Command(runner, ["register", f"--pairs={folder}", f"--output={output}", *QUICK], output),
-        "main": Command(
-            runner, ["main", f"--config={ROOT / 'configs' / 'mrb.py'}", f"--workdir={output}", *config], output
-        ),
-    }
-
-
-def problem_after_kill(name: str, output: Path, before: dict[str, bytes]) -> str | None:
-    """What is wrong right after the kill."""
-    if name == "register":
-        return check_pair_folder(output, before)
-    if name == "pairs":
-        return next(filter(None, (check_pair_folder(output / f"case{index}", {}) for index in (0, 1))), None)
-    return None
-
-
-def problem_at_end(name: str, output: Path) -> str | None:
-    """What is wrong after the command ran to its end."""
-    if left := leftovers(output):
-        return f"leftovers: {', '.join(left[:5])}"
-    folders = {"register": [output], "pairs": [output / "case0", output / "case1"], "main": []}[name]
-    if not all(map(is_whole, folders)):
-        return "the result is not whole"
-    if name == "main":
-        rows = [json.loads(line)["step"] for line in (output / "metrics.jsonl").read_text().splitlines()]
-        steps = sorted(set(rows))
-        if steps[-1] != TINY["train.steps"] or not (output / "evaluation" / "summary.json").exists():
-            return "the training is not whole"
-        if steps != list(range(steps[0], TINY["train.steps"] + 1)):
-            return "steps are missing in metrics.jsonl"
-    return None
-
-
 def main() -> int:
-    """Runs all rounds and prints one line for each kind of end."""
+    """Runs all rounds and prints a line per command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--kills", type=int, default=25, help="per command")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="per command at most")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--commands", default="register,pairs,main")
+    parser.add_argument("--commands", default="register,pairs,main,launch")
     options = parser.parse_args()
     draw, bad = random.Random(options.seed), 0
     with tempfile.TemporaryDirectory(prefix="kills-") as made:
         folder = Path(made)
-        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+        os.environ |= {"XDG_CACHE_HOME": str(folder / "cache"), "FAKE_RUNS": str(folder), "COMMAND_SERVER_DPI": "40"}
         write_pairs(folder)
         runner = Commands(folder)
         for name in options.commands.split(","):
-            command = commands(runner, folder)[name]
-            for _ in range(2):  # the second time everything is compiled
-                shutil.rmtree(command.output, ignore_errors=True)
-                start = time.monotonic()
-                if problem := command.run():
-                    print(f"{name}: without a kill: {problem}")
-                    return 1
-            seconds, killed, moved = time.monotonic() - start, 0, 0
-            for number in range(options.rounds):
-                old = content(command.output) if name == "register" and number % 2 else {}
-                more = ["--overwrite"] if old else []
-                if not old:
-                    shutil.rmtree(command.output, ignore_errors=True)
-                writing = number % 4 >= 2  # half of the kills are at the end, where the result is written
-                moment = draw.choice((0.03, 0.3, 3.0)) * draw.random() if writing else draw.random() * seconds
-                status = command.killed_after(moment, *more, writing=writing)
-                killed += status == -9
-                moved += any((command.output / hidden).is_dir() for hidden in (".complete", ".moving"))
-                problem = problem_after_kill(name, command.output, old)
-                if problem is None and not (status == 0 and not old and name == "register"):
-                    start = time.monotonic()
-                    problem = command.run(*more)
-                    seconds = time.monotonic() - start if name == "register" else seconds
-                problem = problem or problem_at_end(name, command.output)
+            command = Command(name, runner, folder)
+            if problem := command.prepare():
+                print(f"{name}: without a kill: {problem}")
+                return 1
+            phases: Counter[str] = Counter()
+            end, number = time.monotonic() + 60 * options.minutes, 0
+            while phases.total() - phases["not killed"] < options.kills and time.monotonic() < end:
+                when, problem = command.round(draw, number)
+                phases[when] += 1
+                number += 1
                 if problem:
                     bad += 1
-                    when = f"{moment:.2f} s{' of writing' if writing else ''}"
-                    print(f"{name}, round {number}, killed after {when}: {problem}", flush=True)
+                    print(f"{name}, round {number}: {problem}", flush=True)
+            kills = phases.total() - phases.pop("not killed", 0)
+            moments = ", ".join(f"{count} {when}" for when, count in phases.most_common())
             print(
-                f"{name}: {options.rounds} rounds of {seconds:.1f} s, {killed} killed, {moved} of them in the move; "
-                f"{bad} wrong ends so far",
-                flush=True,
+                f"{name}: {kills} kills ({moments}), {command.seconds[-1]:.1f} s; {bad} wrong ends so far", flush=True
             )
         runner.close()
     return 1 if bad else 0

@@ -2,8 +2,10 @@
 
 import os
 import re
+import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from absl import app, flags, logging
@@ -12,12 +14,16 @@ from f3r_jax import __version__
 from f3r_jax.common.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, exit_on_user_error
 from f3r_jax.common.malloc import keep_freed_memory
 
+# XLA logs an error when a compilation takes more than two minutes, and some on GPUs where nothing is wrong. Real errors
+# are raised too. It reads this when JAX is imported: after this module by most entry points.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # ml_collections raises any of these for an unknown key or a wrong type. It quotes the error that a config file raised.
 CONFIG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError)
 QUOTED = "Traceback (most recent call last)"
 Groups = Mapping[str, Sequence[str]]  # heading: names of flags
 HELP_FLAGS = ("--help", "-help", "-h", "--helpshort")
 WIDTH = 100
+SECONDS_TO_REPEAT = 0.05
 
 
 def run_main(main: Callable[[Sequence[str]], int | None], groups: Groups) -> None:
@@ -37,11 +43,26 @@ def run_main(main: Callable[[Sequence[str]], int | None], groups: Groups) -> Non
         return
     sys.argv[1:] = with_home(sys.argv[1:])
     keep_freed_memory()
+    sys.unraisablehook = repeat_lost_interrupt
     try:
         app.run(exit_on_user_error(main), flags_parser=_parse)
     except KeyboardInterrupt as interrupt:
         print("; ".join(filter(None, ("\ninterrupted", str(interrupt)))), file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def repeat_lost_interrupt(lost: "sys.UnraisableHookArgs") -> None:
+    """Sends Ctrl-C to this process again if its KeyboardInterrupt was lost.
+
+    Python drops an exception in a callback of the garbage collector or in a finaliser, and calls `sys.unraisablehook`.
+    JAX has such a callback, so Ctrl-C was sometimes ignored. The signal must arrive after the callback has ended.
+    """
+    if isinstance(lost.exc_value, KeyboardInterrupt):
+        again = threading.Timer(SECONDS_TO_REPEAT, os.kill, (os.getpid(), signal.SIGINT))
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def prepare_streams() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 EXIT_BROKEN_PIPE = 1
 EXIT_USER_ERROR = 2
+EXIT_FAILED_VERDICT = 4  # `register --strict`
 EXIT_INTERRUPTED = 130  # the status that a shell reports after Ctrl-C
 
 OF_THE_DISK = {
@@ -22,7 +23,8 @@ OF_THE_DISK = {
     errno.EMFILE: "too many open files",
     errno.ESTALE: "the network file system has lost the file",
 }
-FULL, MEMORY = "No space left on device", ("RESOURCE_EXHAUSTED", "Out of memory", "bad_alloc", "Unable to allocate")
+FULL = {os.strerror(number): number for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}  # as libraries quote them
+MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "bad_alloc", "Unable to allocate")
 DEVICE = ("Unable to initialize backend", "Unknown backend", "no supported devices found", "No visible GPU")
 SHORT = 160  # characters of a quoted message
 
@@ -62,14 +64,26 @@ def explained(error: BaseException) -> str | None:
     """One line about an error of the machine: disk, memory or device. None for any other error."""
     for each in _causes(error):
         text = " ".join(str(each).split())
-        if isinstance(each, OSError) and each.errno in OF_THE_DISK:
-            return f"{each.filename or 'a file cannot be written'}: {reason(each)}"
-        if FULL in text:
-            return f"a file cannot be written: {OF_THE_DISK[errno.ENOSPC]}"
+        if cause := disk_reason(each):
+            return f"{getattr(each, 'filename', None) or 'a file cannot be written'}: {cause}"
         if isinstance(each, MemoryError) or (isinstance(each, RuntimeError) and any(word in text for word in MEMORY)):
             return f"not enough memory ({text[:SHORT] or 'MemoryError'}); expected larger voxels, or a smaller volume"
         if isinstance(each, RuntimeError) and any(word in text for word in DEVICE):
             return f"JAX cannot use the device ({text[:SHORT]}); expected another JAX_PLATFORMS, such as cpu"
+    return None
+
+
+def disk_reason(error: BaseException) -> str | None:
+    """Why the disk refused something, in plain words; None for an error of another kind.
+
+    Libraries may raise an error of their own with the text of the system's error.
+    """
+    for each in _causes(error):
+        if isinstance(each, OSError) and each.errno in OF_THE_DISK:
+            return OF_THE_DISK[each.errno]
+        for text, number in FULL.items():
+            if text in str(each):
+                return OF_THE_DISK[number]
     return None
 
 

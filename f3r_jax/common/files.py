@@ -25,10 +25,21 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path = Path(os.path.realpath(path)) if path.is_symlink() else path
     clear_leftovers(path.parent)
-    with writing_folder(path.parent) as folder:
+    with _named(path), writing_folder(path.parent) as folder:
         temporary = folder / path.name
         yield temporary
         os.replace(temporary, path)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Makes an error of the file system name the path, not a temporary file or nothing."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or WRITING in str(error.filename):
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
 @contextmanager

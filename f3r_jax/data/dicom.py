@@ -7,6 +7,7 @@ Letters: x columns, y rows, z slices.
 """
 
 import dataclasses
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
@@ -58,8 +59,15 @@ def open_volume(path: PathLike) -> StoredVolume:
         raise UserError(f"{path}: a folder without DICOM images; expected a series, or the file of a volume")
     library = pydicom(path, "DICOM")
     simpleitk(path, "DICOM")
-    headers = _series(library, path)
-    slices = [each for header in headers for each in _slices(header)]
+    try:
+        with warnings.catch_warnings():  # of pydicom, about values that do not matter here
+            warnings.simplefilter("ignore")
+            headers = _series(library, path)
+            slices = [each for header in headers for each in _slices(header)]
+    except UserError:
+        raise
+    except Exception as error:  # pydicom decodes values when they are used, and damaged ones raise nearly anything
+        raise UserError(f"{path}: unreadable DICOM header ({' '.join(str(error).split())[:120]})") from error
     _check_same(slices, path)
     sorted_slices = ordered(slices, path)
     affine, notes = stack(sorted_slices, path)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from f3r_jax.common import result_folder
 from f3r_jax.common.errors import UserError
 from f3r_jax.common.files import json_safe, replacing, write_text
 from f3r_jax.common.progress import Progress
@@ -53,7 +54,8 @@ def evaluate(
       challenge: whether to also write Learn2Reg's submission files and scores, for the validation cases too.
 
     Raises:
-      UserError: no such checkpoint, it doesn't fit its config, or Learn2Reg doesn't score such data.
+      UserError: no such checkpoint, it doesn't fit its config, Learn2Reg doesn't score such data, or the folder cannot
+        be written or another process writes there.
     """
     method = open_method(workdir, step, refine=refine)
     config = method.config
@@ -69,8 +71,21 @@ def evaluate(
     if any(pair.fixed.labels and pair.moving.labels for pair in files.values()):
         learn2reg.require_surface_distance()  # checked now, not after hours of registration
     folder = folder_of(workdir, refine=refine)
-    folder.mkdir(exist_ok=True)
+    with result_folder.reserved(folder):
+        return _evaluate(folder, method, dataset, files, drawn=drawn, challenge=challenge)
 
+
+def _evaluate(
+    folder: Path,
+    method: Method,
+    dataset: Dataset,
+    files: dict[str, PairFiles],
+    *,
+    drawn: int,
+    challenge: bool,
+) -> Summary:
+    """The same in a reserved folder."""
+    names = dataset.split["test"]
     scored = ResumableScores(folder / "scored.jsonl", method.step)
     predictions = _open_predictions(folder, method.step)
     if left := [name for name in names if name not in scored.cases]:
@@ -80,7 +95,7 @@ def evaluate(
         score_cases(method, dataset, left, scored, predictions, fields, folder=folder, drawn=names[:drawn])
 
     cases = {name: scored.cases[name] for name in names}
-    summary = summarise(method, list(cases.values()), origin=read_origin(workdir))
+    summary = summarise(method, list(cases.values()), origin=read_origin(folder.parent))
     write_files(folder, summary, cases)
     if challenge:
         submit(folder / CHALLENGE, method, dataset, files)

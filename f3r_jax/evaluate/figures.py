@@ -64,7 +64,7 @@ def overlay(
     aspects = [*(slices.aspect(fixed.shape, spacing, view) for view in views.values()), ZOOM_ASPECT]
     by_role = {"fixed": fixed_labels, "moving": moving_labels, "warped": warped_labels}
     labelled = {role: labels for role, labels in by_role.items() if labels is not None}
-    figure, panels = _page(aspects, list(columns), list(rows), title, foot=0.42 if labelled else 0.0)
+    figure, panels = panel_page(aspects, list(columns), list(rows), title, foot=0.42 if labelled else 0.0)
     of_moving, of_fixed = slices.display_range(moving), slices.display_range(fixed)
     ranges = (of_moving, of_fixed, of_moving)
     for line, (name, view) in zip(panels, rows.items(), strict=True):
@@ -97,7 +97,7 @@ def checkerboard(
     views = slices.sections(None, fixed.shape)
     columns = {"Before: fixed and moving": moving, "After: fixed and warped": warped}
     aspects = [slices.aspect(fixed.shape, spacing, view) for view in views.values()]
-    figure, panels = _page(aspects, list(columns), list(views), title)
+    figure, panels = panel_page(aspects, list(columns), list(views), title)
     tint = ListedColormap(np.linspace(0, 1, 256)[:, None] ** [1.4, 1.0, 0.75])
     tile = fixed.shape[0] * float(spacing[0]) / 9
     of_fixed, of_moving = slices.display_range(fixed), slices.display_range(moving)
@@ -132,7 +132,7 @@ def deformation(
         ]
     )
     columns = ["Fixed with the deformed grid", "Log Jacobian determinant, folds in black"]
-    figure, panels = _page(aspects, columns, list(views), title, note=facts, foot=0.36)
+    figure, panels = panel_page(aspects, columns, list(views), title, note=facts, foot=0.36)
     limit = float(np.clip(np.percentile(np.abs(log_determinant[~folded]), 99.5), 0.1, 2.0)) if not folded.all() else 1.0
     grey, body = slices.display_range(fixed), slices.body(fixed)
     for line, (name, view) in zip(panels, views.items(), strict=True):
@@ -154,7 +154,7 @@ def deformation(
     save(figure, path)
 
 
-def _page(
+def panel_page(
     aspects: Sequence[float],
     columns: Sequence[str],
     rows: Sequence[str],

@@ -37,6 +37,7 @@ from f3r_jax.register import (
     output_files,
     pair_spec,
     pipeline,
+    verdict,
 )
 from f3r_jax.register.guidance import guidance_of
 from f3r_jax.register.pair_spec import Files, PairSpec
@@ -117,6 +118,10 @@ _FORMAT = flags.DEFINE_list(
     "format", [], f"Further formats of the result: {', '.join(exports.FORMATS)} (own: the moving scan's own)."
 )
 _LEARN2REG = flags.DEFINE_bool("learn2reg", False, "Also write the field in Learn2Reg's format.")
+_UNCERTAINTY = flags.DEFINE_bool(
+    "uncertainty", False, "Also write the spread of the displacement over other settings and positions, mm."
+)
+_STRICT = flags.DEFINE_bool("strict", False, "Exit status 4 if the verdict on a registration is `failed`.")
 _ORGANS = flags.DEFINE_list("organs", None, "Labels to score, such as liver=1,spleen=2+3; by default all.")
 _CT_WINDOW = flags.DEFINE_list(
     "ct_window", [str(bound) for bound in CT_WINDOW], "CT window: the HU that are scaled to 0 and 1."
@@ -135,7 +140,7 @@ GROUPS = {
     "Affine step and working grid": ("affine", "spacing", "ct_window"),
     "Network": ("checkpoint", "step"),
     "Instance optimisation": ("refine", "iterations", "lam", "mind", "diffeomorphic"),
-    "Output": ("output", "overwrite", "organs", "format", "learn2reg"),
+    "Output": ("output", "overwrite", "organs", "format", "learn2reg", "uncertainty", "strict"),
 }
 
 
@@ -170,11 +175,11 @@ def _register_one(fixed: Files, moving: Files, output: Path, command: str) -> in
             summary = pair_spec.register_pair(pair, output, network=network, command=command, note=note)
     print(output_files.table(summary))
     print(f"result: {output}, report: {output / 'report.html'}")
-    return 0
+    return verdict.exit_status(summary["verdict"]["level"], strict=_STRICT.value)
 
 
 def _register_all(source: Path, output: Path, command: str) -> int:
-    """Registers the pairs of a table; returns 1 if a pair failed, else 0."""
+    """Registers the pairs of a table; returns 1 if a pair failed, 4 for a strict verdict, else 0."""
     network = pair_spec.network_of(_settings())
     rows = batch.register_pairs(
         source,
@@ -190,7 +195,7 @@ def _register_all(source: Path, output: Path, command: str) -> int:
     failed = [row for row in rows if row.status == "failed"]
     for row in failed:
         print(f"failed: {row.name}: {row.reason}", file=sys.stderr)
-    return 1 if failed else 0
+    return 1 if failed else max((verdict.exit_status(row.verdict, strict=_STRICT.value) for row in rows), default=0)
 
 
 def _check_flags() -> None:
@@ -212,6 +217,8 @@ def _check_flags() -> None:
         check_axes(_UNORIENTED.value, "--unoriented")
     if _CHECKPOINT.value is None and not _REFINE.value and _AFFINE.value == "none":
         raise UserError("nothing to do: --affine=none --norefine needs a --checkpoint")
+    if _UNCERTAINTY.value and not _REFINE.value:
+        raise UserError("--uncertainty with --norefine, expected instance optimisation: it is repeated in other ways")
 
 
 def _required(flag: flags.FlagHolder[str | None]) -> str:
@@ -242,8 +249,9 @@ def _task(fixed: Files, moving: Files) -> PairSpec:
         dataclasses.replace(files, unoriented=_UNORIENTED.value, check_modality=_CHECK_MODALITY.value)
         for files in (fixed, moving)
     )
-    organs, ct_window = flag_values.organs(_ORGANS.value), flag_values.window(_CT_WINDOW.value)
-    return PairSpec(fixed, moving, _settings(), organs, ct_window, _LEARN2REG.value, tuple(_FORMAT.value))
+    organs, window, formats = flag_values.organs(_ORGANS.value), flag_values.window(_CT_WINDOW.value), _FORMAT.value
+    last = (_LEARN2REG.value, _UNCERTAINTY.value, tuple(formats))
+    return PairSpec(fixed, moving, _settings(), organs, window, *last)
 
 
 def _settings() -> pipeline.Settings:

@@ -7,7 +7,7 @@ import numpy as np
 from f3r_jax.common.arrays import Mask, Matrix
 from f3r_jax.common.errors import UserError
 from f3r_jax.data import matrix_files, resample
-from f3r_jax.data.affine.coarse import coarse_scan
+from f3r_jax.data.affine.coarse import CoarseScan, coarse_scan
 from f3r_jax.data.affine.fit import fit
 from f3r_jax.data.affine.guided import start_from
 from f3r_jax.data.affine.initial import initial_alignment
@@ -41,85 +41,105 @@ class Alignment:
     line: str
 
 
-def align(fixed: Scan, moving: Scan, how: str, *, both: bool = True, guidance: Guidance = UNGUIDED) -> list[Alignment]:
+def align(
+    fixed: Scan,
+    moving: Scan,
+    coarse: tuple[CoarseScan, CoarseScan],
+    how: str,
+    *,
+    both: bool = True,
+    guidance: Guidance = UNGUIDED,
+) -> tuple[list[Alignment], Start | None]:
     """Aligns two scans.
 
     Args:
       fixed: the fixed scan.
       moving: the moving scan.
+      coarse: their coarse copies.
       how: one of `AFFINE_STEPS`, or the path of a matrix file.
       both: whether the fit from the initial matrix is wanted in addition to a searched position.
       guidance: labels or landmarks that drive give the position, and nothing is searched.
 
     Returns:
       One alignment. Where the position had to be searched, `both` is set, and a fit from the initial matrix succeeds
-      too: the searched alignment and the fitted one.
+      too: the searched alignment and the fitted one. The second value is the search, also where it confirms the
+      headers; None where there was none.
 
     Raises:
       UserError: scans that do not overlap, or a file that is not a matrix.
     """
     if how not in AFFINE_STEPS:
         matrix = matrix_files.read_matrix(how, fixed.stored, moving.stored)
-        return [Alignment(matrix, matrix, None, f"affine step: {how}")]
+        return [Alignment(matrix, matrix, None, f"affine step: {how}")], None
     if how == "none":
         if not resample.has_overlap(fixed.image.grid, moving.image.grid):
             raise UserError(
                 f"{moving.image.path}: does not overlap {fixed.image.path} in space by their headers; with "
                 "--affine=none expected scans in one frame: omit it, or give a matrix file"
             )
-        return [Alignment(np.eye(4), np.eye(4), None, "affine step: none")]
+        return [Alignment(np.eye(4), np.eye(4), None, "affine step: none")], None
     initial, related = initial_alignment(fixed.image, fixed.modality, moving.image, moving.modality)
     if guidance.drives:
-        return [_guided(fixed, moving, how, guidance, initial, related=related)]
-    found = _searched(fixed, moving, initial, related=related) if how == "affine" else []
+        return [_guided(fixed, moving, coarse, how, guidance, initial, related=related)], None
+    search = _search(coarse, related=related) if how == "affine" else None
+    found = _searched(search, initial, related=related)
     if found and not both:
-        return found
-    masks = {"fixed_mask": _voxels(fixed), "moving_mask": _voxels(moving)}
+        return found, search
+    masks = {"fixed_mask": mask_of(fixed), "moving_mask": mask_of(moving)}
     try:
         end = fit(fixed.normalised, moving.normalised, initial=initial, degrees=how, related=related, **masks)
     except UserError:
         if found:
-            return found
+            return found, search
         raise
-    return [*found, Alignment(end.matrix, initial, None, f"affine step: {how}")]
+    return [*found, Alignment(end.matrix, initial, None, f"affine step: {how}")], search
 
 
-def _guided(fixed: Scan, moving: Scan, how: str, guidance: Guidance, initial: Matrix, *, related: bool) -> Alignment:
+def _guided(
+    fixed: Scan,
+    moving: Scan,
+    coarse: tuple[CoarseScan, CoarseScan],
+    how: str,
+    guidance: Guidance,
+    initial: Matrix,
+    *,
+    related: bool,
+) -> Alignment:
     """The alignment from the labels or landmarks that drive, continued by MIND."""
     known = known_position(fixed, moving, guidance, scales=how == "affine")
     line = f"affine step: {how}, from the {known.what} that drive"
     if how == "affine" and not (related and known.away < CONFIRMED):
-        here, there = (
-            coarse_scan(scan.image, scan.normalised, scan.modality, _voxels(scan)) for scan in (fixed, moving)
-        )
-        start = start_from(known.matrix, here, there, known.on_grid)
+        start = start_from(known.matrix, *coarse, known.on_grid)
         return Alignment(start.transform.matrix, initial, start, line)
+    masks = {"fixed_mask": mask_of(fixed), "moving_mask": mask_of(moving)}
     try:
-        end = fit(
-            fixed.normalised,
-            moving.normalised,
-            initial=known.matrix,
-            degrees=how,
-            fixed_mask=_voxels(fixed),
-            moving_mask=_voxels(moving),
-        ).matrix
+        end = fit(fixed.normalised, moving.normalised, initial=known.matrix, degrees=how, related=True, **masks).matrix
     except UserError:
         end = known.matrix
     return Alignment(known.better(end), initial, None, line)
 
 
-def _searched(fixed: Scan, moving: Scan, initial: Matrix, *, related: bool) -> list[Alignment]:
-    """The alignment by search; none if it confirms the headers, or if it fails and a fit is possible."""
-    coarse = [coarse_scan(scan.image, scan.normalised, scan.modality, _voxels(scan)) for scan in (fixed, moving)]
+def coarse_copies(fixed: Scan, moving: Scan) -> tuple[CoarseScan, CoarseScan]:
+    """Coarse copies of the fixed and the moving scan, with their masks."""
+    one, other = (coarse_scan(each.image, each.normalised, each.modality, mask_of(each)) for each in (fixed, moving))
+    return one, other
+
+
+def _search(coarse: tuple[CoarseScan, CoarseScan], *, related: bool) -> Start | None:
+    """The search for the position; None if no position shows enough of a body."""
     try:
-        start = find_start(*coarse, headers=related)
+        return find_start(*coarse, headers=related)
     except UserError:
-        return []
-    if related and distance(start) < CONFIRMED:
+        return None
+
+
+def _searched(search: Start | None, initial: Matrix, *, related: bool) -> list[Alignment]:
+    """The alignment by a search; none without one, or if it confirms the headers."""
+    if search is None or (related and distance(search) < CONFIRMED):
         return []
     why = "the headers' frame matches worse" if related else "the headers share no frame"
     line = f"affine step: searched for the position, as {why}"
-    return [Alignment(start.transform.matrix, initial, start, line)]
+    return [Alignment(search.transform.matrix, initial, search, line)]
 
 
 def distance(start: Start) -> float:
@@ -129,5 +149,6 @@ def distance(start: Start) -> float:
     return float(np.linalg.norm((points @ (start.candidates[0].matrix - np.eye(4)).T)[:, :3], axis=1).mean())
 
 
-def _voxels(scan: Scan) -> Mask | None:
+def mask_of(scan: Scan) -> Mask | None:
+    """The scan's mask, or None."""
     return None if scan.mask is None else scan.mask.data > 0

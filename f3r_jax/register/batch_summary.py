@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from f3r_jax.common import files
+from f3r_jax.register import verdict
 
 TABLE, SUMMARY = "summary.csv", "summary.json"
 NUMBERS = (
@@ -26,7 +27,7 @@ SHOWN = (  # words, number, digits, unit
     ("landmarks", "tre_mm", 2, " mm"),
     ("MIND difference", "similarity", 4, ""),
 )
-COLUMNS = ("name", "status", *NUMBERS, "reason")
+COLUMNS = ("name", "status", "verdict", *NUMBERS, "reason")
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,13 @@ class Row:
     name: str
     status: str  # "waiting" | "done" | "failed"
     numbers: Mapping[str, float | None] = field(default_factory=dict)  # the `NUMBERS`; None where there is none
-    reason: str | None = None  # why it failed
+    verdict: str | None = None  # a level of `verdict.LEVELS`; None for pairs that are not done
+    reason: str | None = None  # why it failed, or the reasons of the verdict
     traceback: str | None = None  # of an error that is not a user's mistake
 
     def to_json(self) -> dict[str, Any]:
         """The fields as a dict, without those that are None; the numbers are next to the others."""
-        texts = {"reason": self.reason, "traceback": self.traceback}
+        texts = {"verdict": self.verdict, "reason": self.reason, "traceback": self.traceback}
         known = {key: text for key, text in texts.items() if text is not None}
         return {"name": self.name, "status": self.status, **self.numbers, **known}
 
@@ -62,7 +64,8 @@ def row_of(name: str, summary: Mapping[str, Any]) -> Row:
     }
     for key in ("mean_dice", "tre_mm"):
         values |= {f"{key}_before": before.get(key), key: summary.get(key)}
-    return Row(name, "done", values)
+    found = summary.get("verdict") or {"level": None, "reasons": []}  # earlier versions made none
+    return Row(name, "done", values, found["level"], "; ".join(found["reasons"]) or None)
 
 
 def format_row(row: Row) -> str:
@@ -75,6 +78,8 @@ def format_row(row: Row) -> str:
         if None not in (row.numbers[f"{key}_before"], row.numbers[key])
     ]
     parts += [f"folding {row.numbers['folding_percent']:.3f} %", f"{row.numbers['seconds']:.1f} s"]
+    if row.verdict is not None:
+        parts += [verdict.line({"level": row.verdict, "reasons": [row.reason] if row.reason else []})]
     return f"{row.name}: {', '.join(parts)}"
 
 
@@ -93,6 +98,9 @@ def format_totals(rows: Sequence[Row]) -> str:
     """Formats the number of registered pairs and their mean scores for the terminal."""
     failed, done = (sum(row.status == status for row in rows) for status in ("failed", "done"))
     lines = [f"{len(rows)} pair{'s' if len(rows) > 1 else ''}: {done} registered, {failed} failed"]
+    counts = {level: sum(row.verdict == level for row in rows) for level in verdict.LEVELS}
+    if any(counts.values()):
+        lines += ["verdicts: " + ", ".join(f"{count} {level}" for level, count in counts.items())]
     return "\n".join([*lines, format_row(Row("mean", "done", _means(rows)))] if done else lines)
 
 

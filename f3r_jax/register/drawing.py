@@ -12,14 +12,23 @@ from f3r_jax.config import ORGANS
 from f3r_jax.data import resample
 from f3r_jax.data.transforms import Transform
 from f3r_jax.evaluate import figures
+from f3r_jax.evaluate.uncertainty_figure import uncertainty
 from f3r_jax.ops.warp import warp, warp_nearest
 from f3r_jax.register.pipeline import RegistrationResult
 from f3r_jax.register.scans import OrganLabels, Scan
+from f3r_jax.register.uncertainty import Uncertainty
 
 _MATPLOTLIB_LOCK = threading.Lock()  # several pairs may be drawn at once, and Matplotlib is not thread-safe
 
 
-def draw(folder: Path, fixed: Scan, moving: Scan, outcome: RegistrationResult, organs: OrganLabels | None) -> None:
+def draw(
+    folder: Path,
+    fixed: Scan,
+    moving: Scan,
+    outcome: RegistrationResult,
+    organs: OrganLabels | None,
+    spread: Uncertainty | None,
+) -> None:
     """Draws the figures on the working grid, where the moving scan is shown after the affine step."""
     grid, u = outcome.transform.grid, outcome.transform.displacement
     field = jnp.asarray(u)[None]
@@ -50,6 +59,8 @@ def draw(folder: Path, fixed: Scan, moving: Scan, outcome: RegistrationResult, o
         figures.deformation(
             folder / "deformation.png", fixed=outcome.fixed, displacement=u, spacing=spacing, title=title
         )
+        if spread is not None:
+            uncertainty(folder / "uncertainty.png", fixed=outcome.fixed, spread=spread, spacing=spacing, title=title)
 
 
 def _drawn_labels(organs: OrganLabels, transform: Transform, fixed: Scan) -> tuple[LabelMap, LabelMap, LabelMap]:

@@ -4,10 +4,12 @@
   displacement.nii.gz          the whole transform in ITK's and ANTs' format: fixed grid, mm, LPS, affine included
   deformation.nii.gz, affine.txt   its two parts; a point of the fixed scan goes through the deformation first
   inverse_displacement.nii.gz  from the moving scan's frame to the fixed scan's frame
+  jacobian.nii.gz              Jacobian determinant of the deformation without its affine part
+  uncertainty.nii.gz           on request: the spread of the displacement in mm
   warped_labels.nii.gz, warped_landmarks.csv   if the moving scan has labels or landmarks
   warped.nrrd, transform.h5 and others   on request, see `exports.py`
   learn2reg_displacement.nii.gz    on request: in voxels of the fixed grid, (x y z 3)
-  summary.json, report.html, overlay.png, checkerboard.png, deformation.png
+  summary.json, report.html, overlay.png, checkerboard.png, deformation.png, uncertainty.png
 
 All files are written to a temporary folder and moved at the end, `summary.json` last (`common/result_folder.py`). A
 folder with a `summary.json` therefore holds a complete result. Letters: x y z voxels.
@@ -31,22 +33,28 @@ from f3r_jax.common.arrays import LabelMap
 from f3r_jax.common.errors import UserError
 from f3r_jax.common.files import write_text
 from f3r_jax.data import itk_affine, nifti, resample, transforms
+from f3r_jax.data.jacobian import jacobian_on
+from f3r_jax.data.nifti import Image
 from f3r_jax.data.points import write_points
 from f3r_jax.data.transforms import Transform
 from f3r_jax.evaluate import metrics
-from f3r_jax.register import drawing, exports, page, scans
+from f3r_jax.register import drawing, exports, page, scans, verdict
 from f3r_jax.register.guidance_report import separate, table_lines
 from f3r_jax.register.pipeline import RegistrationResult
 from f3r_jax.register.scans import OrganLabels, Scan
+from f3r_jax.register.uncertainty import Uncertainty
 
-SUMMARY, LEARN2REG = "summary.json", "learn2reg_displacement.nii.gz"
-FIGURES = ("overlay.png", "checkerboard.png", "deformation.png")
+SUMMARY, LEARN2REG, JACOBIAN = "summary.json", "learn2reg_displacement.nii.gz", "jacobian.nii.gz"
+UNCERTAINTY = "uncertainty.nii.gz"
+FIGURES = ("overlay.png", "checkerboard.png", "deformation.png", "uncertainty.png")
 FILES = (
     "warped.nii.gz",
     "displacement.nii.gz",
     "affine.txt",
     "deformation.nii.gz",
     "inverse_displacement.nii.gz",
+    JACOBIAN,
+    UNCERTAINTY,
     "warped_labels.nii.gz",
     "warped_landmarks.csv",
     LEARN2REG,
@@ -84,20 +92,21 @@ def write(
     outcome: RegistrationResult,
     *,
     organs: OrganLabels | None,
+    spread: Uncertainty | None,
     learn2reg: bool,
     facts: Mapping[str, Any],
     formats: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Writes all files of a result to a folder and returns the content of `summary.json`, including `facts`.
 
-    `organs` are scored and drawn; None: there are none.
+    `organs` are scored and drawn; None: there are none. `spread` is the uncertainty on the working grid, or None.
 
     Raises:
       UserError: `learn2reg` is set and the scans do not share a grid.
     """
     start, transform = time.perf_counter(), outcome.transform
     with background_writes() as save:
-        save(drawing.draw, folder, fixed, moving, outcome, organs)
+        save(drawing.draw, folder, fixed, moving, outcome, organs, spread)
         warped_labels = _write_volumes(folder, fixed, moving, transform, formats, learn2reg=learn2reg, save=save)
         inverse, residual = transforms.inverse(transform)
         back = scans.no_finer(moving.image.grid, transform.grid.spacing.min())
@@ -110,13 +119,21 @@ def write(
             **outcome.guidance.summary(),
             "similarity": outcome.similarity,
             "folding_percent": outcome.folding_percent,
+            "nondiffeomorphic_percent": outcome.nondiffeomorphic_percent,
             "sd_log_jacobian": metrics.sd_log_jacobian(transform.displacement),
             "inverse_residual_voxels": residual,
+            "verdict": None if outcome.verdict is None else outcome.verdict.to_json(),
         }
+        if spread is not None:
+            volume = resample.resample(Image(spread, transform.grid.affine), fixed.stored)
+            save(nifti.write, folder / UNCERTAINTY, volume, fixed.stored.affine)
+            found["uncertainty_mm"] = {"median": float(np.median(spread)), "p95": float(np.percentile(spread, 95))}
     seconds = outcome.seconds | {"writing": time.perf_counter() - start}
     found["seconds"] = seconds | {"total": sum(seconds.values())}
     summary = {name: files.json_safe(value) for name, value in {**found, **facts}.items()}
-    write_text(folder / "report.html", page.page(summary, [folder / name for name in FIGURES]))
+    write_text(
+        folder / "report.html", page.page(summary, [folder / name for name in FIGURES if (folder / name).exists()])
+    )
     write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
 
@@ -139,6 +156,7 @@ def _write_volumes(
     itk_affine.write_matrix(folder / "affine.txt", transform.matrix)
     deformation = transforms.deformation_on(transform, grid)
     save(nifti.write_field, folder / "deformation.nii.gz", deformation, grid.affine)
+    save(nifti.write, folder / JACOBIAN, jacobian_on(transform, grid), grid.affine)
     save(exports.write_transform, folder, formats, deformation, transform.matrix, grid)
     field = transforms.followed_by(deformation, transform.matrix, grid)
     save(nifti.write_field, folder / "displacement.nii.gz", field, grid.affine)
@@ -185,6 +203,8 @@ def table(summary: Mapping[str, Any]) -> str:
     if "tre_mm" in summary:
         lines.append("landmarks, mm " + "".join(_shown(stage["tre_mm"]) for stage in stages.values()))
     lines += table_lines(summary)
+    if summary.get("verdict"):
+        lines.append(f"verdict: {verdict.line(summary['verdict'])}")
     lines.append(f"MIND difference: {page.similarities(summary)}")
     lines.append(f"folding {summary['folding_percent']:.3f} %, SD of log Jacobian {summary['sd_log_jacobian']:.3f}")
     return "\n".join(lines)

@@ -11,7 +11,13 @@ from f3r_jax.register.guidance_report import facts as of_guidance
 CAPTIONS = {
     "overlay": "Before and after: the moving scan after the affine step, the fixed scan, and the moving scan warped.",
     "checkerboard": "Alternating tiles of the fixed scan (grey) and the other scan (tinted): edges should continue.",
+    "uncertainty": "The spread of the displacement over other settings and positions, in mm.",
     "deformation": "The deformation without its affine part: as a grid, and as local expansion and contraction.",
+}
+VERDICTS = {
+    "ok": "Verdict: ok",
+    "check": "Verdict: check this result",
+    "failed": "Verdict: failed, do not use this result",
 }
 MEASURES = {"dice": "Dice, %", "asd_mm": "ASD, mm", "hd95_mm": "HD95, mm"}
 
@@ -31,7 +37,13 @@ def page(summary: Mapping, images: Sequence[Path]) -> str:
     ]
     names = {side: Path(summary["settings"][side]).name for side in ("fixed", "moving")}
     return environment.get_template("pair.html.jinja").render(
-        summary=summary, names=names, stages=stages(summary), figures=figures, measures=MEASURES, facts=_facts(summary)
+        summary=summary,
+        names=names,
+        stages=stages(summary),
+        figures=figures,
+        measures=MEASURES,
+        facts=_facts(summary),
+        verdicts=VERDICTS,
     )
 
 
@@ -54,6 +66,7 @@ def _facts(summary: Mapping) -> list[tuple[str, str]]:
         ("MIND difference", similarities(summary)),
         ("Landmark error", ", ".join(errors)),
         ("Folding", f"{summary['folding_percent']:.3f} % of voxels"),
+        ("Non-diffeomorphic volume", f"{summary['nondiffeomorphic_percent']:.4f} % (Liu et al., 2024)"),
         ("SD of log Jacobian", f"{summary['sd_log_jacobian']:.3f}"),
         ("Inverse", f"residual {residual['mean']:.4f} voxels on average, {residual['max']:.2f} at most"),
         *of_guidance(summary),

@@ -5,6 +5,7 @@ A pair comes from the flags of the command or from a row of a table.
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from f3r_jax.config import ORGANS
 from f3r_jax.data import matrix_files, nifti, volumes
 from f3r_jax.data.grids import Grid, sizes
 from f3r_jax.data.landmarks import check_landmarks, read_landmarks
-from f3r_jax.register import alignment, exports, output_files, pipeline, scans
+from f3r_jax.register import alignment, exports, network_stage, output_files, pipeline, scans, uncertainty
 from f3r_jax.register.guidance_files import check_files
 from f3r_jax.register.scans import OrganLabels, Scan
 from f3r_jax.workdir import trained_network
@@ -54,6 +55,7 @@ class PairSpec:
     organs: Mapping[str, tuple[int, ...]] | None  # label values; all if None
     ct_window: tuple[float, float]
     learn2reg: bool  # whether to write the field in Learn2Reg's format too
+    uncertainty: bool = False  # whether to register again in other ways and write the spread
     formats: tuple[str, ...] = ()  # of `exports.FORMATS`, written in addition to NIfTI
 
 
@@ -74,7 +76,7 @@ def check_pair(task: PairSpec, network: Network | None) -> None:
         )
         matrix_files.read_matrix(task.settings.affine, *stored)
     if network is not None and task.moving.modality is not None:
-        pipeline.check_direction(network, task.moving.modality, task.moving.path)
+        network_stage.check_direction(network, task.moving.modality, task.moving.path)
     if task.learn2reg:
         _check_one_grid(*grids)
     exports.check(task.formats, grids[0], task.moving.path)
@@ -116,7 +118,7 @@ def notes_on(task: PairSpec) -> list[str]:
 def least_size(task: PairSpec) -> int:
     """The bytes that the result takes at least; compression saves two thirds at most of most results."""
     grid = volumes.read_grid(task.fixed.path, unoriented=task.fixed.unoriented)
-    return int(4 * 7 * np.prod(grid.shape, dtype=np.int64) // 3)  # an image and two fields of float32
+    return int(4 * 8 * np.prod(grid.shape, dtype=np.int64) // 3)  # two images and two fields of float32
 
 
 def network_of(settings: pipeline.Settings) -> Network | None:
@@ -144,6 +146,14 @@ def register_pair(
         note(f"both scans are {fixed.modality.upper()}: MIND works, a network for CT and MR may not")
     organs = _organs_in(fixed, moving, task.organs)
     found = pipeline.register_scans(fixed, moving, task.settings, network=network, note=note)
+    spread = None
+    if task.uncertainty:
+        begin = time.perf_counter()
+        spread = uncertainty.uncertainty(fixed, moving, found, task.settings)
+        seconds = time.perf_counter() - begin
+        found = dataclasses.replace(found, seconds=found.seconds | {"uncertainty": seconds})
+        if note:
+            note(f"uncertainty: {np.median(spread):.1f} mm in the median voxel ({seconds:.1f} s)")
     facts = {
         "fixed_modality": fixed.modality,
         "moving_modality": moving.modality,
@@ -154,7 +164,15 @@ def register_pair(
     with result_folder.staged(output, output_files.FILES) as folder:
         formats = exports.resolved(task.formats, task.moving.path)
         return output_files.write(
-            folder, fixed, moving, found, organs=organs, learn2reg=task.learn2reg, facts=facts, formats=formats
+            folder,
+            fixed,
+            moving,
+            found,
+            organs=organs,
+            spread=spread,
+            learn2reg=task.learn2reg,
+            facts=facts,
+            formats=formats,
         )
 
 
@@ -169,6 +187,7 @@ def recorded(task: PairSpec, network: Network | None) -> dict[str, object]:
     values |= {"unoriented": task.fixed.unoriented} if task.fixed.unoriented else {}
     values |= {"format": task.formats} if task.formats else {}
     values |= {} if task.fixed.check_modality else {"check_modality": False}
+    values |= {"uncertainty": True} if task.uncertainty else {}
     values |= vars(task.settings) | {"step": network and network.step}
     values |= values.pop("guidance").changed()
     values |= {"organs": task.organs, "ct_window": task.ct_window, "learn2reg": task.learn2reg}

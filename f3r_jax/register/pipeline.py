@@ -6,31 +6,32 @@ the working grid, whose affine is A. Voxel p of that grid corresponds to the poi
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from f3r_jax.common.arrays import Matrix
 from f3r_jax.common.errors import UserError
 from f3r_jax.common.malloc import give_back_freed_memory
 from f3r_jax.data import transforms
 from f3r_jax.data.affine import coarse
 from f3r_jax.data.affine.start import Start, warped
-from f3r_jax.data.nifti import Grid, PathLike
+from f3r_jax.data.nifti import Grid
 from f3r_jax.data.transforms import Transform
-from f3r_jax.ops.fields import folding_percent
+from f3r_jax.ops.fields import folding_percent, nondiffeomorphic_percent
 from f3r_jax.ops.instance_optimisation import AFTER_NETWORK, Refinement
 from f3r_jax.ops.instance_optimisation import DEFAULT as REFINEMENT
-from f3r_jax.register import parts, scans
-from f3r_jax.register.alignment import Alignment, align
+from f3r_jax.register import evidence, parts, scans, verdict
+from f3r_jax.register.alignment import Alignment, align, coarse_copies
 from f3r_jax.register.guidance import UNGUIDED, Guidance, driving_labels
 from f3r_jax.register.guidance_report import GuidanceReport, leave_one_out
+from f3r_jax.register.network_stage import check_direction, predict_displacement
 from f3r_jax.register.scans import Scan
 from f3r_jax.register.sources import guides
 from f3r_jax.register.stage_timer import StageTimer
+from f3r_jax.register.verdict import Verdict
 from f3r_jax.register.volumes import WorkingVolumes
 from f3r_jax.workdir import trained_network
 from f3r_jax.workdir.trained_network import Network
@@ -65,13 +66,16 @@ class RegistrationResult:
     """Result of a registration. Similarities are values of `mind_l1` inside both masks."""
 
     transform: Transform
-    initial: Matrix  # the start of the affine step
     # "initial", "affine", "network", "refined": the stages that were run. None: the scans do not overlap.
     similarity: dict[str, float | None]
     folding_percent: float
+    nondiffeomorphic_percent: float  # of the working grid's volume
     seconds: dict[str, float]
     fixed: Float[np.ndarray, "x y z"]  # the scan in [0, 1] on the working grid
     moving: Float[np.ndarray, "x y z"]  # the same, after the affine step
+    alignment: Alignment  # the affine step
+    verdict: Verdict | None = None  # None before it is made
+    search: Start | None = None  # the search for the position, also where it confirmed the headers
     guidance: GuidanceReport = dataclasses.field(default_factory=GuidanceReport)
 
 
@@ -100,20 +104,35 @@ def register_scans(
     if settings.checkpoint is not None:
         network = network or trained_network.load(settings.checkpoint, settings.step)
         check_direction(network, moving.modality, moving.image.path)
-    both = network is None and settings.refine
-    alignments = align(fixed, moving, settings.affine, both=both, guidance=settings.guidance)
+    copies, both = coarse_copies(fixed, moving), network is None and settings.refine
+    alignments, search = align(fixed, moving, copies, settings.affine, both=both, guidance=settings.guidance)
     clock.stop("affine", alignments[0].line)
+    result = _result(alignments, fixed, moving, settings, network, clock)
+    found = verdict.judge(evidence.gather(*copies, result.transform, search))
+    clock.stop("verdict", f"verdict: {verdict.line(found.to_json())}")
+    return dataclasses.replace(result, verdict=found, search=search, seconds=clock.seconds)
+
+
+def _result(
+    alignments: Sequence[Alignment],
+    fixed: Scan,
+    moving: Scan,
+    settings: Settings,
+    network: Network | None,
+    clock: StageTimer,
+) -> RegistrationResult:
+    """The stages after the affine step, for each of its results; the better result is chosen."""
     searched = alignments[0].start
     if searched is None:
-        return _continued(alignments[0], fixed, moving, settings, network, clock)
-    results = [_continued(each, fixed, moving, settings, network, clock, least_spacing=COARSEST) for each in alignments]
+        return continued(alignments[0], fixed, moving, settings, network, clock)
+    results = [continued(each, fixed, moving, settings, network, clock, least_spacing=COARSEST) for each in alignments]
     if len(results) == 1:
         return results[0]
     of_search, of_fit = (mismatch_of(searched, result.transform) for result in results)
     chosen = results[0] if of_search < (1 - CLEARLY) * of_fit else results[1]
     what = "the searched position" if chosen is results[0] else "the fit from the initial matrix"
     clock.stop("choice", f"chosen: {what} (mismatch {of_search:.4f} after the search, {of_fit:.4f} after the fit)")
-    return dataclasses.replace(chosen, seconds=clock.seconds)
+    return chosen
 
 
 def mismatch_of(start: Start, transform: Transform) -> float:
@@ -123,7 +142,7 @@ def mismatch_of(start: Start, transform: Transform) -> float:
     return coarse.mismatch(start.fixed, warped(moved, u), moved.seen)
 
 
-def _continued(
+def continued(
     alignment: Alignment,
     fixed: Scan,
     moving: Scan,
@@ -169,9 +188,18 @@ def _continued(
     driving = driving_labels(fixed.labels, moving.labels, settings.guidance)
     report = GuidanceReport(driving, left_out, parts.report(transform, fixed))
     report.note(clock.stop)
-    folding = float(folding_percent(jnp.asarray(transform.displacement)[None])[0])
+    field = jnp.asarray(transform.displacement)[None]
+    fixed_image, moving_image = volumes.images()
     return RegistrationResult(
-        transform, initial, similarity, folding, clock.seconds, *volumes.images(), guidance=report
+        transform=transform,
+        similarity=similarity,
+        folding_percent=float(folding_percent(field)[0]),
+        nondiffeomorphic_percent=float(nondiffeomorphic_percent(field)[0]),
+        seconds=clock.seconds,
+        fixed=fixed_image,
+        moving=moving_image,
+        alignment=alignment,
+        guidance=report,
     )
 
 
@@ -213,27 +241,7 @@ def refinement(settings: Settings, *, after_start: bool = False) -> Refinement:
         raise UserError(f"--iterations is {settings.iterations}: {error}") from error
 
 
-def predict_displacement(network: Network, fixed: Scan, moving: Scan, volumes: "WorkingVolumes") -> np.ndarray:
-    """Predicts the displacement (x y z 3) on the grid of `volumes`; the network runs at its training spacing."""
-    grid, own = volumes.grid, scans.covering(volumes.grid, spacing=tuple(network.config.data.spacing))
-    same = own.shape == grid.shape and np.allclose(own.affine, grid.affine, rtol=0, atol=1e-3)
-    inputs = volumes if same else WorkingVolumes(fixed, moving, own, volumes.matrix)
-    displacement, _ = network.predict(network.params, inputs.moving, inputs.fixed)
-    displacement = np.asarray(displacement)[0]
-    return displacement if same else transforms.resampled(Transform(own, volumes.matrix, displacement), grid)
-
-
 def release_memory(grid: Grid) -> None:
     """Returns freed memory to the system where the grid is large: the next stage can't reuse fragmented memory."""
     if math.prod(grid.shape) > LARGE:
         give_back_freed_memory()
-
-
-def check_direction(network: Network, modality: str, moving: PathLike) -> None:
-    """Raises a UserError unless the network was trained with this modality as the moving scan."""
-    expected = "ct" if network.config.data.direction == "ct_to_mr" else "mr"
-    if modality != expected:
-        raise UserError(
-            f"{network.source}: was trained with the {expected.upper()} as the moving scan, but "
-            f"{moving} is {modality.upper()}; swap fixed and moving, or give another checkpoint"
-        )

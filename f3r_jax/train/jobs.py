@@ -1,5 +1,6 @@
 """Trains and evaluates the runs of a config. A method without training is only evaluated."""
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from f3r_jax import models
+from f3r_jax.common import result_folder
 from f3r_jax.common.progress import Progress
 from f3r_jax.config import is_trained
 from f3r_jax.data.datasets import Dataset, open_dataset
@@ -37,8 +39,18 @@ def train_and_evaluate(runs: dict[Path, ConfigDict], *, argv: Sequence[str], not
       evaluates: whether to evaluate the runs after training.
 
     Raises:
-      UserError: a setting or the data is invalid, or a folder holds another run. Nothing has been written then.
+      UserError: a setting or the data is invalid, a folder holds another run or cannot be written, or another process
+        writes there. Nothing has been written then.
     """
+    with contextlib.ExitStack() as stack:
+        if devices.is_main():  # the other processes of a training share its folders
+            for workdir in runs:
+                stack.enter_context(result_folder.reserved(workdir))
+        return _train_and_evaluate(runs, argv=argv, note=note, evaluates=evaluates)
+
+
+def _train_and_evaluate(runs: dict[Path, ConfigDict], *, argv: Sequence[str], note: str | None, evaluates: bool) -> int:
+    """The same in reserved folders."""
     workdirs, configs = list(runs), list(runs.values())
     config = configs[0]
     trained = is_trained(config)

@@ -3,18 +3,21 @@
 Two runs of the same config have bit-identical logs.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from f3r_jax.common.errors import UserError, disk_reason
 from f3r_jax.common.progress import Progress
 from f3r_jax.data.datasets import Dataset, organs_of
 from f3r_jax.evaluate.scoring import FOLDING_ADVICE, FOLDING_LIMIT
 from f3r_jax.train.devices import is_main
 from f3r_jax.train.validation import validate
+from f3r_jax.workdir import checkpoints
 from f3r_jax.workdir.checkpoints import Checkpoints
 from f3r_jax.workdir.log import Log
 from f3r_jax.workdir.trained_network import Predictor
@@ -48,10 +51,11 @@ class Record:
         `label` is printed before the lines of the run if several runs are trained together.
         """
         self._label = label
-        self._checkpoints.drop_after(step)
-        self._log, self._progress = Log(self._workdir, step), progress
-        if step == 0:
-            self._validate(0, params)
+        with self._disk_errors():
+            self._checkpoints.drop_after(step)
+            self._log, self._progress = Log(self._workdir, step), progress
+            if step == 0:
+                self._validate(0, params)
 
     def add(self, step: int, names: Sequence[str], metrics: Mapping[str, float], state: Callable[[], tuple]) -> None:
         """Logs a step, and at the configured intervals validates or saves a checkpoint.
@@ -64,23 +68,40 @@ class Record:
         if problem := _problem(step, names, metrics):
             good = self._checkpoints.latest() or 0
             raise TrainingError(f"{self._label}{problem}; the checkpoint of step {good} is the last good one")
-        self._write({"step": step, "kind": "train", **metrics})
         settings = self._config.train
         last = step == settings.steps
         validates, saves = (last or step % every == 0 for every in (settings.validate_every, settings.checkpoint_every))
-        if not (validates or saves):
-            return
-        params, optimiser = state()
-        if validates:
-            self._validate(step, params)
-        if saves:
-            self._checkpoints.save(step, params, optimiser, self._config)
+        with self._disk_errors():
+            self._write({"step": step, "kind": "train", **metrics})
+            if not (validates or saves):
+                return
+            params, optimiser = state()
+            if validates:
+                self._validate(step, params)
+            if saves and self._log is not None:
+                self._log.flush()  # before the checkpoint: a resumed run continues the curves from here
+                self._checkpoints.save(step, params, optimiser, self._config)
 
     def close(self) -> None:
         """Closes the log and the checkpoints."""
-        if self._log is not None:
-            self._log.close()
-        self._checkpoints.close()
+        with self._disk_errors():
+            if self._log is not None:
+                self._log.close()
+            self._checkpoints.close()
+
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        """Turns an error of the disk into a UserError that names the last good checkpoint."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, UserError) or not (cause := disk_reason(error)):
+                raise
+            good = max(checkpoints.steps(self._workdir), default=0)
+            raise UserError(
+                f"{self._workdir}: the training cannot be written: {cause}; the checkpoint of step {good} is the last "
+                "good one: make space and run the same command again"
+            ) from error
 
     def _validate(self, step: int, params: dict) -> None:
         scratch = self._workdir / ".validation"

@@ -7,6 +7,7 @@ checkpoints.
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             create=False,
+            cleanup_tmp_directories=True,  # of a process that was killed or whose disk was full
             enable_async_checkpointing=False,
             multiprocessing_options=alone if jax.process_count() > 1 else ocp.options.MultiprocessingOptions(),
         )
@@ -56,14 +58,13 @@ class Checkpoints:
         """Saves the state after `step` steps, unless this checkpoint exists."""
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(params),
-                optimiser=ocp.args.StandardSave(optimiser),
-                config=ocp.args.JsonSave(json.loads(config.to_json())),
-            ),
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(params),
+            optimiser=ocp.args.StandardSave(optimiser),
+            config=ocp.args.JsonSave(json.loads(config.to_json())),
         )
+        with _without_log():
+            self._manager.save(step, args=items)
 
     def restore(self, step: int, params: dict, optimiser: object) -> tuple[dict, object]:
         """Parameters and optimiser state after `step` steps, with the structure and types of the arguments."""
@@ -78,6 +79,21 @@ class Checkpoints:
     def close(self) -> None:
         """Waits until everything is written and closes the folder."""
         self._manager.close()
+
+
+@contextlib.contextmanager
+def _without_log() -> Iterator[None]:
+    """Keeps Orbax from logging an error that it also raises: a full disk would print hundreds of lines."""
+
+    def drop(record: logging.LogRecord) -> bool:
+        return False
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(drop)
+    try:
+        yield
+    finally:
+        logger.removeFilter(drop)
 
 
 def steps(workdir: Path) -> list[int]:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from f3r_jax.common.errors import UserError
 from f3r_jax.common.files import WRITING, write_text
+from f3r_jax.common.locks import LOCK_FILE
 from f3r_jax.common.provenance import commit, versions
 from f3r_jax.config import flatten, upgraded
 
@@ -24,7 +25,7 @@ def check_same_run(config: ConfigDict, workdir: Path) -> None:
         raise UserError(f"{workdir}: is a file, expected a folder for the run")
     if not path.exists():
         # A run that was killed while it wrote its config leaves only this incomplete file.
-        if workdir.is_dir() and not all(_unfinished(file) for file in workdir.iterdir()):
+        if workdir.is_dir() and not all(file.name == LOCK_FILE or _unfinished(file) for file in workdir.iterdir()):
             raise UserError(
                 f"{workdir}: holds files but no {CONFIG_FILE}, expected an empty folder or that of a run to resume; "
                 "choose another with --workdir=FOLDER"

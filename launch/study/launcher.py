@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from f3r_jax.common import locks
-from f3r_jax.common.cli import prepare_streams, with_home
+from f3r_jax.common.cli import prepare_streams, repeat_lost_interrupt, with_home
 from f3r_jax.common.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error
 from f3r_jax.common.files import errors_of
 from f3r_jax.common.progress import Progress
@@ -190,4 +190,5 @@ def only_launcher(output: Path) -> Iterator[None]:
 def run_launcher(main: Callable[[Sequence[str]], int]) -> None:
     """Exits with the status of `main`; a user's mistake prints one line and exits with 2."""
     prepare_streams()
+    sys.unraisablehook = repeat_lost_interrupt
     sys.exit(exit_on_user_error(main)(with_home(sys.argv[1:])))

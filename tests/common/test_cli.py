@@ -1,5 +1,8 @@
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 from absl import flags
@@ -99,6 +102,41 @@ def test_the_home_folder_is_replaced_after_an_equals_sign(monkeypatch):
     monkeypatch.setenv("HOME", "/somewhere")
     given = ["--fixed=~/mr.nii", "--organs=liver=1", "~", "--output=a~b"]
     assert cli.with_home(given) == ["--fixed=/somewhere/mr.nii", *given[1:]]
+
+
+LOSES = """
+import gc, os, signal, sys, time
+from f3r_jax.common import cli
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have ignored it for this process
+
+
+def callback(phase, info):
+    if not callback.sent:
+        callback.sent = True
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)  # the KeyboardInterrupt is raised here, where Python drops it
+
+
+callback.sent = False
+
+
+def main(argv):
+    gc.callbacks.append(callback)
+    gc.collect()
+    assert callback.sent
+    time.sleep(30)
+    print("never interrupted")
+
+
+cli.run_main(main, {})
+"""
+
+
+def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost():
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    result = subprocess.run([sys.executable, "-c", LOSES], capture_output=True, text=True, env=environment)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "\ninterrupted\n")
 
 
 def test_the_version(run, capsys, monkeypatch):

@@ -147,3 +147,20 @@ def test_wrong_byte_order_is_one_line(series, pydicom):
     for path in folder.iterdir():  # declare the little-endian data set as big-endian
         path.write_bytes(path.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.2\0"))
     assert "s1_000.dcm" in message(folder)
+
+
+def test_damaged_headers_are_one_line(tmp_path, SimpleITK, pydicom):
+    """Bytes of the header are changed at random: the answer is a volume or one line."""
+    path = write_enhanced(pydicom, tmp_path / "a.dcm", VALUES, AFFINE)
+    whole, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for position in rng.integers(132, 900, 3):
+            damaged[position] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            volumes.read(path)
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 10

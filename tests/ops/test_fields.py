@@ -1,5 +1,7 @@
 """Calculus of fields against analytic values, naive loops and finite differences."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,7 @@ from f3r_jax.ops.fields import (
     identity_grid,
     invert,
     jacobian_determinant,
+    nondiffeomorphic_percent,
 )
 from f3r_jax.ops.warp import warp
 
@@ -104,6 +107,43 @@ def test_folding_percent_counts_the_voxels_that_mirror():
     np.testing.assert_allclose(folding_percent(fields), [100, 0, 100])
     half = jnp.where(jnp.arange(SHAPE[1])[:, None, None] < 2, mirrored, 0)
     np.testing.assert_allclose(folding_percent(half), 40)  # differences along y don't enter: only u_x(x) is not zero
+
+
+def _turned_volume(position, at):
+    """The volume turned inside out in the cube at `at`, averaged over both ways to divide it, one by one."""
+    total = 0.0
+    for parity in (0, 1):
+        corners = [c for c in itertools.product((0, 1), repeat=3) if sum(c) % 2 == parity]
+        tetrahedra = [corners] + [
+            [c, *([*c[:k], 1 - c[k], *c[k + 1 :]] for k in range(3))]
+            for c in itertools.product((0, 1), repeat=3)
+            if sum(c) % 2 != parity
+        ]
+        for tetrahedron in tetrahedra:
+            before = np.array(tetrahedron, float)
+            after = np.array([position[tuple(np.add(at, c))] for c in tetrahedron], float)
+            volumes = [np.linalg.det(points[1:] - points[0]) / 6 for points in (before, after)]
+            total += max(-volumes[1] * np.sign(volumes[0]), 0)
+    return total / 2
+
+
+def test_nondiffeomorphic_volume_is_that_of_turned_tetrahedra():
+    rng = np.random.default_rng(0)
+    field = rng.normal(size=(2, 5, 4, 6, 3)).astype(np.float32) * 0.6
+    cubes = list(itertools.product(range(4), range(3), range(5)))
+    for one, found in zip(field, nondiffeomorphic_percent(jnp.asarray(field)), strict=True):
+        position = np.moveaxis(np.indices(one.shape[:3]), 0, -1) + one
+        np.testing.assert_allclose(found, 100 * np.mean([_turned_volume(position, at) for at in cubes]), rtol=1e-4)
+
+
+def test_nondiffeomorphic_volume_sees_what_central_differences_miss():
+    mirrored = affine_displacement(np.diag([-1.0, 1, 1]))
+    np.testing.assert_allclose(nondiffeomorphic_percent(jnp.concatenate([mirrored, 0 * mirrored])), [100, 0], atol=1e-4)
+    alternating = jnp.zeros((1, 6, 5, 4, 3)).at[:, ::2, :, :, 0].set(1.5)  # every second cube is turned to -0.5
+    assert folding_percent(alternating)[0] < 40  # only at the border
+    inner = jacobian_determinant(alternating)[0, 1:-1]
+    assert float(inner.min()) == 1.0
+    np.testing.assert_allclose(nondiffeomorphic_percent(alternating), [100 * 0.5 * 3 / 5], rtol=1e-5)
 
 
 def test_translations_add():

@@ -6,7 +6,7 @@ import pytest
 import affine_scans
 from f3r_jax.data import resample
 from f3r_jax.data.transforms import Transform
-from f3r_jax.register.alignment import CONFIRMED, align, distance
+from f3r_jax.register.alignment import CONFIRMED, align, coarse_copies, distance
 from f3r_jax.register.pipeline import mismatch_of
 from f3r_jax.register.scans import Scan
 
@@ -21,9 +21,14 @@ def scan(shift=(0.0, 0.0, 0.0), contrast=np.asarray):
     return Scan(image, image, "mr", image.grid)
 
 
+def aligned(fixed, moving, how):
+    return align(fixed, moving, coarse_copies(fixed, moving), how)
+
+
 def test_a_frame_that_the_search_confirms_is_kept():
-    found = align(scan(), scan((10.0, -6.0, 8.0), affine_scans.negative), "affine")
+    found, search = aligned(scan(), scan((10.0, -6.0, 8.0), affine_scans.negative), "affine")
     assert len(found) == 1 and found[0].start is None
+    assert search is not None and distance(search) < CONFIRMED
     np.testing.assert_allclose(found[0].matrix[:3, 3], (10, -6, 8), atol=3)
 
 
@@ -31,7 +36,8 @@ def test_headers_that_overlap_by_accident_are_not_trusted():
     shift = np.array([110.0, 70.0, -60.0])
     fixed, moving = scan(), scan(tuple(shift), affine_scans.negative)
     assert resample.has_overlap(fixed.image.grid, moving.image.grid)
-    searched, fitted = align(fixed, moving, "affine")
+    (searched, fitted), search = aligned(fixed, moving, "affine")
+    assert searched.start is search
     assert distance(searched.start) > CONFIRMED and fitted.start is None
     assert "the headers' frame matches worse" in searched.line
     points = np.random.default_rng(0).uniform(-40, 40, (50, 3)) @ np.eye(3, 4) + [0, 0, 0, 1]
@@ -45,5 +51,5 @@ def test_headers_that_overlap_by_accident_are_not_trusted():
 
 @pytest.mark.parametrize("how", ["rigid", "none"])
 def test_other_affine_steps_do_not_search(how):
-    (found,) = align(scan(), scan((10.0, -6.0, 8.0)), how)
-    assert found.start is None
+    (found,), search = aligned(scan(), scan((10.0, -6.0, 8.0)), how)
+    assert found.start is None and search is None

@@ -27,6 +27,7 @@ FILES = {
     "overlay.png",
     "checkerboard.png",
     "deformation.png",
+    "jacobian.nii.gz",
     "report.html",
     "summary.json",
 }

@@ -3,8 +3,12 @@
 1. `search` finds the best placements at all shifts and several scales. If the headers overlap in space, the identity is
    one of them.
 2. `placement` optimises each of them.
-3. Each is deformed on the coarse grid. The placement with the lowest sum of mismatches, before and after the
-   deformation, is the result. The costs before differ by one percent where the Dice differs by 30.
+3. Each is deformed on the coarse grid. Placements whose sum of mismatches, before and after the deformation, is within
+   `CLOSE` of the lowest are close. Of these, the result is the one with the highest normalised mutual information. The
+   sums often differ by one percent where the Dice differs by 30, and mutual information is independent of MIND.
+
+   On 16 real pairs the mean Dice on the coarse grid was 67.4 by the sum alone, 69.3 by this rule, and 71.1 if the
+   labels chose. With 16 to 64 bins and `CLOSE` from 0.03 to 0.08 it was 68.2 to 69.6.
 4. The matrix of twelve parameters is fitted to the deformation, and the deformation is expressed relative to it.
 
 Fitting the matrix and deforming again does not help: on 16 real pairs the mean Dice after the deformation was 69, then
@@ -34,14 +38,16 @@ from f3r_jax.ops.warp import warp
 MARGIN = 4  # voxels around the fixed grid, from where the moving scan can be pulled in
 MULTIPLE = 16  # voxels: few different grid sizes, so that compiled functions are reused
 DEFORMATION = Refinement(mind=coarse.PRESET, lam=0.3, levels=tuple(Level(spacing, 80, 0.3) for spacing in (8, 4, 2)))
-# The identity of the headers wins unless another placement is cheaper by this fraction.
+CLOSE = 0.05  # of the lowest cost
+# The identity of the headers wins unless another placement is better by this fraction.
 TRUST = 0.03
+BINS = 32  # of the joint histogram, along each axis
 ROBUST = 18.0  # mm: points further from the fitted matrix hardly count
 ROUNDS = 8  # of the reweighted fit
 EVERY = 7  # of the body's voxels, one is used in the fit
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # of arrays
 class Candidate:
     """A placement and the deformation from it.
 
@@ -51,6 +57,7 @@ class Candidate:
       displacement: on the coarse grid of `Start`, in its voxels.
       mismatch: of the placement, with the penalty of its scales.
       mismatch_deformed: after the deformation.
+      information: normalised mutual information after the deformation, 1 to 2.
     """
 
     from_headers: bool
@@ -58,16 +65,22 @@ class Candidate:
     displacement: VoxelField
     mismatch: float
     mismatch_deformed: float
+    information: float
 
     @property
     def cost(self) -> float:
         """The sum of both mismatches; the headers are given some credit."""
         return (self.mismatch + self.mismatch_deformed) * (1 - TRUST * self.from_headers)
 
+    @property
+    def merit(self) -> float:
+        """The information above that of independent scans; the headers are given some credit."""
+        return (self.information - 1) * (1 + TRUST * self.from_headers)
+
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """The result: the transform on the coarse grid, both scans there, and all candidates, best first."""
+    """The result: the transform on the coarse grid, both scans there, and all candidates, the chosen one first."""
 
     transform: Transform
     fixed: CoarseScan
@@ -99,10 +112,37 @@ def find_start(fixed: CoarseScan, moving: CoarseScan, *, headers: bool) -> Start
         )
     wide = coarse.widened(fixed, MARGIN, MULTIPLE)
     candidates = [_deformed(place, from_headers, fixed.grid, wide, moving) for from_headers, place in ends]
-    candidates.sort(key=lambda each: each.cost)
+    candidates = ordered(candidates)
     best = candidates[0]
     transform = refitted(Transform(wide.grid, best.matrix, best.displacement), wide)
     return Start(transform, wide, moving, tuple(candidates))
+
+
+def ordered(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The close candidates by decreasing merit, then the others by increasing cost."""
+    limit = (1 + CLOSE) * min(each.cost for each in candidates)
+    close = [each for each in candidates if each.cost <= limit]
+    others = [each for each in candidates if each.cost > limit]
+    return sorted(close, key=lambda each: -each.merit) + sorted(others, key=lambda each: each.cost)
+
+
+def mutual_information(fixed: CoarseScan, moved: CoarseScan) -> float:
+    """Normalised mutual information (Studholme et al., 1999) inside both bodies: 1 for independent intensities, to 2.
+
+    It is 1 where no voxel is inside both bodies.
+    """
+    both = fixed.body & moved.body
+    if not both.any():
+        return 1.0
+    counts = np.histogram2d(fixed.intensities[both], moved.intensities[both], BINS)[0]
+    joint = counts / counts.sum()
+    alone, together = _entropy(joint.sum(axis=0)) + _entropy(joint.sum(axis=1)), _entropy(joint.ravel())
+    return alone / together if together > 0 else 1.0
+
+
+def _entropy(probabilities: np.ndarray) -> float:
+    known = probabilities[probabilities > 0]
+    return float(-np.sum(known * np.log(known)))
 
 
 def _deformed(place: Placement, from_headers: bool, grid: Grid, fixed: CoarseScan, moving: CoarseScan) -> Candidate:
@@ -133,7 +173,8 @@ def deformed(
         settings=DEFORMATION,
     )
     after = warped(moved, u)
-    return Candidate(from_headers, matrix, np.asarray(u)[0], cost, coarse.mismatch(fixed, after, moved.seen))
+    mismatch = coarse.mismatch(fixed, after, moved.seen)
+    return Candidate(from_headers, matrix, np.asarray(u)[0], cost, mismatch, mutual_information(fixed, after))
 
 
 def warped(scan: CoarseScan, u: jnp.ndarray) -> CoarseScan:
