@@ -57,6 +57,7 @@ EARLIER = {
     "loss.second_similarity": "",
     "loss.second_after": 0.0,
     "loss.epe": 0.0,
+    "loss.labels_weight": 0.0,
     "data.unoriented": "",
     "data.check_modality": True,
     "data.ct_phases": CT_PHASES,
@@ -93,6 +94,7 @@ def network_config(*, option: str, lam: float, paper_lam: float, **model: str) -
     config.loss.second_after = 0.0 if paper else 0.5  # fraction of the steps, 0 to 1, after which it is used
     config.loss.mind = "mind_ssc" if paper else "mind_ssc_robust"  # a preset of `ops/mind.py`
     config.loss.epe = 0.0  # weight of the squared end-point error in voxels, for synthetic pairs
+    config.loss.labels_weight = 0.0  # weight of the mean over data.organs of 1 - Dice; 0: labels only score
 
     # Random changes of each training pair (`train/augment.py`); 0 turns a change off.
     config.augment = ConfigDict()

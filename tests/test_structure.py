@@ -25,6 +25,7 @@ FLOORS = (
 LONG = {  # files of more than MOST_LINES, and why
     "f3r_jax/data/phantom/anatomy.py": "a list of organs",
     "f3r_jax/ops/conv_cpu.py": "the forms of one operation",
+    "f3r_jax/register/__main__.py": "the list of flags",
     "launch/study/runs.py": "the runs of a study and their state on disk",
 }
 MOST_LINES = 250

@@ -124,7 +124,7 @@ def network(checkpoint: str | None, *, refined: bool) -> Register:
 
     from f3r_jax.ops import instance_optimisation
     from f3r_jax.ops.shapes import as_volume
-    from f3r_jax.register import pipeline
+    from f3r_jax.register import network_stage
     from f3r_jax.register.volumes import WorkingVolumes
     from f3r_jax.workdir import trained_network
 
@@ -134,7 +134,7 @@ def network(checkpoint: str | None, *, refined: bool) -> Register:
     def register(pair: VolumePair) -> VoxelField:
         fixed, moving = scan_of(pair, "fixed"), scan_of(pair, "moving")
         volumes = WorkingVolumes(fixed, moving, fixed.image.grid, np.eye(4))
-        field = pipeline.predict_displacement(loaded, fixed, moving, volumes)
+        field = network_stage.predict_displacement(loaded, fixed, moving, volumes)
         if not refined:
             return field
         start = jnp.asarray(field)[None]

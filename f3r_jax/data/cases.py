@@ -62,7 +62,7 @@ def load_pair(pair: pairs.PairFiles, data_config: ConfigDict, *, fitted: Matrice
     `fitted` stores the initial matrix.
     """
     fitted = fitted or Matrices()
-    moving, fixed = in_order(pair.ct, pair.mr, data_config.direction)
+    moving, fixed = pair.ordered(data_config.direction)
     fixed_image, moving_image = (_read(scan, data_config) for scan in (fixed, moving))
     matrix = fitted.get(pair.name, lambda: _initial_matrix(fixed, fixed_image, moving, moving_image, data_config))
     grid = resample.working_grid(fixed_image.grid, shape=data_config.shape, spacing=data_config.spacing)
@@ -147,8 +147,7 @@ def check_overlap(pair: pairs.PairFiles, config: ConfigDict) -> None:
     if config.initialisation != "header":
         return
     moving, fixed = (
-        volumes.read_grid(scan.image, unoriented=config.unoriented)
-        for scan in in_order(pair.ct, pair.mr, config.direction)
+        volumes.read_grid(scan.image, unoriented=config.unoriented) for scan in pair.ordered(config.direction)
     )
     if not resample.has_overlap(fixed, moving):
         raise UserError(

@@ -3,14 +3,20 @@
 `pairs.csv` has one row per pair and a header with these columns. Only the first two are required:
 
     fixed, moving                        volumes; `fixed` is the MR and `moving` the CT unless modalities are given
-    fixed_modality, moving_modality      ct or mr, one of each
+    fixed_modality, moving_modality      ct or mr, in any combination
     fixed_labels, moving_labels          label maps, each on its image's grid
     fixed_landmarks, moving_landmarks    CSV with columns x, y, z: mm in RAS+, corresponding row by row
+    fixed_mask, moving_mask              voxels to compare
+    fixed_exclude_mask, moving_exclude_mask    voxels that take no part
+    fixed_extra, moving_extra            further sequences in the frame of a scan, separated by ;
+    rigid_mask, preserve_mask            parts of the fixed scan that move rigidly, or keep their volume
+    labels_drive                         label values that drive, separated by spaces
     split                                train, validation or test
     name                                 unique; by default the fixed file's name, numbered if it repeats
 
-For training, the configuration (`data.direction`) and not the table decides which scan of a pair is the moving one. The
-columns define which files belong together and their modalities. An empty cell means that there is no such file or
+For training on a CT and an MR, the configuration (`data.direction`) and not the table decides which scan is the moving
+one. For two scans of one modality it is the table's. Training and evaluation use labels and landmarks; all other files
+take part in `f3r_jax.register`. An empty cell means that there is no such file or
 value. Files may occur in several rows.
 
 From the JSON file, training pairs are `training_paired_images` or, without these, the `training` entries "0" (MR, files
@@ -30,35 +36,11 @@ from pathlib import Path
 from f3r_jax.common.errors import UserError
 from f3r_jax.data import grids, volumes
 from f3r_jax.data.landmarks import check_landmarks
+from f3r_jax.data.pair_files import COLUMNS, SIDES, PairFiles, ScanFiles
 from f3r_jax.data.preprocess import MODALITIES
 from f3r_jax.data.tables import read_rows
 
 SPLITS = ("train", "validation", "test")
-REQUIRED = ("fixed", "moving")
-OPTIONAL = tuple(f"{side}_{what}" for what in ("labels", "landmarks", "modality") for side in REQUIRED)
-COLUMNS = (*REQUIRED, *OPTIONAL, "split", "name")
-
-
-@dataclasses.dataclass(frozen=True)
-class ScanFiles:
-    """The files of one scan."""
-
-    modality: str  # "ct" | "mr"
-    image: Path
-    labels: Path | None = None
-    landmarks: Path | None = None
-    stated: bool = True  # whether the table gives the modality; if not, it is the default of the column
-
-
-@dataclasses.dataclass(frozen=True)
-class PairFiles:
-    """A CT and an MR of the same body part; `split` is None if the data do not define it."""
-
-    name: str
-    ct: ScanFiles
-    mr: ScanFiles
-    split: str | None = None
-    fixed: str = "mr"  # modality of the scan in the table's column `fixed`
 
 
 def read_pairs(root: Path, *, unoriented: str | None = None) -> list[PairFiles]:
@@ -80,7 +62,7 @@ def read_pairs(root: Path, *, unoriented: str | None = None) -> list[PairFiles]:
 
 def notes_on(pairs: Iterable[PairFiles], *, unoriented: str | None = None) -> tuple[str, ...]:
     """What a user should know about the headers of the images, one line per file."""
-    images = dict.fromkeys(scan.image for pair in pairs for scan in (pair.mr, pair.ct))
+    images = dict.fromkeys(scan.image for pair in pairs for scan in (pair.fixed, pair.moving))
     return tuple(note for image in images for note in volumes.notes_on(image, unoriented=unoriented))
 
 
@@ -97,20 +79,24 @@ def _table(root: Path) -> Path:
 
 def check_pair(pair: PairFiles, *, unoriented: str | None = None) -> None:
     """Checks all that needs no voxels: files, headers, label grids, landmarks. Raises a UserError for a mistake."""
-    for scan in (pair.ct, pair.mr):
+    for scan in (pair.fixed, pair.moving):
         grid = volumes.read_grid(scan.image, unoriented=unoriented)
-        if scan.labels:
-            grids.check_same_grid(grid, volumes.read_grid(scan.labels, unoriented=unoriented))
-    if bool(pair.ct.landmarks) != bool(pair.mr.landmarks):
-        alone = pair.ct.landmarks or pair.mr.landmarks
+        for file in (scan.labels, scan.exclude, scan.rigid, scan.preserve):
+            if file:
+                kind = "label map" if file == scan.labels else "mask"
+                grids.check_same_grid(grid, volumes.read_grid(file, unoriented=unoriented), kind)
+        for file in (*scan.extra, *([scan.mask] if scan.mask else [])):
+            volumes.read_grid(file, unoriented=unoriented)
+    if bool(pair.fixed.landmarks) != bool(pair.moving.landmarks):
+        alone = pair.fixed.landmarks or pair.moving.landmarks
         raise UserError(f"{alone}: landmarks of only one image of pair {pair.name}; expected them for both or neither")
-    if pair.ct.landmarks and pair.mr.landmarks:
-        check_landmarks(pair.ct.landmarks, pair.mr.landmarks)
+    if pair.fixed.landmarks and pair.moving.landmarks:
+        check_landmarks(pair.moving.landmarks, pair.fixed.landmarks)
 
 
 def _from_csv(path: Path) -> list[PairFiles]:
     rows = read_rows(path)
-    if missing := [column for column in REQUIRED if column not in rows[0]]:
+    if missing := [column for column in SIDES if column not in rows[0]]:
         raise UserError(f"{path}: no column {' and '.join(missing)}; found {', '.join(rows[0])}")
     if "" in rows[0]:
         place = list(rows[0]).index("") + 1
@@ -132,28 +118,46 @@ def _from_csv(path: Path) -> list[PairFiles]:
 
 def _pair_of_row(path: Path, number: int, row: dict[str, str]) -> PairFiles:
     where = f"{path}: pair {number}"
-    if empty := [column for column in REQUIRED if not row[column]]:
+    if empty := [column for column in SIDES if not row[column]]:
         raise UserError(f"{where} has no {empty[0]} file; expected a path relative to {path.parent}")
     modality = {"fixed": row.get("fixed_modality") or "mr", "moving": row.get("moving_modality") or "ct"}
-    if sorted(modality.values()) != sorted(MODALITIES):
-        raise UserError(
-            f"{where} has modalities {modality['fixed']} (fixed) and {modality['moving']} (moving); "
-            "expected one ct and one mr"
-        )
+    if wrong := [value for value in modality.values() if value not in MODALITIES]:
+        raise UserError(f"{where} has the modality {wrong[0]}; expected {' or '.join(MODALITIES)}")
     split = row.get("split") or None
     if split not in (None, *SPLITS):
         raise UserError(f"{where} has split {split}; expected {', '.join(SPLITS)}")
     name = row.get("name", _stem(row["fixed"]))
     if name in ("", ".", "..") or "/" in name or "\\" in name:
         raise UserError(f"{where} has the name '{name}'; expected one that can be a file name")
-    scans = {}
-    for side in REQUIRED:
-        labels, landmarks = (
-            _relative(path, file) if (file := row.get(f"{side}_{what}")) else None for what in ("labels", "landmarks")
-        )
-        stated = bool(row.get(f"{side}_modality"))
-        scans[modality[side]] = ScanFiles(modality[side], _relative(path, row[side]), labels, landmarks, stated)
-    return PairFiles(name, scans["ct"], scans["mr"], split, fixed=modality["fixed"])
+    fixed, moving = (_scan_of_row(path, row, side, modality[side]) for side in SIDES)
+    return PairFiles(name, fixed, moving, split, _labels_drive(where, row.get("labels_drive")))
+
+
+def _scan_of_row(path: Path, row: dict[str, str], side: str, modality: str) -> ScanFiles:
+    """The files of one side; the rigid and preserved parts belong to the fixed scan."""
+
+    def file(column: str) -> Path | None:
+        return _relative(path, row[column]) if row.get(column) else None
+
+    extra = [name.strip() for name in row.get(f"{side}_extra", "").split(";") if name.strip()]
+    return ScanFiles(
+        modality,
+        _relative(path, row[side]),
+        file(f"{side}_labels"),
+        file(f"{side}_landmarks"),
+        bool(row.get(f"{side}_modality")),
+        file(f"{side}_mask"),
+        file(f"{side}_exclude_mask"),
+        tuple(_relative(path, name) for name in extra),
+        *((file("rigid_mask"), file("preserve_mask")) if side == "fixed" else ()),
+    )
+
+
+def _labels_drive(where: str, text: str | None) -> tuple[int, ...] | None:
+    try:
+        return tuple(map(int, text.split())) if text else None
+    except ValueError as error:
+        raise UserError(f"{where} has labels_drive {text}; expected numbers separated by spaces") from error
 
 
 def _relative(table: Path, file: str) -> Path:
@@ -204,7 +208,8 @@ def _pair_of_files(path: Path, files: tuple[str, str], split: str | None) -> Pai
         raise UserError(f"{path}: pair {files[0]} and {files[1]}; expected one file *_0000 (MR) and one *_0001 (CT)")
     numbers = sorted({_case_number(path, file) for file in files})
     stem = _stem(files[0]).rsplit("_", 2)[0]
-    return PairFiles("_".join([stem, *numbers]), scans["ct"], scans["mr"], split, fixed=next(iter(scans)))
+    fixed, moving = scans.values()
+    return PairFiles("_".join([stem, *numbers]), fixed, moving, split)
 
 
 def _case_number(path: Path, file: object) -> str:

@@ -17,7 +17,7 @@ from f3r_jax.common.progress import Progress
 from f3r_jax.common.provenance import versions
 from f3r_jax.data.cases import Case
 from f3r_jax.data.datasets import Dataset, open_dataset, organs_of
-from f3r_jax.data.pairs import PairFiles
+from f3r_jax.data.pair_files import PairFiles
 from f3r_jax.evaluate import controls, curves, figures, learn2reg, learn2reg_files, score_tables, scoring
 from f3r_jax.evaluate.inference import Registration, apply_displacement
 from f3r_jax.evaluate.methods import Method, open_method
@@ -68,7 +68,7 @@ def evaluate(
         )
     submitted = [name for split in SUBMITTED for name in dataset.split[split]] if challenge else []
     files = learn2reg_files.open_pairs(config.data, submitted) if challenge else {}
-    if any(pair.ct.labels and pair.mr.labels for pair in files.values()):
+    if any(pair.fixed.labels and pair.moving.labels for pair in files.values()):
         learn2reg.require_surface_distance()  # checked now, not after hours of registration
     folder = folder_of(workdir, refine=refine)
     with result_folder.reserved(folder):

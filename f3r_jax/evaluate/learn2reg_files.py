@@ -18,6 +18,7 @@ from f3r_jax.data import nifti, pairs
 from f3r_jax.data.cases import Case
 from f3r_jax.evaluate import learn2reg
 
+DIRECTION = "ct_to_mr"  # of the challenge
 SAME_GRID = 1e-3  # voxels: rounding of float32 headers of the same grid
 
 
@@ -28,14 +29,15 @@ def open_pairs(data_config: ConfigDict, names: Iterable[str]) -> dict[str, pairs
       UserError: the data are not files with the MR fixed, or the run's grid is not that of the files.
     """
     source, direction = data_config.source, data_config.direction
-    if (source, direction) != ("nifti", "ct_to_mr"):
+    if (source, direction) != ("nifti", DIRECTION):
         raise UserError(
             f"data.source is {source} and data.direction {direction}; Learn2Reg scores files with the MR fixed: "
             "expected nifti and ct_to_mr"
         )
     found = {pair.name: pair for pair in pairs.read_pairs(Path(data_config.root))}
     for name in names:
-        grid = nifti.read_grid(found[name].mr.image)
+        _, fixed = found[name].ordered(direction)
+        grid = nifti.read_grid(fixed.image)
         shape, spacing = tuple(data_config.shape), tuple(data_config.spacing)
         if grid.shape != shape or np.abs(grid.spacing - spacing).max() > nifti.GRID_TOLERANCE:
             lengths = ",".join(f"{length:.6g}" for length in grid.spacing)
@@ -56,9 +58,10 @@ def submit(folder: Path, displacement: VoxelField, case: Case, pair: pairs.PairF
     Raises:
       UserError: both files have label maps, so HD95 is computed, and surface-distance is not installed.
     """
-    if pair.mr.labels and pair.ct.labels:
+    moving_files, fixed_files = pair.ordered(DIRECTION)
+    if fixed_files.labels and moving_files.labels:
         learn2reg.require_surface_distance()  # before anything is written
-    scans = pair.mr, pair.ct
+    scans = fixed_files, moving_files
     field = to_file_order(displacement, case, pair)
     fixed, moving = (
         re.fullmatch(rf".*_(\d{{4}})_{modality}\.nii(\.gz)?", scan.image.name)
@@ -68,7 +71,7 @@ def submit(folder: Path, displacement: VoxelField, case: Case, pair: pairs.PairF
     if name is not None:
         learn2reg.write_submission(folder, name, field)
     maps = [_in_file_order(scan.labels, nifti.read_labels(scan.labels)) if scan.labels else None for scan in scans]
-    image = pair.mr.image
+    image = fixed_files.image
     mask_file = image.parent.with_name(image.parent.name.replace("images", "masks")) / image.name
     masked = mask_file != image and mask_file.is_file()
     mask = _in_file_order(mask_file, nifti.read(mask_file)) if masked else None
@@ -82,9 +85,10 @@ def to_file_order(displacement: VoxelField, case: Case, pair: pairs.PairFiles) -
     If both files have that grid, only axes are flipped and swapped. Otherwise the moving file's voxels are computed
     from its header.
     """
-    turn, axes, steps = _turn(pair.mr.image)
+    moving_files, fixed_files = pair.ordered(DIRECTION)
+    turn, axes, steps = _turn(fixed_files.image)
     turned = displacement.transpose(*axes, 3)[tuple(slice(None, None, step) for step in steps)]
-    moving = nifti.read_stored_grid(pair.ct.image).affine
+    moving = nifti.read_stored_grid(moving_files.image).affine
     to_moving = np.linalg.inv(moving) @ case.moving_affine  # from a voxel of the working grid to one of the moving file
     rest = (to_moving @ turn - np.eye(4))[:3]
     if (np.abs(rest) @ (*turned.shape[:3], 1)).max() < SAME_GRID:

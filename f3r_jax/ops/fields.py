@@ -12,7 +12,8 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
-from f3r_jax.ops.shapes import Displacement, Volume
+from f3r_jax.ops.pyramid import smooth
+from f3r_jax.ops.shapes import Displacement, Volume, total
 from f3r_jax.ops.warp import warp, warp_slopes
 
 Spacing = Sequence | np.ndarray | Array
@@ -58,6 +59,11 @@ def jacobian_determinant(displacement: Displacement, spacing: Spacing = (1, 1, 1
     )
 
 
+def divergence(field: Displacement) -> Float[Array, "b x y z"]:
+    """The sum of d field_i / d p_i, with the differences of `gradient`, per voxel."""
+    return total(_central(field[..., axis], axis + 1) for axis in range(3))
+
+
 def compose(first: Displacement, second: Displacement) -> Displacement:
     """The displacement that is equivalent to a warp by `first`, then by `second`: second(p) + first(p + second(p))."""
     return second + warp(first, second)
@@ -74,6 +80,19 @@ def exponential(velocity: Displacement, *, squarings: int = 7) -> Displacement:
     """
     step = velocity / 2**squarings
     return lax.scan(lambda field, _: (compose(field, field), None), step, length=squarings)[0]
+
+
+def logarithm(displacement: Displacement, *, rounds: int = 8) -> Displacement:
+    """A velocity whose exponential approximates the displacement (Bossa and Olmos, 2008).
+
+    Each round composes the displacement with the inverse of the exponential, smooths this residual and adds it.
+    A field that folds has no logarithm; the result then is a smooth velocity.
+    """
+
+    def add_residual(_: Array, velocity: Displacement) -> Displacement:
+        return velocity + smooth(compose(displacement, exponential(-velocity)))
+
+    return lax.fori_loop(0, rounds, add_residual, jnp.zeros_like(displacement))
 
 
 def invert(displacement: Displacement, *, iterations: int = 12) -> tuple[Displacement, Float[Array, "b x y z"]]:

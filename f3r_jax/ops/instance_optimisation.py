@@ -6,17 +6,18 @@ on phantoms a first level of 16 voxels also found motions of 40 voxels, in a fif
 
     mean over known voxels and channels of (F(p) - M(p + u(p)))^2  +  lam * gradient_l2(u)
 
-over a smoothed control grid, from coarse to fine. M is linearised every few steps (`ops/quadratic.py`); a step costs a
-quarter of a linearisation. gradient_l2 has no unit, so both terms are comparable on all grids. With `diffeomorphic`,
-the control grid is a stationary velocity and u is its exponential; the penalty applies to the velocity. Between
-linearisations, a change e of the velocity is treated as a displacement by e before the current map, as in log-demons
-(Vercauteren et al., MICCAI 2008). A step then needs no exponential and no gradient of one, which took ten times as long
-for 0.3 mm of end-point error.
+and, if given, the costs of further sources (`ops/sources.py`) and of restraints (`ops/restraints.py`), over a smoothed
+control grid, from coarse to fine. M is linearised every few steps (`ops/quadratic.py`); a step costs a quarter of a
+linearisation. gradient_l2 has no unit, so both terms are comparable on all grids. With `diffeomorphic`, the control
+grid is a stationary velocity and u is its exponential; the penalty applies to the velocity. Between linearisations, a
+change e of the velocity is treated as a displacement by e before the current map, as in log-demons (Vercauteren et al.,
+MICCAI 2008). A step then needs no exponential and no gradient of one, which took ten times as long for 0.3 mm of
+end-point error.
 
 Letters: b batch (of one), x y z voxels, c channels. A level's fields are in voxels of its grid.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -27,13 +28,16 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from f3r_jax.ops.fields import compose, exponential, gradient
+from f3r_jax.ops.fields import exponential, gradient, logarithm
 from f3r_jax.ops.losses import gradient_l2
-from f3r_jax.ops.mind import PRESETS, mind
-from f3r_jax.ops.pyramid import Weight, extend, pool, pool_known, resize, smooth
-from f3r_jax.ops.quadratic import chain, evaluate, linearise
+from f3r_jax.ops.pyramid import Weight, pool, resize, smooth
+from f3r_jax.ops.quadratic import chain, evaluate
+from f3r_jax.ops.restraints import Restraints, landmark_cost, near_landmarks, near_volumes, rigid_cost, volume_cost
+from f3r_jax.ops.restraints import coarser as coarser_restraints
 from f3r_jax.ops.shapes import Displacement, Features, Scalar, Shape, Volume
-from f3r_jax.ops.warp import warp
+from f3r_jax.ops.sources import Source, add, coarser, compare, mind_source, scaled
+
+NONE = Restraints()
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Refinement:
       diffeomorphic: the control grid is a velocity, and the field does not fold. Without, at the best weight of 0.4,
         two of the three phantom pairs folded in 3 % of their voxels, with the same Dice in two thirds of the time. The
         Dice of the real pair was 64.2.
+      robust: places that differ by far more than the mean count less (`sources.OUTLYING`).
     """
 
     mind: str = "mind_ssc"
@@ -67,6 +72,7 @@ class Refinement:
     levels: tuple[Level, ...] = tuple(Level(spacing, 80, 0.3) for spacing in (16, 8, 4, 2))
     refresh: int = 5
     diffeomorphic: bool = True
+    robust: bool = False
 
     def __post_init__(self) -> None:
         spacings = [level.spacing for level in self.levels]
@@ -83,19 +89,12 @@ DEFAULT = Refinement()
 AFTER_NETWORK = replace(DEFAULT, levels=DEFAULT.levels[2:])
 
 
-class Side(NamedTuple):
-    """One of the two volumes on a level's grid, and the known fraction of each voxel."""
-
-    features: Features  # b x y z c
-    weight: Features  # b x y z 1
-
-
 class LevelPair(NamedTuple):
-    """The volumes that a level compares and the field that it adds to, all on its grid."""
+    """What a level compares, the field that it adds to, and what else holds for the field, all on its grid."""
 
-    fixed: Side
-    moving: Side
+    sources: tuple[Source, ...]
     base: Displacement  # or velocity
+    restraints: Restraints
 
 
 def refine(
@@ -105,6 +104,9 @@ def refine(
     start: Displacement | None = None,
     fixed_mask: Weight | None = None,
     moving_mask: Weight | None = None,
+    weight: Scalar | None = None,
+    further: Sequence[Source] = (),
+    restraints: Restraints = NONE,
     settings: Refinement = DEFAULT,
     progress: Callable[..., None] | None = None,
 ) -> Displacement:
@@ -116,38 +118,43 @@ def refine(
       start: the initial displacement, such as a network's prediction; zero if None.
       fixed_mask: 1 where the fixed volume is known, else 0. Other voxels have no influence. None: all are known.
       moving_mask: the same for the moving volume. Voxels outside the grid are unknown.
+      weight: of MIND of the two volumes; None: 1.
+      further: more sources, on a grid of the last level's spacing.
+      restraints: landmarks, and parts that move rigidly or keep their volume, on the grid of the volumes.
       settings: the loss and the optimisation.
       progress: called after each of `calls(settings)` equal parts of the work, with `loss=`.
     """
     finest = settings.levels[-1].spacing
-    fixed_side, moving_side = (
-        _describe(image, jnp.ones_like(image) if mask is None else mask, preset=settings.mind, spacing=finest)
-        for image, mask in ((fixed, fixed_mask), (moving, moving_mask))
+    own = mind_source(fixed, moving, fixed_mask, moving_mask, preset=settings.mind, spacing=finest, weight=weight)
+    _, x, y, z, _ = fixed.shape
+    return optimise(
+        (own, *further), (x, y, z), start=start, restraints=restraints, settings=settings, progress=progress
     )
-    base = _base(start, fixed.shape[1:4], spacing=finest, diffeomorphic=settings.diffeomorphic)
-    pair, values, spacing = LevelPair(fixed_side, moving_side, base), jnp.zeros_like(base), finest
+
+
+def optimise(
+    sources: tuple[Source, ...],
+    shape: Shape,
+    *,
+    start: Displacement | None = None,
+    restraints: Restraints = NONE,
+    settings: Refinement = DEFAULT,
+    progress: Callable[..., None] | None = None,
+) -> Displacement:
+    """The displacement on a grid of `shape` at which the sources, on a grid of the last level's spacing, match best."""
+    finest = settings.levels[-1].spacing
+    base = _base(start, shape, spacing=finest, diffeomorphic=settings.diffeomorphic)
+    pair = LevelPair(sources, base, coarser_restraints(restraints, finest))
+    values, spacing = jnp.zeros_like(base), finest
     for level in settings.levels:
         state, here = _begin(values, pair, spacing=spacing, new_spacing=level.spacing, finest=finest)
         values, spacing = _descend(state, here, level, settings, progress), level.spacing
-    return _end(values, base, start, fixed.shape[1:4], spacing=finest, diffeomorphic=settings.diffeomorphic)
+    return _end(values, base, start, shape, spacing=finest, diffeomorphic=settings.diffeomorphic)
 
 
 def calls(settings: Refinement) -> int:
     """How many times `refine` calls `progress`."""
     return sum(level.steps // settings.refresh for level in settings.levels)
-
-
-@partial(jax.jit, static_argnames=("preset", "spacing"))
-def _describe(image: Volume, mask: Weight, *, preset: str, spacing: int) -> Side:
-    """The descriptor pooled onto a grid of `spacing`. Voxels outside the mask have no influence."""
-    image = extend(image, mask, voxels=reach_of(preset))
-    return Side(*pool_known(mind(image, preset=preset), (mask > 0).astype(image.dtype), spacing))
-
-
-def reach_of(preset: str) -> int:
-    """The largest distance, in voxels along an axis, from which a voxel affects the descriptor of a preset."""
-    row = PRESETS[preset]
-    return len(row.taps) // 2 + max(abs(step) for pair in row.pairs for offset in pair for step in offset)
 
 
 @partial(jax.jit, static_argnames=("shape", "spacing", "diffeomorphic"))
@@ -156,7 +163,7 @@ def _base(start: Displacement | None, shape: Shape, *, spacing: int, diffeomorph
     if start is None:
         return jnp.zeros((1, *(-(-n // spacing) for n in shape), 3))
     base = pool(start, spacing) / spacing
-    return _logarithm(base) if diffeomorphic else base
+    return logarithm(base) if diffeomorphic else base
 
 
 _ADAM = optax.scale_by_adam()
@@ -173,8 +180,9 @@ def _begin(
     else:
         x, y, z = (-(-n // ratio) for n in pair.base.shape[1:4])
         field = resize(field, (x, y, z), spacing / new_spacing)
-    fixed, moving = (Side(*pool_known(*side, ratio)) for side in pair[:2])
-    return (field, _ADAM.init(field)), LevelPair(fixed, moving, pool(pair.base, ratio) / ratio)
+    sources = tuple(coarser(source, ratio) for source in pair.sources)
+    here = LevelPair(sources, pool(pair.base, ratio) / ratio, coarser_restraints(pair.restraints, ratio))
+    return (field, _ADAM.init(field)), here
 
 
 @partial(jax.jit, static_argnames=("shape", "spacing", "diffeomorphic"))
@@ -194,7 +202,8 @@ def _descend(
     """The control values after the steps of a level."""
     rates = level.rate * (1 + np.cos(np.pi * np.arange(level.steps) / level.steps)) / 2
     for piece in rates.astype(np.float32).reshape(-1, settings.refresh):
-        state, loss = _steps(state, pair, piece, np.float32(settings.lam), diffeomorphic=settings.diffeomorphic)
+        ways = {"diffeomorphic": settings.diffeomorphic, "robust": settings.robust}
+        state, loss = _steps(state, pair, piece, np.float32(settings.lam), **ways)
         if progress is not None:
             progress(loss=float(loss))
     return state[0]
@@ -205,22 +214,31 @@ def _control(values: Displacement) -> Displacement:
     return smooth(values, 3)
 
 
-@partial(jax.jit, static_argnames="diffeomorphic", donate_argnums=0)
-def _steps(state: tuple, pair: LevelPair, rates: Array, lam: Scalar, *, diffeomorphic: bool) -> tuple[tuple, Scalar]:
+@partial(jax.jit, static_argnames=("diffeomorphic", "robust"), donate_argnums=0)
+def _steps(
+    state: tuple, pair: LevelPair, rates: Array, lam: Scalar, *, diffeomorphic: bool, robust: bool
+) -> tuple[tuple, Scalar]:
     """Adam steps at the given rates with one linearisation, and the loss before them."""
-    fixed, moving, base = pair
+    sources, base, (landmarks, rigid, volumes) = pair
     first = base + _control(state[0])
     about = exponential(first) if diffeomorphic else first
-    quadratic = linearise(fixed.features, moving.features, about)
-    if diffeomorphic:
-        # A change e of the velocity turns phi = exp(v) into phi(p + e(p)) = phi(p) + D phi e(p), as in log-demons.
-        quadratic = chain(quadratic, gradient(about)[0] + jnp.eye(3))
-    weight = (fixed.weight * warp(moving.weight, about, padding="zero"))[0, ..., 0]
-    weight /= jnp.maximum(jnp.sum(weight), 1) * fixed.features.shape[-1]
+    quadratic, weight = compare(sources, about, robust=robust)
+    if rigid is not None:
+        quadratic = add(quadratic if weight is None else scaled(quadratic, weight), rigid_cost(rigid, about))
+        weight = None
+    # A change e of the velocity turns phi = exp(v) into phi(p + e(p)) = phi(p) + D phi e(p), as in log-demons.
+    jacobian = gradient(about) + jnp.eye(3) if diffeomorphic else None
+    if jacobian is not None:
+        quadratic = chain(quadratic, jacobian[0])
+    near = None if landmarks is None else near_landmarks(landmarks, about, jacobian)
+    constant = None if volumes is None else near_volumes(volumes, about)
 
     def loss(values: Displacement) -> Scalar:
         total = base + _control(values)
-        return jnp.sum(weight * evaluate(quadratic, total - first)) + lam * gradient_l2(total)
+        costs = evaluate(quadratic, total - first)
+        value = jnp.sum(costs if weight is None else weight * costs) + lam * gradient_l2(total)
+        value = value if near is None else value + landmark_cost(near, total - first)
+        return value if constant is None else value + volume_cost(constant, total - first)
 
     def step(state: tuple, rate: Scalar) -> tuple[tuple, Scalar]:
         values, moments = state
@@ -230,16 +248,3 @@ def _steps(state: tuple, pair: LevelPair, rates: Array, lam: Scalar, *, diffeomo
 
     state, losses = lax.scan(step, state, rates)
     return state, losses[0]
-
-
-def _logarithm(displacement: Displacement, *, rounds: int = 8) -> Displacement:
-    """A velocity whose exponential approximates the displacement (Bossa and Olmos, 2008).
-
-    Each round composes the displacement with the inverse of the exponential, smooths this residual and adds it.
-    A field that folds has no logarithm; the result then is a smooth velocity.
-    """
-
-    def add_residual(_: Array, velocity: Displacement) -> Displacement:
-        return velocity + smooth(compose(displacement, exponential(-velocity)))
-
-    return lax.fori_loop(0, rounds, add_residual, jnp.zeros_like(displacement))

@@ -37,6 +37,13 @@ class GroundTruth(NamedTuple):
     clean_fixed: Float[jax.Array, "b x y z k"]
 
 
+class LabelMaps(NamedTuple):
+    """One-hot labels of a batch: one channel per organ."""
+
+    moving: Float[jax.Array, "b X Y Z k"]
+    fixed: Float[jax.Array, "b x y z k"]
+
+
 class Prepared(NamedTuple):
     """Input of a training step: volumes for the network, volumes for the loss, and the ground truth.
 
@@ -48,6 +55,7 @@ class Prepared(NamedTuple):
     compared: Batch
     truth: GroundTruth | None
     start: Float[jax.Array, "b 1 1 1 3"] | None = None  # the moving volume's voxel at which the part begins; None: 0
+    labels: LabelMaps | None = None
 
 
 class Objective(NamedTuple):
@@ -58,6 +66,7 @@ class Objective(NamedTuple):
     epe: float = 0.0  # weight of the squared end-point error in voxels
     second_similarity: str = ""  # a key of SIMILARITIES that replaces the first one; "": none
     second_from: int = 0  # the first step, counted from 0, that uses the second similarity
+    labels_weight: float = 0.0  # of the mean over the labels of 1 - Dice
 
     @property
     def needs_truth(self) -> bool:
@@ -84,6 +93,18 @@ def gradient_l2(displacement: Displacement) -> Scalar:
     An axis of one voxel has no differences and counts as zero.
     """
     return total(jnp.sum(d**2) / max(d.size, 1) for d in forward_differences(displacement)) / 3
+
+
+def soft_dice_loss(fixed: Volume, warped: Volume) -> Scalar:
+    """The mean of 1 - Dice over the channels that the fixed labels contain; 0 if they contain none.
+
+    Dice is 2 sum(f w) / (sum(f^2) + sum(w^2)), over the voxels of each example (Milletari et al., 2016).
+    """
+    axes = (1, 2, 3)
+    sizes = jnp.sum(fixed**2, axes) + jnp.sum(warped**2, axes)
+    dice = 2 * jnp.sum(fixed * warped, axes) / jnp.maximum(sizes, 1)
+    present = jnp.any(fixed > 0, axes)
+    return jnp.sum(jnp.where(present, 1 - dice, 0)) / jnp.maximum(jnp.sum(present), 1)
 
 
 def _mind(objective: Objective, batch: Batch, truth: GroundTruth | None, places: Displacement) -> Scalar:
@@ -136,6 +157,7 @@ def terms(
 ) -> dict[str, Scalar]:
     """The loss of a predicted displacement and its terms: "loss", "similarity", "smoothness" and, if known, "epe".
 
+    With a weight of the labels, "labels" is the soft Dice loss.
     "epe" is the mean squared end-point error in squared voxels. `step` counts from 0 and selects the similarity.
     """
     truth = prepared.truth
@@ -145,6 +167,9 @@ def terms(
         "smoothness": gradient_l2(u),
     }
     loss = values["similarity"] + lam * values["smoothness"]
+    if prepared.labels is not None:
+        values["labels"] = soft_dice_loss(prepared.labels.fixed, warp(prepared.labels.moving, places))
+        loss += objective.labels_weight * values["labels"]
     if truth is not None:
         values["epe"] = jnp.mean(jnp.sum((u - truth.displacement) ** 2, axis=-1))
         loss += objective.epe * values["epe"]

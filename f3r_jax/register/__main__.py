@@ -39,6 +39,7 @@ from f3r_jax.register import (
     pipeline,
     verdict,
 )
+from f3r_jax.register.guidance import guidance_of
 from f3r_jax.register.pair_spec import Files, PairSpec
 
 DEFAULT = pipeline.Settings()
@@ -58,11 +59,28 @@ _SIDES = {
             f"{side}_modality", None, MODALITIES, f"Of the {side} scan; by default detected."
         ),
         "mask": flags.DEFINE_string(f"{side}_mask", None, f"Mask of voxels to compare, in the {side} scan's frame."),
-        "labels": flags.DEFINE_string(f"{side}_labels", None, f"Label map on the {side} scan's grid, for scores."),
+        "labels": flags.DEFINE_string(f"{side}_labels", None, f"Label map on the {side} scan's grid."),
         "landmarks": flags.DEFINE_string(f"{side}_landmarks", None, f"Points in mm in the {side} scan, CSV or Slicer."),
+        "exclude": flags.DEFINE_string(f"{side}_exclude_mask", None, f"Mask of voxels of the {side} scan to ignore."),
     }
     for side in ("fixed", "moving")
 }
+_EXTRA = {
+    side: flags.DEFINE_list(f"{side}_extra", [], f"Further sequences in the frame of the {side} scan.")
+    for side in ("fixed", "moving")
+}
+_PARTS = {
+    "rigid": flags.DEFINE_string("rigid_mask", None, "Label map on the fixed scan's grid: its parts move rigidly."),
+    "preserve": flags.DEFINE_string("preserve_mask", None, "The same: its parts keep their volume."),
+}
+_LABELS_WEIGHT = flags.DEFINE_float(
+    "labels_weight", 0.0, "Weight of the labels' 1 - Dice in instance optimisation, such as 0.1; 0: scores only."
+)
+_LABELS_DRIVE = flags.DEFINE_list("labels_drive", None, "Labels with that weight, such as 1,2; by default all shared.")
+_LANDMARKS_WEIGHT = flags.DEFINE_float(
+    "landmarks_weight", 0.0, "Weight of the landmarks' squared distance, cm^2, such as 0.1; 0: scores only."
+)
+_ROBUST = flags.DEFINE_bool("robust", False, "Reduce the weight of places that match far worse than the mean.")
 _UNORIENTED = flags.DEFINE_string(
     "unoriented", None, "Axes of scans without orientation codes, such as RAS, or LPS as ITK reads them; else refused."
 )
@@ -114,6 +132,10 @@ GROUPS = {
         *(f"{side}_{what}" for what in ("modality", "mask", "labels", "landmarks") for side in ("fixed", "moving")),
         "check_modality",
         "unoriented",
+    ),
+    "What takes part": (
+        *("labels_weight", "labels_drive", "landmarks_weight", "fixed_extra", "moving_extra", "fixed_exclude_mask"),
+        *("moving_exclude_mask", "rigid_mask", "preserve_mask", "robust"),
     ),
     "Affine step and working grid": ("affine", "spacing", "ct_window"),
     "Network": ("checkpoint", "step"),
@@ -178,10 +200,11 @@ def _register_all(source: Path, output: Path, command: str) -> int:
 
 def _check_flags() -> None:
     """Raises a UserError for missing or contradictory flags."""
-    of_one = [_FIXED, _MOVING, *(flag for of_side in _SIDES.values() for flag in of_side.values())]
-    if _PAIRS.value is not None and (given := [flag.name for flag in of_one if flag.value is not None]):
+    of_side = (flag for flags_of_side in (*_SIDES.values(), _PARTS) for flag in flags_of_side.values())
+    of_one: list[flags.FlagHolder] = [_FIXED, _MOVING, *of_side, *_EXTRA.values()]
+    if _PAIRS.value is not None and (given := [flag.name for flag in of_one if flag.value]):
         raise UserError(f"--{given[0]} with --pairs, expected files and modalities in the columns of {_PAIRS.value}")
-    if _DEMO.value and (given := [flag.name for flag in (*of_one, _PAIRS) if flag.value is not None]):
+    if _DEMO.value and (given := [flag.name for flag in (*of_one, _PAIRS) if flag.value]):
         raise UserError(f"--{given[0]} with --demo, which makes its own scans; expected only one of them")
     of_pairs = (_OUTPUT,) if _PAIRS.value is not None else (_FIXED, _MOVING, _OUTPUT)
     for flag in () if _DEMO.value else of_pairs:
@@ -207,13 +230,17 @@ def _required(flag: flags.FlagHolder[str | None]) -> str:
 
 def _files_of(scan: flags.FlagHolder[str | None]) -> Files:
     """The files of the scan of `--fixed` or `--moving`."""
-    of_side = _SIDES[scan.name]
+    of_side, held = _SIDES[scan.name], _PARTS if scan.name == "fixed" else {}
     return Files(
         _required(scan),
         of_side["modality"].value,
         mask=of_side["mask"].value,
         labels=of_side["labels"].value,
         landmarks=of_side["landmarks"].value,
+        exclude=of_side["exclude"].value,
+        extra=tuple(_EXTRA[scan.name].value or ()),
+        rigid=held["rigid"].value if held else None,
+        preserve=held["preserve"].value if held else None,
     )
 
 
@@ -238,6 +265,7 @@ def _settings() -> pipeline.Settings:
         lam=_LAM.value,
         mind=_MIND.value,
         diffeomorphic=_DIFFEOMORPHIC.value,
+        guidance=guidance_of(_LABELS_WEIGHT.value, _LABELS_DRIVE.value, _LANDMARKS_WEIGHT.value, _ROBUST.value),
     )
 
 

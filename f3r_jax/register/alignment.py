@@ -9,8 +9,11 @@ from f3r_jax.common.errors import UserError
 from f3r_jax.data import matrix_files, resample
 from f3r_jax.data.affine.coarse import CoarseScan, coarse_scan
 from f3r_jax.data.affine.fit import fit
+from f3r_jax.data.affine.guided import start_from
 from f3r_jax.data.affine.initial import initial_alignment
 from f3r_jax.data.affine.start import Start, find_start
+from f3r_jax.register.guidance import UNGUIDED, Guidance
+from f3r_jax.register.known_position import known_position
 from f3r_jax.register.scans import Scan
 
 AFFINE_STEPS = ("none", "rigid", "affine")
@@ -39,7 +42,13 @@ class Alignment:
 
 
 def align(
-    fixed: Scan, moving: Scan, coarse: tuple[CoarseScan, CoarseScan], how: str, *, both: bool = True
+    fixed: Scan,
+    moving: Scan,
+    coarse: tuple[CoarseScan, CoarseScan],
+    how: str,
+    *,
+    both: bool = True,
+    guidance: Guidance = UNGUIDED,
 ) -> tuple[list[Alignment], Start | None]:
     """Aligns two scans.
 
@@ -49,6 +58,7 @@ def align(
       coarse: their coarse copies.
       how: one of `AFFINE_STEPS`, or the path of a matrix file.
       both: whether the fit from the initial matrix is wanted in addition to a searched position.
+      guidance: labels or landmarks that drive give the position, and nothing is searched.
 
     Returns:
       One alignment. Where the position had to be searched, `both` is set, and a fit from the initial matrix succeeds
@@ -69,6 +79,8 @@ def align(
             )
         return [Alignment(np.eye(4), np.eye(4), None, "affine step: none")], None
     initial, related = initial_alignment(fixed.image, fixed.modality, moving.image, moving.modality)
+    if guidance.drives:
+        return [_guided(fixed, moving, coarse, how, guidance, initial, related=related)], None
     search = _search(coarse, related=related) if how == "affine" else None
     found = _searched(search, initial, related=related)
     if found and not both:
@@ -81,6 +93,30 @@ def align(
             return found, search
         raise
     return [*found, Alignment(end.matrix, initial, None, f"affine step: {how}")], search
+
+
+def _guided(
+    fixed: Scan,
+    moving: Scan,
+    coarse: tuple[CoarseScan, CoarseScan],
+    how: str,
+    guidance: Guidance,
+    initial: Matrix,
+    *,
+    related: bool,
+) -> Alignment:
+    """The alignment from the labels or landmarks that drive, continued by MIND."""
+    known = known_position(fixed, moving, guidance, scales=how == "affine")
+    line = f"affine step: {how}, from the {known.what} that drive"
+    if how == "affine" and not (related and known.away < CONFIRMED):
+        start = start_from(known.matrix, *coarse, known.on_grid)
+        return Alignment(start.transform.matrix, initial, start, line)
+    masks = {"fixed_mask": mask_of(fixed), "moving_mask": mask_of(moving)}
+    try:
+        end = fit(fixed.normalised, moving.normalised, initial=known.matrix, degrees=how, related=True, **masks).matrix
+    except UserError:
+        end = known.matrix
+    return Alignment(known.better(end), initial, None, line)
 
 
 def coarse_copies(fixed: Scan, moving: Scan) -> tuple[CoarseScan, CoarseScan]:

@@ -24,7 +24,8 @@ from f3r_jax.common import provenance, result_folder
 from f3r_jax.common.errors import UserError, explained
 from f3r_jax.common.progress import Progress
 from f3r_jax.data import preprocess, volumes
-from f3r_jax.data.pairs import PairFiles, ScanFiles, read_pairs
+from f3r_jax.data.pair_files import PairFiles, ScanFiles
+from f3r_jax.data.pairs import read_pairs
 from f3r_jax.register import batch_summary, output_files, pair_spec
 from f3r_jax.register.batch_summary import SUMMARY, TABLE, Row
 from f3r_jax.register.device_pool import register_on_devices
@@ -60,7 +61,7 @@ def register_pairs(
       UserError: a mistake in the table, the settings or a file, a result of other settings, or another process that
         writes to `output`. Nothing is written in this case.
     """
-    tasks = {pair.name: template(*_sides(pair)) for pair in read_pairs(source, unoriented=unoriented)}
+    tasks = {pair.name: _task(pair, template) for pair in read_pairs(source, unoriented=unoriented)}
     _check_output(output, tasks)
     with result_folder.reserved(output):
         return _register_waiting(tasks, output, network=network, overwrite=overwrite, command=command)
@@ -104,18 +105,31 @@ def _register_waiting(
     return list(rows.values())
 
 
-def _sides(pair: PairFiles) -> tuple[Files, Files]:
-    """The fixed and the moving files of a table row. A modality that the table omits is None."""
-    mr, ct = _files_of(pair.mr), _files_of(pair.ct)
-    return (mr, ct) if pair.fixed == "mr" else (ct, mr)
+def _task(pair: PairFiles, template: Callable[[Files, Files], PairSpec]) -> PairSpec:
+    """The task of a table row, with the row's own choice of labels that drive."""
+    task = template(_files(pair.fixed), _files(pair.moving))
+    if pair.labels_drive is None:
+        return task
+    guidance = dataclasses.replace(task.settings.guidance, labels_drive=pair.labels_drive)
+    return dataclasses.replace(task, settings=dataclasses.replace(task.settings, guidance=guidance))
 
 
-def _files_of(scan: ScanFiles) -> Files:
+def _files(scan: ScanFiles) -> Files:
+    """The files of one scan of a table row. A modality that the table omits is None."""
+
+    def text(file: Path | None) -> str | None:
+        return str(file) if file else None
+
     return Files(
         str(scan.image),
         scan.modality if scan.stated else None,
-        labels=str(scan.labels) if scan.labels else None,
-        landmarks=str(scan.landmarks) if scan.landmarks else None,
+        mask=text(scan.mask),
+        labels=text(scan.labels),
+        landmarks=text(scan.landmarks),
+        exclude=text(scan.exclude),
+        rigid=text(scan.rigid),
+        preserve=text(scan.preserve),
+        extra=tuple(map(str, scan.extra)),
     )
 
 

@@ -39,6 +39,7 @@ from f3r_jax.data.points import write_points
 from f3r_jax.data.transforms import Transform
 from f3r_jax.evaluate import metrics
 from f3r_jax.register import drawing, exports, page, scans, verdict
+from f3r_jax.register.guidance_report import separate, table_lines
 from f3r_jax.register.pipeline import RegistrationResult
 from f3r_jax.register.scans import OrganLabels, Scan
 from f3r_jax.register.uncertainty import Uncertainty
@@ -114,7 +115,8 @@ def write(
             points = transforms.to_fixed(transform, inverse, moving.landmarks)
             write_points(folder / "warped_landmarks.csv", points)
         found = {
-            **_scores(fixed, moving, transform, warped_labels, organs),
+            **_scores(fixed, moving, transform, warped_labels, organs, outcome.guidance.driving),
+            **outcome.guidance.summary(),
             "similarity": outcome.similarity,
             "folding_percent": outcome.folding_percent,
             "nondiffeomorphic_percent": outcome.nondiffeomorphic_percent,
@@ -200,6 +202,7 @@ def table(summary: Mapping[str, Any]) -> str:
         lines.append(f"{'mean':<14}" + "".join(_shown(stage["mean_dice"]) for stage in stages.values()))
     if "tre_mm" in summary:
         lines.append("landmarks, mm " + "".join(_shown(stage["tre_mm"]) for stage in stages.values()))
+    lines += table_lines(summary)
     if summary.get("verdict"):
         lines.append(f"verdict: {verdict.line(summary['verdict'])}")
     lines.append(f"MIND difference: {page.similarities(summary)}")
@@ -212,7 +215,12 @@ def _shown(value: float | None) -> str:
 
 
 def _scores(
-    fixed: Scan, moving: Scan, transform: Transform, warped_labels: LabelMap | None, organs: OrganLabels | None
+    fixed: Scan,
+    moving: Scan,
+    transform: Transform,
+    warped_labels: LabelMap | None,
+    organs: OrganLabels | None,
+    driving: Sequence[int],
 ) -> dict[str, Any]:
     """Organ scores and landmark errors of the whole transform, of its affine part, and before registration."""
     grid = fixed.stored
@@ -230,6 +238,7 @@ def _scores(
             found = metrics.organ_scores(reference, each, organs=organs.values, spacing=grid.spacing)
             known = [score["dice"] for score in found.values() if not np.isnan(score["dice"])]
             scores[name] |= {"organs": found, "mean_dice": float(np.mean(known)) if known else math.nan}
+            separate(scores[name], organs.values, driving)
     if fixed.landmarks is not None and moving.landmarks is not None:
         for name, stage in stages.items():
             errors = np.linalg.norm(transforms.to_moving(stage, fixed.landmarks) - moving.landmarks, axis=1)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import jinja2
 
+from f3r_jax.register.guidance_report import facts as of_guidance
+
 CAPTIONS = {
     "overlay": "Before and after: the moving scan after the affine step, the fixed scan, and the moving scan warped.",
     "checkerboard": "Alternating tiles of the fixed scan (grey) and the other scan (tinted): edges should continue.",
@@ -67,6 +69,7 @@ def _facts(summary: Mapping) -> list[tuple[str, str]]:
         ("Non-diffeomorphic volume", f"{summary['nondiffeomorphic_percent']:.4f} % (Liu et al., 2024)"),
         ("SD of log Jacobian", f"{summary['sd_log_jacobian']:.3f}"),
         ("Inverse", f"residual {residual['mean']:.4f} voxels on average, {residual['max']:.2f} at most"),
+        *of_guidance(summary),
         ("Seconds", ", ".join(seconds)),
     ]
     return [(name, value) for name, value in facts if value]

@@ -6,7 +6,7 @@ A pair comes from the flags of the command or from a row of a table.
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +17,15 @@ from f3r_jax.config import ORGANS
 from f3r_jax.data import matrix_files, nifti, volumes
 from f3r_jax.data.grids import Grid, sizes
 from f3r_jax.data.landmarks import check_landmarks, read_landmarks
-from f3r_jax.register import alignment, exports, output_files, pipeline, scans, uncertainty
+from f3r_jax.register import alignment, exports, network_stage, output_files, pipeline, scans, uncertainty
+from f3r_jax.register.guidance_files import check_files
 from f3r_jax.register.scans import OrganLabels, Scan
 from f3r_jax.workdir import trained_network
 from f3r_jax.workdir.trained_network import Network
 
 SIDES = ("fixed", "moving")
 OPTIONS = ("unoriented", "check_modality")  # the same for both scans
+LATER = ("exclude", "rigid", "preserve", "extra")  # recorded only where they are set, as earlier versions lack them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,10 @@ class Files:
     mask: str | None = None
     labels: str | None = None
     landmarks: str | None = None
+    exclude: str | None = None  # mask of voxels that take no part
+    rigid: str | None = None  # mask of parts that move rigidly; of the fixed scan
+    preserve: str | None = None  # mask of parts that keep their volume; of the fixed scan
+    extra: Sequence[str] = ()  # further sequences in the same frame
     unoriented: str | None = None  # axes of files without orientation codes, such as RAS
     check_modality: bool = True  # whether intensities that contradict the modality are an error
 
@@ -70,10 +76,11 @@ def check_pair(task: PairSpec, network: Network | None) -> None:
         )
         matrix_files.read_matrix(task.settings.affine, *stored)
     if network is not None and task.moving.modality is not None:
-        pipeline.check_direction(network, task.moving.modality, task.moving.path)
+        network_stage.check_direction(network, task.moving.modality, task.moving.path)
     if task.learn2reg:
         _check_one_grid(*grids)
     exports.check(task.formats, grids[0], task.moving.path)
+    check_files(task.fixed, task.moving, task.settings.guidance, grids)
 
 
 def _checked_grid(files: Files) -> Grid:
@@ -82,8 +89,10 @@ def _checked_grid(files: Files) -> Grid:
     scans.check_size(grid)
     if files.mask:
         scans.check_mask_grid(grid, volumes.read_grid(files.mask, unoriented=files.unoriented))
-    if files.labels:
-        nifti.check_same_grid(grid, volumes.read_grid(files.labels, unoriented=files.unoriented))
+    maps = (("mask", files.exclude), ("mask", files.rigid), ("mask", files.preserve), ("label map", files.labels))
+    for kind, file in maps:
+        if file:
+            nifti.check_same_grid(grid, volumes.read_grid(file, unoriented=files.unoriented), kind)
     if files.landmarks:
         read_landmarks(Path(files.landmarks))
     return grid
@@ -172,13 +181,15 @@ def recorded(task: PairSpec, network: Network | None) -> dict[str, object]:
     sides = {side: getattr(task, side) for side in SIDES}
     values = {side: files.path for side, files in sides.items()}
     for side, files in sides.items():
-        values |= {f"{side}_{name}": value for name, value in vars(files).items() if name not in ("path", *OPTIONS)}
+        given = {name: value for name, value in vars(files).items() if value or name not in LATER}
+        values |= {f"{side}_{name}": value for name, value in given.items() if name not in ("path", *OPTIONS)}
     # Only where they are set, because the results of earlier versions do not have them.
     values |= {"unoriented": task.fixed.unoriented} if task.fixed.unoriented else {}
     values |= {"format": task.formats} if task.formats else {}
     values |= {} if task.fixed.check_modality else {"check_modality": False}
     values |= {"uncertainty": True} if task.uncertainty else {}
     values |= vars(task.settings) | {"step": network and network.step}
+    values |= values.pop("guidance").changed()
     values |= {"organs": task.organs, "ct_window": task.ct_window, "learn2reg": task.learn2reg}
     return json.loads(json.dumps(values, default=str))
 

@@ -18,14 +18,18 @@ from f3r_jax.common.malloc import give_back_freed_memory
 from f3r_jax.data import transforms
 from f3r_jax.data.affine import coarse
 from f3r_jax.data.affine.start import Start, warped
-from f3r_jax.data.nifti import Grid, PathLike
+from f3r_jax.data.nifti import Grid
 from f3r_jax.data.transforms import Transform
 from f3r_jax.ops.fields import folding_percent, nondiffeomorphic_percent
 from f3r_jax.ops.instance_optimisation import AFTER_NETWORK, Refinement
 from f3r_jax.ops.instance_optimisation import DEFAULT as REFINEMENT
-from f3r_jax.register import evidence, scans, verdict
+from f3r_jax.register import evidence, parts, scans, verdict
 from f3r_jax.register.alignment import Alignment, align, coarse_copies
+from f3r_jax.register.guidance import UNGUIDED, Guidance, driving_labels
+from f3r_jax.register.guidance_report import GuidanceReport, leave_one_out
+from f3r_jax.register.network_stage import check_direction, predict_displacement
 from f3r_jax.register.scans import Scan
+from f3r_jax.register.sources import guides
 from f3r_jax.register.stage_timer import StageTimer
 from f3r_jax.register.verdict import Verdict
 from f3r_jax.register.volumes import WorkingVolumes
@@ -54,6 +58,7 @@ class Settings:
     lam: float = REFINEMENT.lam
     mind: str = REFINEMENT.mind
     diffeomorphic: bool = REFINEMENT.diffeomorphic
+    guidance: Guidance = UNGUIDED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +76,7 @@ class RegistrationResult:
     alignment: Alignment  # the affine step
     verdict: Verdict | None = None  # None before it is made
     search: Start | None = None  # the search for the position, also where it confirmed the headers
+    guidance: GuidanceReport = dataclasses.field(default_factory=GuidanceReport)
 
 
 def register_scans(
@@ -98,8 +104,8 @@ def register_scans(
     if settings.checkpoint is not None:
         network = network or trained_network.load(settings.checkpoint, settings.step)
         check_direction(network, moving.modality, moving.image.path)
-    copies = coarse_copies(fixed, moving)
-    alignments, search = align(fixed, moving, copies, settings.affine, both=network is None and settings.refine)
+    copies, both = coarse_copies(fixed, moving), network is None and settings.refine
+    alignments, search = align(fixed, moving, copies, settings.affine, both=both, guidance=settings.guidance)
     clock.stop("affine", alignments[0].line)
     result = _result(alignments, fixed, moving, settings, network, clock)
     found = verdict.judge(evidence.gather(*copies, result.transform, search))
@@ -157,7 +163,8 @@ def continued(
         similarity["initial"] = WorkingVolumes(fixed, moving, grid, initial, start).similarity(None, settings.mind)
     release_memory(grid)
     clock.stop("resampling", f"working grid: {' x '.join(map(str, grid.shape))} voxels of {spacing:g} mm")
-    u = None
+    u: np.ndarray | None = None
+    left_out: tuple[float, ...] = ()
     if network is not None:
         u = predict_displacement(network, fixed, moving, volumes)
         similarity["network"] = volumes.similarity(u, settings.mind)
@@ -166,16 +173,25 @@ def continued(
     elif start is not None and settings.refine:
         u = transforms.resampled(start.transform, grid)
     if settings.refine:
-        u = volumes.refined(u, refinement(settings, after_start=start is not None), shown=clock.shown)
+        optimisation = refinement(settings, after_start=start is not None)
+        finest = optimisation.levels[-1].spacing
+        known = guides(fixed, moving, grid, matrix, settings.guidance, preset=settings.mind, spacing=finest)
+        if left_out := leave_one_out(volumes, known, optimisation, u if network else None):
+            clock.stop("leave-one-out", f"landmarks: {np.mean(left_out):.2f} mm when left out, on coarse levels")
+        u = volumes.refined(u, optimisation, shown=clock.shown, guides=known)
         similarity["refined"] = volumes.similarity(u, settings.mind)
         release_memory(grid)
         clock.stop("refinement", f"instance optimisation: similarity {_change(similarity, 'refined')}")
     if u is None:
         u = np.zeros((*grid.shape, 3), np.float32)
-    field = jnp.asarray(u)[None]
+    transform = parts.corrected(Transform(grid, matrix, u), fixed)
+    driving = driving_labels(fixed.labels, moving.labels, settings.guidance)
+    report = GuidanceReport(driving, left_out, parts.report(transform, fixed))
+    report.note(clock.stop)
+    field = jnp.asarray(transform.displacement)[None]
     fixed_image, moving_image = volumes.images()
     return RegistrationResult(
-        transform=Transform(grid, matrix, u),
+        transform=transform,
         similarity=similarity,
         folding_percent=float(folding_percent(field)[0]),
         nondiffeomorphic_percent=float(nondiffeomorphic_percent(field)[0]),
@@ -183,6 +199,7 @@ def continued(
         fixed=fixed_image,
         moving=moving_image,
         alignment=alignment,
+        guidance=report,
     )
 
 
@@ -218,32 +235,13 @@ def refinement(settings: Settings, *, after_start: bool = False) -> Refinement:
             lam=settings.lam,
             mind=settings.mind,
             diffeomorphic=settings.diffeomorphic,
+            robust=settings.guidance.robust,
         )
     except ValueError as error:
         raise UserError(f"--iterations is {settings.iterations}: {error}") from error
-
-
-def predict_displacement(network: Network, fixed: Scan, moving: Scan, volumes: "WorkingVolumes") -> np.ndarray:
-    """Predicts the displacement (x y z 3) on the grid of `volumes`; the network runs at its training spacing."""
-    grid, own = volumes.grid, scans.covering(volumes.grid, spacing=tuple(network.config.data.spacing))
-    same = own.shape == grid.shape and np.allclose(own.affine, grid.affine, rtol=0, atol=1e-3)
-    inputs = volumes if same else WorkingVolumes(fixed, moving, own, volumes.matrix)
-    displacement, _ = network.predict(network.params, inputs.moving, inputs.fixed)
-    displacement = np.asarray(displacement)[0]
-    return displacement if same else transforms.resampled(Transform(own, volumes.matrix, displacement), grid)
 
 
 def release_memory(grid: Grid) -> None:
     """Returns freed memory to the system where the grid is large: the next stage can't reuse fragmented memory."""
     if math.prod(grid.shape) > LARGE:
         give_back_freed_memory()
-
-
-def check_direction(network: Network, modality: str, moving: PathLike) -> None:
-    """Raises a UserError unless the network was trained with this modality as the moving scan."""
-    expected = "ct" if network.config.data.direction == "ct_to_mr" else "mr"
-    if modality != expected:
-        raise UserError(
-            f"{network.source}: was trained with the {expected.upper()} as the moving scan, but "
-            f"{moving} is {modality.upper()}; swap fixed and moving, or give another checkpoint"
-        )

@@ -36,6 +36,9 @@ class Scan:
     labels: Image | None = None
     landmarks: Float[np.ndarray, "n 3"] | None = None  # mm, RAS+
     notes: tuple[str, ...] = ()  # lines that a user should know about the files
+    rigid: Image | None = None  # each connected part of a label moves rigidly
+    preserve: Image | None = None  # each connected part of a label keeps its volume
+    extra: "tuple[Scan, ...]" = ()  # further sequences in the same frame
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +57,10 @@ def read(
     mask: PathLike | None = None,
     labels: PathLike | None = None,
     landmarks: PathLike | None = None,
+    exclude: PathLike | None = None,
+    rigid: PathLike | None = None,
+    preserve: PathLike | None = None,
+    extra: Sequence[PathLike] = (),
     ct_window: Sequence[float] = CT_WINDOW,
     unoriented: str | None = None,
     check_modality: bool = True,
@@ -73,15 +80,41 @@ def read(
         modality = preprocess.recognise_modality(image)
     elif check_modality:
         preprocess.check_modality(image, modality)
-    label_map = volumes.read_labels(labels, unoriented=unoriented) if labels else None
-    if label_map is not None:
-        nifti.check_same_grid(image, label_map)
-    compared = _mask(mask, image, unoriented, notes)
+    label_map = _on_same_grid(image, labels, "label map", unoriented)
+    compared = _without(_mask(mask, image, unoriented, notes), _on_same_grid(image, exclude, "mask", unoriented))
     normalised = preprocess.normalise(image, modality, ct_window=ct_window, mr_percentiles=MR_PERCENTILES)
     if compared is not None:
         _check_mask(compared, normalised)
-    points = read_landmarks(Path(landmarks)) if landmarks else None
-    return Scan(image, normalised, modality, opened.grid, compared, label_map, points, tuple(notes))
+    return Scan(
+        image,
+        normalised,
+        modality,
+        opened.grid,
+        mask=compared,
+        labels=label_map,
+        landmarks=read_landmarks(Path(landmarks)) if landmarks else None,
+        notes=tuple(notes),
+        rigid=_on_same_grid(image, rigid, "mask", unoriented),
+        preserve=_on_same_grid(image, preserve, "mask", unoriented),
+        extra=tuple(read(file, ct_window=ct_window, unoriented=unoriented) for file in extra),
+    )
+
+
+def _on_same_grid(image: Image, file: PathLike | None, what: str, unoriented: str | None) -> Image | None:
+    """Reads the label map, or `what` it is, of a scan, and checks its grid; None without a file."""
+    if not file:
+        return None
+    found = volumes.read_labels(file, unoriented=unoriented)
+    nifti.check_same_grid(image, found, what)
+    return found
+
+
+def _without(mask: Image | None, exclude: Image | None) -> Image | None:
+    """The mask of voxels to compare without those of `exclude`; None: all voxels."""
+    if exclude is None:
+        return mask
+    kept = (exclude.data <= 0) if mask is None else (exclude.data <= 0) & (mask.data > 0)
+    return dataclasses.replace(exclude if mask is None else mask, data=kept.astype(np.uint8))
 
 
 def check_size(grid: Grid) -> None:

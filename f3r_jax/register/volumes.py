@@ -16,6 +16,9 @@ from f3r_jax.ops.losses import mind_l1
 from f3r_jax.ops.warp import warp
 from f3r_jax.register import scans
 from f3r_jax.register.scans import Scan
+from f3r_jax.register.sources import Guides
+
+NOTHING = Guides()
 
 
 class WorkingVolumes:
@@ -29,7 +32,7 @@ class WorkingVolumes:
         fixed_data, fixed_mask = scans.on_grid(fixed, grid, coarse)
         moving_data, moving_mask = scans.on_grid(moving, there, coarse_there)
         self.fixed, self.moving = shapes.as_volume(fixed_data), shapes.as_volume(moving_data)
-        self._fixed_mask, self._moving_mask = (
+        self.fixed_mask, self.moving_mask = (
             shapes.as_volume(mask.astype(np.float32)) for mask in (fixed_mask, moving_mask)
         )
 
@@ -39,25 +42,30 @@ class WorkingVolumes:
 
     def similarity(self, u: np.ndarray | None, mind: str) -> float | None:
         """Mean absolute MIND difference inside both masks; None if they do not overlap."""
-        warped, mask = self.moving, self._moving_mask
+        warped, mask = self.moving, self.moving_mask
         if u is not None:
             field = jnp.asarray(u)[None]
             warped, mask = warp(warped, field), warp(mask, field, padding="zero")
-        mask = (mask > 0.5) & (self._fixed_mask > 0.5)
+        mask = (mask > 0.5) & (self.fixed_mask > 0.5)
         return float(mind_l1(self.fixed, warped, preset=mind, mask=mask.astype(jnp.float32))) if mask.any() else None
 
-    def refined(self, start: np.ndarray | None, settings: Refinement, *, shown: bool) -> np.ndarray:
+    def refined(
+        self, start: np.ndarray | None, settings: Refinement, *, shown: bool, guides: Guides = NOTHING
+    ) -> np.ndarray:
         """Runs instance optimisation from `start`, or from zero; returns the displacement (x y z 3).
 
-        `shown` adds a progress bar.
+        `shown` adds a progress bar. `guides` take part in addition to the two scans.
         """
         with Progress("refining", calls(settings)) if shown else nullcontext() as bar:
             found = refine(
                 self.fixed,
                 self.moving,
                 start=None if start is None else jnp.asarray(start)[None],
-                fixed_mask=self._fixed_mask,
-                moving_mask=self._moving_mask,
+                fixed_mask=self.fixed_mask,
+                moving_mask=self.moving_mask,
+                weight=guides.weight,
+                further=guides.further,
+                restraints=guides.restraints,
                 settings=settings,
                 progress=None if bar is None else bar.advance,
             )

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from f3r_jax.common.errors import UserError
 from f3r_jax.ops.losses import Batch
 from f3r_jax.ops.random_fields import smooth_noise
-from f3r_jax.ops.shapes import total
+from f3r_jax.ops.shapes import Volume, total
 from f3r_jax.ops.warp import warp
 
 DEFORMATION_INTERVALS = ((4, 1.0), (8, 0.5))  # intervals of knots along the longest axis, and weight of each field
@@ -64,14 +64,21 @@ def augment(
     keys: Array, batch: Batch, settings: Augmentation, *, spacing: tuple[float, float, float]
 ) -> tuple[Batch, Batch]:
     """The batch for the network and the batch for the loss. `keys` has one key per example; `spacing` is in mm."""
+    batch = batch._replace(moving=moved(keys, batch.moving, settings, spacing=spacing))
     keys = jax.vmap(partial(jax.random.split, num=3))(keys)  # b 3
-    if settings.moves:
-        draw = partial(random_displacement, shape=batch.moving.shape[1:4], settings=settings, spacing=spacing)
-        batch = batch._replace(moving=warp(batch.moving, jax.vmap(draw)(keys[:, 0])))
     if not settings.repaints:
         return batch, batch
     repaint = jax.vmap(partial(repainted, settings=settings))
     return Batch(repaint(keys[:, 1], batch.moving), repaint(keys[:, 2], batch.fixed)), batch
+
+
+def moved(keys: Array, moving: Volume, settings: Augmentation, *, spacing: tuple[float, float, float]) -> Volume:
+    """The moving volumes, or their one-hot labels, after the random deformations of `augment` with these keys."""
+    if not settings.moves:
+        return moving
+    keys = jax.vmap(partial(jax.random.split, num=3))(keys)
+    draw = partial(random_displacement, shape=moving.shape[1:4], settings=settings, spacing=spacing)
+    return warp(moving, jax.vmap(draw)(keys[:, 0]))
 
 
 def random_displacement(

@@ -17,14 +17,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from f3r_jax.common.errors import UserError
-from f3r_jax.data.datasets import Dataset
+from f3r_jax.data.datasets import Dataset, organs_of
 from f3r_jax.data.synthesis.pairs import make_pairs
 from f3r_jax.data.synthesis.settings import Settings
 from f3r_jax.data.synthesis.settings import of_config as settings_of_config
 from f3r_jax.models import check_shape
-from f3r_jax.ops.losses import Batch, GroundTruth, Prepared
+from f3r_jax.ops.losses import Batch, GroundTruth, LabelMaps, Prepared
 from f3r_jax.train import devices
-from f3r_jax.train.augment import augment, of_config
+from f3r_jax.train.augment import augment, moved, of_config
 
 Loaded = Any  # arrays of a batch that are sent to the devices: a Batch, or label maps
 Prepare = Callable[[Loaded, Array, Array | int], Prepared]
@@ -45,7 +45,26 @@ def source_of(config: ConfigDict) -> Source:
         labels = jax.ShapeDtypeStruct(tuple(config.data.shape), jnp.uint8)
         return Source(Dataset.tissue_map, labels, partial(_synthetic, config, settings))
     volume = jax.ShapeDtypeStruct((*config.data.shape, 1), jnp.float32)
+    if config.loss.labels_weight > 0:
+        labels = jax.ShapeDtypeStruct((*config.data.shape, 1), jnp.int32)
+        example = jax.eval_shape(Labelled, jax.eval_shape(Batch, volume, volume), labels, labels)
+        return Source(load_labelled, example, partial(_labelled, config))
     return Source(load_pair, jax.eval_shape(Batch, volume, volume), partial(_augmented, config))
+
+
+class Labelled(NamedTuple):
+    """A batch with label maps (b x y z 1)."""
+
+    batch: Batch
+    moving: Array
+    fixed: Array
+
+
+def check_labels(dataset: Dataset, config: ConfigDict) -> None:
+    """Raises a UserError if labels shall drive the training and a training case has none."""
+    if config.loss.labels_weight > 0:
+        for name in dataset.split["train"]:
+            load_labelled(dataset, name)
 
 
 def check_batches(config: ConfigDict) -> None:
@@ -61,6 +80,30 @@ def load_pair(dataset: Dataset, name: str) -> Batch:
     """The volumes of a case, (x y z 1), as NumPy arrays; `load_batch` sends them to the devices."""
     case = dataset.load(name)
     return Batch(*(cast(Array, volume[..., None]) for volume in (case.moving, case.fixed)))
+
+
+def load_labelled(dataset: Dataset, name: str) -> Labelled:
+    """The volumes and label maps of a case; raises a UserError without label maps."""
+    case = dataset.load(name)
+    if case.moving_labels is None or case.fixed_labels is None:
+        raise UserError(f"{name}: has no label maps; with loss.labels_weight above 0 expected them for both scans")
+    maps = (cast(Array, labels[..., None].astype(np.int32)) for labels in (case.moving_labels, case.fixed_labels))
+    return Labelled(load_pair(dataset, name), *maps)
+
+
+def _labelled(config: ConfigDict, loaded: Labelled, step: Array, first: Array | int) -> Prepared:
+    """The input of a step with one-hot labels, which are deformed like the moving volume."""
+    keys = example_keys(config.seed, step, first, len(loaded.moving))
+    settings, spacing = of_config(config.augment), tuple(config.data.spacing)
+    organs = organs_of(config.data).values()
+
+    def one_hot(labels: Array) -> Array:
+        channels = [jnp.isin(labels, jnp.asarray(values, labels.dtype)) for values in organs]
+        return jnp.concatenate(channels, axis=-1).astype(jnp.float32)
+
+    maps = LabelMaps(moved(keys, one_hot(loaded.moving), settings, spacing=spacing), one_hot(loaded.fixed))
+    prepared = Prepared(*augment(keys, loaded.batch, settings, spacing=spacing), truth=None, labels=maps)
+    return cropped(keys, prepared, crop_of(config))
 
 
 def _augmented(config: ConfigDict, batch: Batch, step: Array, first: Array | int) -> Prepared:
@@ -113,6 +156,7 @@ def cropped(keys: Array, prepared: Prepared, shape: tuple[int, int, int]) -> Pre
         compared=compared._replace(fixed=parts(compared.fixed)),
         truth=truth,
         start=starts[:, None, None, None, :].astype(jnp.float32),
+        labels=None if (labels := prepared.labels) is None else labels._replace(fixed=parts(labels.fixed)),
     )
 
 

@@ -20,7 +20,7 @@ from f3r_jax.evaluate import instance
 from f3r_jax.evaluate.evaluation import evaluate, folder_of, print_report
 from f3r_jax.evaluate.methods import check_untrained
 from f3r_jax.train import devices
-from f3r_jax.train.batches import check_batches
+from f3r_jax.train.batches import check_batches, check_labels
 from f3r_jax.train.loop import train
 from f3r_jax.train.record import TrainingError
 from f3r_jax.train.step import TrainStep, check_settings, compile_train_step
@@ -70,6 +70,8 @@ def _train_and_evaluate(runs: dict[Path, ConfigDict], *, argv: Sequence[str], no
         print(line, flush=True)
     step_future = None if network is None else compile_in_background(network, configs, workdirs)
     devices.main_first(partial(load_all_cases, dataset))  # so that only one process creates the phantom
+    if trained:
+        check_labels(dataset, config)
     if devices.is_main():
         for workdir, each in runs.items():
             workdir.mkdir(parents=True, exist_ok=True)

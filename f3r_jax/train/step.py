@@ -51,6 +51,7 @@ def check_settings(config: ConfigDict) -> None:
     for name, value in {
         "loss.lam": config.loss.lam,
         "loss.epe": config.loss.epe,
+        "loss.labels_weight": config.loss.labels_weight,
         "loss.second_after": config.loss.second_after,
         "optim.warmup_steps": config.optim.warmup_steps,
     }.items():
@@ -67,6 +68,8 @@ def check_settings(config: ConfigDict) -> None:
     if not config.loss.second_after <= 1:
         raise UserError(f"loss.second_after is {config.loss.second_after}, expected a fraction of the steps, 0 to 1")
     augment.of_config(config.augment)
+    if config.loss.labels_weight > 0 and config.data.source == "synthetic":
+        raise UserError('loss.labels_weight needs label maps of pairs, expected data.source "phantom" or "nifti"')
     if objective_of(config.loss, config.train.steps).needs_truth and config.data.source != "synthetic":
         raise UserError('loss.similarity "clean" and loss.epe need the ground truth, expected data.source "synthetic"')
 
@@ -150,6 +153,7 @@ def objective_of(loss: ConfigDict, steps: int) -> Objective:
         mind=loss.mind,
         similarity=loss.similarity,
         epe=loss.epe,
+        labels_weight=loss.labels_weight,
         second_similarity=loss.second_similarity,
         second_from=round(loss.second_after * steps),
     )

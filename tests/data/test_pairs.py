@@ -46,7 +46,6 @@ def test_all_columns(folder):
         pairs.ScanFiles("ct", folder / "ct.nii.gz", folder / "ct_label.nii.gz", folder / "ct.csv"),
         pairs.ScanFiles("mr", folder / "mr.nii.gz", None, folder / "mr.csv"),
         "test",
-        fixed="ct",
     )
     np.testing.assert_array_equal(landmarks.read_landmarks(folder / "ct.csv"), [[1, 2, 3], [4.5, 5, -60]])
 
@@ -54,14 +53,14 @@ def test_all_columns(folder):
 def test_two_columns_and_repeated_files(folder):
     read = pairs.read_pairs(_table(folder, "fixed,moving\nmr.nii.gz,ct.nii.gz\nmr.nii.gz,ct.nii.gz\n"))
     assert [pair.name for pair in read] == ["mr", "mr_2"]
-    assert read[0].mr.image == folder / "mr.nii.gz" and read[0].ct.image == folder / "ct.nii.gz"
-    assert read[0].split is None and read[0].fixed == "mr" and not read[0].mr.stated
+    assert read[0].fixed.image == folder / "mr.nii.gz" and read[0].moving.image == folder / "ct.nii.gz"
+    assert read[0].split is None and read[0].fixed.modality == "mr" and not read[0].fixed.stated
 
 
 def test_a_table_of_another_name(folder):
     (folder / "mine.csv").write_text("fixed,moving\nmr.nii.gz,ct.nii.gz\n")
     (pair,) = pairs.read_pairs(folder / "mine.csv")
-    assert pair.ct.image == folder / "ct.nii.gz"
+    assert pair.moving.image == folder / "ct.nii.gz"
     with pytest.raises(UserError, match=r"mr\.nii\.gz: neither .csv nor .json"):
         pairs.read_pairs(folder / "mr.nii.gz")
 
@@ -84,7 +83,8 @@ def test_a_table_of_another_name(folder):
         ("fixed,moving,name\nmr.nii.gz,ct.nii.gz,\n", "has the name ''"),
         ("fixed,moving,name\nmr.nii.gz,ct.nii.gz,../a\n", "has the name '../a'"),
         ("fixed,moving,name\nmr.nii.gz,ct.nii.gz,..\n", "has the name '..'"),
-        ("fixed,moving,moving_modality\nmr.nii.gz,ct.nii.gz,mr\n", "one ct and one mr"),
+        ("fixed,moving,moving_modality\nmr.nii.gz,ct.nii.gz,pet\n", "the modality pet; expected ct or mr"),
+        ("fixed,moving,labels_drive\nmr.nii.gz,ct.nii.gz,liver\n", "labels_drive liver; expected numbers"),
         ("fixed,moving,fixed_landmarks\nmr.nii.gz,ct.nii.gz,p.csv\n", "landmarks of only one image of pair mr"),
     ],
 )
@@ -159,11 +159,31 @@ def test_learn2reg_pairs_by_case_number(learn2reg):
         "AbdomenMRCT_0009": "test",
     }
     pair = read["AbdomenMRCT_0003"]
-    assert pair.mr == pairs.ScanFiles(
+    assert pair.fixed == pairs.ScanFiles(
         "mr", root / "imagesTr/AbdomenMRCT_0003_0000.nii.gz", root / "labelsTr/AbdomenMRCT_0003_0000.nii.gz"
     )
-    assert pair.ct.image.name == "AbdomenMRCT_0003_0001.nii.gz" and pair.ct.labels.parent.name == "labelsTr"
-    assert read["AbdomenMRCT_0009"].ct.labels is None
+    assert pair.moving.image.name == "AbdomenMRCT_0003_0001.nii.gz" and pair.moving.labels.parent.name == "labelsTr"
+    assert read["AbdomenMRCT_0009"].moving.labels is None
+
+
+def test_two_scans_of_one_modality_keep_the_order_of_the_table(folder):
+    columns, row = "fixed,moving,fixed_modality,moving_modality", "mr.nii.gz,ct.nii.gz"
+    for direction in ("ct_to_mr", "mr_to_ct"):
+        (pair,) = pairs.read_pairs(_table(folder, f"{columns}\n{row},mr,mr\n"))
+        assert pair.ordered(direction) == (pair.moving, pair.fixed)
+    (pair,) = pairs.read_pairs(_table(folder, f"{columns}\n{row},mr,ct\n"))
+    assert pair.ordered("ct_to_mr") == (pair.moving, pair.fixed)
+    assert pair.ordered("mr_to_ct") == (pair.fixed, pair.moving)
+
+
+def test_columns_of_what_takes_part(folder):
+    columns = "fixed_mask,moving_exclude_mask,moving_extra,rigid_mask,preserve_mask,labels_drive"
+    row = "mr_label.nii.gz,ct_label.nii.gz,ct.nii.gz; ct_label.nii.gz,mr_label.nii.gz,mr_label.nii.gz,1 3"
+    (pair,) = pairs.read_pairs(_table(folder, f"fixed,moving,{columns}\nmr.nii.gz,ct.nii.gz,{row}\n"))
+    of_fixed, of_moving = folder / "mr_label.nii.gz", folder / "ct_label.nii.gz"
+    assert (pair.fixed.mask, pair.fixed.rigid, pair.fixed.preserve) == (of_fixed,) * 3
+    assert pair.moving.exclude == of_moving and pair.moving.extra == (folder / "ct.nii.gz", of_moving)
+    assert pair.labels_drive == (1, 3) and pair.fixed.extra == ()
 
 
 def test_learn2reg_with_listed_pairs_and_without_held_out_ones(learn2reg):

@@ -358,8 +358,8 @@ def test_a_field_in_the_order_of_the_files_warps_their_labels_alike(tmp_path, tu
     stored = learn2reg_files.to_file_order(field, case, pair)
     if turn == ((0, 1, 2), (1, 1, 1)) and not moving_shift:
         np.testing.assert_array_equal(stored, field)
-    warped = learn2reg.warp_labels(nibabel.load(pair.ct.labels).get_fdata(), stored)
-    nifti.write(tmp_path / "warped.nii.gz", warped.astype(np.float32), nibabel.load(pair.mr.image).affine)
+    warped = learn2reg.warp_labels(nibabel.load(pair.moving.labels).get_fdata(), stored)
+    nifti.write(tmp_path / "warped.nii.gz", warped.astype(np.float32), nibabel.load(pair.fixed.image).affine)
     expected = learn2reg.warp_labels(case.moving_labels, field)
     found = nifti.read_labels(tmp_path / "warped.nii.gz").data
     assert np.count_nonzero(expected) > 50

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from f3r_jax.ops import instance_optimisation
-from f3r_jax.ops.fields import exponential, folding_percent
+from f3r_jax.ops import instance_optimisation, sources
+from f3r_jax.ops.fields import exponential, folding_percent, logarithm
 from f3r_jax.ops.instance_optimisation import DEFAULT, Level
 from f3r_jax.ops.losses import gradient_l2
 from f3r_jax.ops.mind import PRESETS, mind
@@ -114,7 +114,7 @@ def test_diffeomorphic_finds_a_known_displacement_too_and_keeps_a_start():
 
 def test_logarithm_is_the_inverse_of_the_exponential():
     field = exponential(bump(2.0))
-    np.testing.assert_allclose(exponential(instance_optimisation._logarithm(field)), field, atol=0.05)
+    np.testing.assert_allclose(exponential(logarithm(field)), field, atol=0.05)
 
 
 def test_the_first_loss_is_the_one_that_is_minimised():
@@ -137,7 +137,7 @@ def test_reach_is_how_far_a_descriptor_sees(preset):
     there = jax.grad(lambda image: jnp.sum(mind(image, preset=preset)[(0, *centre)][:4]))(image)[0, ..., 0]
     # The mean that some variances are clamped about reaches everywhere, but only voxels at the clamp feel it.
     seen = np.argwhere(np.abs(there) > 1e-12) - np.array(centre)
-    assert np.abs(seen).max() <= instance_optimisation.reach_of(preset)
+    assert np.abs(seen).max() <= sources.reach_of(preset)
 
 
 @pytest.mark.parametrize(

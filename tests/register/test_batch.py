@@ -17,7 +17,7 @@ from conftest import REPOSITORY
 from f3r_jax.common import result_folder
 from f3r_jax.data import nifti
 from f3r_jax.data.phantom import generate
-from f3r_jax.register import pipeline, scans
+from f3r_jax.register import network_stage, scans
 from f3r_jax.register.volumes import WorkingVolumes
 from f3r_jax.workdir import trained_network
 
@@ -295,5 +295,5 @@ def test_a_network_is_compiled_once_for_pairs_of_like_size(finished, data, tiny_
     for index in (0, 1):
         fixed, moving = (scans.read(data / f"{name}_{index}.nii.gz") for name in ("mr", "ct"))
         volumes = WorkingVolumes(fixed, moving, fixed.image.grid, np.eye(4))
-        assert np.isfinite(pipeline.predict_displacement(network, fixed, moving, volumes)).all()
+        assert np.isfinite(network_stage.predict_displacement(network, fixed, moving, volumes)).all()
     assert network.predict._cache_size() == 1

@@ -29,8 +29,10 @@ from f3r_jax.data.affine.placement import compared, optimise
 from f3r_jax.data.affine.search import Placement, centre, matrix_of, search
 from f3r_jax.data.nifti import Grid
 from f3r_jax.data.transforms import Transform
-from f3r_jax.ops.instance_optimisation import Level, Refinement, refine
+from f3r_jax.ops.instance_optimisation import NONE, Level, Refinement, refine
+from f3r_jax.ops.restraints import Restraints
 from f3r_jax.ops.shapes import as_volume
+from f3r_jax.ops.sources import Source
 from f3r_jax.ops.warp import warp
 
 MARGIN = 4  # voxels around the fixed grid, from where the moving scan can be pulled in
@@ -110,13 +112,13 @@ def find_start(fixed: CoarseScan, moving: CoarseScan, *, headers: bool) -> Start
         )
     wide = coarse.widened(fixed, MARGIN, MULTIPLE)
     candidates = [_deformed(place, from_headers, fixed.grid, wide, moving) for from_headers, place in ends]
-    candidates = _ordered(candidates)
+    candidates = ordered(candidates)
     best = candidates[0]
     transform = refitted(Transform(wide.grid, best.matrix, best.displacement), wide)
     return Start(transform, wide, moving, tuple(candidates))
 
 
-def _ordered(candidates: Sequence[Candidate]) -> list[Candidate]:
+def ordered(candidates: Sequence[Candidate]) -> list[Candidate]:
     """The close candidates by decreasing merit, then the others by increasing cost."""
     limit = (1 + CLOSE) * min(each.cost for each in candidates)
     close = [each for each in candidates if each.cost <= limit]
@@ -145,14 +147,34 @@ def _entropy(probabilities: np.ndarray) -> float:
 
 def _deformed(place: Placement, from_headers: bool, grid: Grid, fixed: CoarseScan, moving: CoarseScan) -> Candidate:
     """Deforms the moving scan from a placement; `fixed` is the fixed scan on the wider grid."""
-    matrix = matrix_of(place, grid, moving.grid)
+    return deformed(matrix_of(place, grid, moving.grid), fixed, moving, cost=place.cost, from_headers=from_headers)
+
+
+def deformed(
+    matrix: Matrix,
+    fixed: CoarseScan,
+    moving: CoarseScan,
+    *,
+    cost: float,
+    from_headers: bool,
+    further: Sequence[Source] = (),
+    restraints: Restraints = NONE,
+) -> Candidate:
+    """Deforms the moving scan from a matrix; `further` and `restraints` are those of `refine`, on the fixed grid."""
     moved = coarse.moved_by(moving, matrix, fixed.grid)
     volumes = [as_volume(scan.intensities) for scan in (fixed, moved)]
     masks = [as_volume(scan.body.astype(np.float32)) for scan in (fixed, moved)]
-    u = refine(*volumes, fixed_mask=masks[0], moving_mask=masks[1], settings=DEFORMATION)
+    u = refine(
+        *volumes,
+        fixed_mask=masks[0],
+        moving_mask=masks[1],
+        further=further,
+        restraints=restraints,
+        settings=DEFORMATION,
+    )
     after = warped(moved, u)
     mismatch = coarse.mismatch(fixed, after, moved.seen)
-    return Candidate(from_headers, matrix, np.asarray(u)[0], place.cost, mismatch, mutual_information(fixed, after))
+    return Candidate(from_headers, matrix, np.asarray(u)[0], cost, mismatch, mutual_information(fixed, after))
 
 
 def warped(scan: CoarseScan, u: jnp.ndarray) -> CoarseScan:
