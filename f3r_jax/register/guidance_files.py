@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from f3r_jax.common.errors import UserError
 from f3r_jax.data import resample, volumes
@@ -18,6 +18,7 @@ from f3r_jax.register.guidance import (
 )
 
 
+@runtime_checkable  # for the type checks of the tests
 class FilesOfScan(Protocol):
     """The files of one scan, as `pair_spec.Files` has them."""
 
