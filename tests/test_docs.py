@@ -19,6 +19,7 @@ PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 LEFT_OUT = {
     "f3r_jax.benchmark": "measures for minutes; tests/benchmark run it",
     "export_weights": "tests/workdir/test_weights.py runs it",
+    "guidance.py": "tests/launch/test_guidance_script.py runs it",
     "verdicts.py": "tests/launch/test_verdicts.py runs it",
     "--slurm": "needs a cluster",
     "srun": "needs a cluster",

