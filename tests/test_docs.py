@@ -65,7 +65,8 @@ def folder(tmp_path_factory):
             )
         )
     (made / "data" / "pairs.csv").write_text("\n".join(rows) + "\n")
-    for name, source in {"mr": "mr_0", "ct": "ct_0", "other_ct": "ct_0"}.items():
+    copies = {"mr": "mr_0", "ct": "ct_0", "other_ct": "ct_0", "mr_seg": "mr_labels_0", "ct_seg": "ct_labels_0"}
+    for name, source in copies.items():
         shutil.copy(made / "data" / f"{source}.nii.gz", made / f"{name}.nii.gz")
     return made
 
