@@ -23,6 +23,7 @@ from f3r_jax.data.affine.start import find_start
 from f3r_jax.data.nifti import Image
 from f3r_jax.data.pairs import PairFiles, read_pairs
 from f3r_jax.data.transforms import Transform
+from f3r_jax.evaluate import metrics
 from f3r_jax.register import scans, verdict
 from f3r_jax.register.alignment import coarse_copies
 from f3r_jax.register.evidence import gather
@@ -78,8 +79,7 @@ def results(name: str, fixed: Scan, moving: Scan, kind: str, *, worst: bool) -> 
     except UserError as error:
         print(f"{name}, {kind}: no position: {error}")
         return
-    grid = start.fixed.grid
-    ends = [Transform(grid, each.matrix, each.displacement) for each in start.candidates]
+    ends = [start.transform_of(each) for each in start.candidates]
     values = [dice(each, fixed, moving) for each in ends]
     lowest = int(np.argmin(values))
     for index, what in ((0, kind), (lowest, "worst candidate")):
@@ -110,7 +110,7 @@ def dice(transform: Transform, fixed: Scan, moving: Scan) -> float:
     warped = transforms.warp_image(moving.labels, transforms.field_on(transform, grid), grid, order=0)
     known = [value for value in np.unique(moving.labels.data) if value > 0]
     pairs = [(warped == value, fixed.labels.data == value) for value in known]
-    return 100 * float(np.mean([2 * (a & b).sum() / max(1, a.sum() + b.sum()) for a, b in pairs]))
+    return float(np.mean([np.nan_to_num(metrics.dice(a, b)) for a, b in pairs]))
 
 
 def table(rows: Sequence[dict[str, str]]) -> str:

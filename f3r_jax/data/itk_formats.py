@@ -127,6 +127,15 @@ def dtype_of(sitk: Any, pixel: int) -> np.dtype:
     return np.dtype(f"{'u' if 'unsigned' in words else ''}int{bits}")
 
 
+def read_transform(path: Path) -> Any:
+    """The transform of SimpleITK in a file of ITK, such as HDF5; raises a UserError if there is none."""
+    check_readable(path, "a transform of ITK")
+    try:
+        return simpleitk(path, "a transform in HDF5").ReadTransform(str(path))
+    except RuntimeError as error:
+        raise UserError(f"{path}: not a transform of ITK ({reason(error)})") from error
+
+
 def reason(error: BaseException) -> str:
     """The last line of an exception of SimpleITK, which has the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

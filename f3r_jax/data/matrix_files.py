@@ -19,8 +19,7 @@ from f3r_jax.common.errors import UserError
 from f3r_jax.common.files import check_readable
 from f3r_jax.data import itk_affine
 from f3r_jax.data.grids import Grid
-from f3r_jax.data.itk_formats import FLIP, reason
-from f3r_jax.data.optional import simpleitk
+from f3r_jax.data.itk_formats import FLIP, read_transform
 
 SOFTWARE = ("flirt", "greedy")
 VOXELS, RAS = 0, 1  # types of an LTA
@@ -87,12 +86,7 @@ def _scaled(grid: Grid) -> Matrix:
 
 
 def _read_hdf5(path: Path) -> Matrix:
-    check_readable(path, "a transform of ITK")
-    sitk = simpleitk(path, "a transform in HDF5")
-    try:
-        transform = sitk.ReadTransform(str(path))
-    except RuntimeError as error:
-        raise UserError(f"{path}: not a transform of ITK ({reason(error)})") from error
+    transform = read_transform(path)
     if transform.GetDimension() != 3 or not transform.IsLinear():
         raise UserError(
             f"{path}: a {transform.GetName()} of {transform.GetDimension()}-D; expected a linear map in 3-D"

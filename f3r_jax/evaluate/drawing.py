@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, FuncFormatter
 
 from f3r_jax.common.files import replacing
+from f3r_jax.evaluate.slices import INK, SMALL
 
 # The first figure on a machine takes some seconds longer; that is no warning for a user.
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
@@ -66,6 +68,17 @@ def shortened(text: str, length: int = 40) -> str:
         return text
     end = (length - 1) // 3
     return f"{text[: length - 1 - end]}\N{HORIZONTAL ELLIPSIS}{text[-end:]}"
+
+
+def colour_bar(figure: Figure, shown: AxesImage, extend: str, left: str, right: str = "") -> None:
+    """Adds the scale of a panel's colours below the panels, with a word on either side; `extend` is Matplotlib's."""
+    height = figure.get_figheight()
+    place = figure.add_axes((0.62, 0.27 / height, 0.26, 0.07 / height))
+    bar = figure.colorbar(shown, cax=place, orientation="horizontal", extend=extend)
+    place.tick_params(labelsize=SMALL, length=2, width=0.5, pad=1.5)
+    bar.outline.set_linewidth(0.5)
+    for x, word, side in ((0.605, left, "right"), (0.895, right, "left")):
+        figure.text(x, 0.305 / height, word, size=SMALL, color=INK, ha=side, va="center")
 
 
 def as_words(name: str) -> str:

@@ -17,7 +17,7 @@ from matplotlib.path import Path as Outline
 
 from f3r_jax.common.arrays import Intensities, LabelMap, Spacing, VoxelField
 from f3r_jax.evaluate import metrics, slices
-from f3r_jax.evaluate.drawing import DPI, WIDTH, as_words, save
+from f3r_jax.evaluate.drawing import DPI, WIDTH, as_words, colour_bar, save
 from f3r_jax.evaluate.slices import COLOURS, INK, LARGE, MUTED, NORMAL, SMALL, STYLES, ZOOM_ASPECT
 
 SCALES = {"Axial": 50.0, "Coronal": None, "Zoom": 20.0}  # scale bar of each row in mm; axial and coronal share one
@@ -144,13 +144,7 @@ def deformation(
         )
         slices.outline(line[1], view.cut(body), view, spacing, color=INK, linewidth=0.6)
         slices.annotate(line[0], scale_mm=SCALES[name])
-    height = figure.get_figheight()
-    place = figure.add_axes((0.62, 0.27 / height, 0.26, 0.07 / height))
-    bar = figure.colorbar(shown, cax=place, orientation="horizontal", extend="both")
-    place.tick_params(labelsize=SMALL, length=2, width=0.5, pad=1.5)
-    bar.outline.set_linewidth(0.5)
-    for x, word, side in ((0.605, "moving tissue grows", "right"), (0.895, "shrinks", "left")):
-        figure.text(x, 0.305 / height, word, size=SMALL, color=INK, ha=side, va="center")
+    colour_bar(figure, shown, "both", "moving tissue grows", "shrinks")
     save(figure, path)
 
 

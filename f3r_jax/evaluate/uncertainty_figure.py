@@ -6,9 +6,8 @@ import numpy as np
 
 from f3r_jax.common.arrays import Intensities, Spacing
 from f3r_jax.evaluate import slices
-from f3r_jax.evaluate.drawing import save
+from f3r_jax.evaluate.drawing import colour_bar, save
 from f3r_jax.evaluate.figures import SCALES, panel_page
-from f3r_jax.evaluate.slices import INK, SMALL
 
 
 def uncertainty(
@@ -37,10 +36,5 @@ def uncertainty(
         shown = slices.draw(line[1], spread, view, spacing, (0.0, limit), cmap="magma")
         slices.outline(line[1], view.cut(body), view, spacing, color="white", linewidth=0.6)
         slices.annotate(line[0], scale_mm=SCALES[name])
-    height = figure.get_figheight()
-    place = figure.add_axes((0.62, 0.27 / height, 0.26, 0.07 / height))
-    bar = figure.colorbar(shown, cax=place, orientation="horizontal", extend="max")
-    place.tick_params(labelsize=SMALL, length=2, width=0.5, pad=1.5)
-    bar.outline.set_linewidth(0.5)
-    figure.text(0.605, 0.305 / height, "mm", size=SMALL, color=INK, ha="right", va="center")
+    colour_bar(figure, shown, "max", "mm")
     save(figure, path)

@@ -7,18 +7,15 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 from scipy import ndimage
 
 from f3r_jax.common.arrays import Matrix
 from f3r_jax.data import transforms
 from f3r_jax.data.affine import coarse
 from f3r_jax.data.affine.coarse import CoarseScan
-from f3r_jax.data.affine.start import CLOSE, DEFORMATION, MARGIN, MULTIPLE, Start, mutual_information, warped
+from f3r_jax.data.affine.start import MARGIN, MULTIPLE, Start, deformation, mutual_information, warped
 from f3r_jax.data.transforms import Transform
 from f3r_jax.ops.fields import jacobian_determinant
-from f3r_jax.ops.instance_optimisation import refine
-from f3r_jax.ops.shapes import as_volume
 
 SHUFFLES = 4
 TINY = 1e-9
@@ -113,7 +110,7 @@ def _cycle(fixed: CoarseScan, moving: CoarseScan, transform: Transform, both: np
     """The median distance in mm of the body's points after a way there and back; the way back is registered again."""
     there = coarse.widened(moving, MARGIN, MULTIPLE)
     back = np.linalg.inv(transform.matrix)
-    way = Transform(there.grid, back, _deformation(there, coarse.moved_by(fixed, back, there.grid)))
+    way = Transform(there.grid, back, np.asarray(deformation(there, coarse.moved_by(fixed, back, there.grid)))[0])
     index = np.argwhere(both)
     points = index @ fixed.grid.affine[:3, :3].T + fixed.grid.affine[:3, 3]
     returned = transforms.to_moving(way, transforms.to_moving(transform, points))
@@ -122,13 +119,11 @@ def _cycle(fixed: CoarseScan, moving: CoarseScan, transform: Transform, both: np
 
 def _apart(start: Start) -> float:
     """The mean distance of the chosen candidate from the furthest close candidate of similar merit, in mm."""
-    best, index = start.candidates[0], np.argwhere(start.fixed.body)
-    grid = start.fixed.grid
+    best, index, grid = start.candidates[0], np.argwhere(start.fixed.body), start.fixed.grid
     points = index @ grid.affine[:3, :3].T + grid.affine[:3, 3]
-    goal = transforms.to_moving(Transform(grid, best.matrix, best.displacement), points)
-    rivals = [each for each in start.candidates[1:] if each.cost <= (1 + CLOSE) * best.cost]
-    rivals = [each for each in rivals if each.merit >= SIMILAR * best.merit]
-    ends = [transforms.to_moving(Transform(grid, each.matrix, each.displacement), points) for each in rivals]
+    goal = transforms.to_moving(start.transform_of(best), points)
+    similar = [each for each in start.close_candidates() if each.merit >= SIMILAR * best.merit]
+    ends = [transforms.to_moving(start.transform_of(each), points) for each in similar]
     return max((float(np.linalg.norm(end - goal, axis=1).mean()) for end in ends), default=0.0)
 
 
@@ -145,15 +140,6 @@ def _mirrored(fixed: CoarseScan, before: CoarseScan) -> float:
         mirrored(before.intensities, "nearest"), (mirrored(before.body, "nearest") > 0.5) & seen, seen, before.grid
     )
     mismatch, other = (
-        coarse.mismatch(fixed, warped(each, jnp.asarray(_deformation(fixed, each))[None]), each.seen)
-        for each in (before, scan)
+        coarse.mismatch(fixed, warped(each, deformation(fixed, each)), each.seen) for each in (before, scan)
     )
     return 100 * (mismatch - other) / max(mismatch, other, TINY)
-
-
-def _deformation(fixed: CoarseScan, moved: CoarseScan) -> Float[np.ndarray, "x y z 3"]:
-    """The coarse deformation of a scan on the fixed scan's grid."""
-    volumes = [as_volume(scan.intensities) for scan in (fixed, moved)]
-    masks = [as_volume(scan.body.astype(np.float32)) for scan in (fixed, moved)]
-    u = refine(*volumes, fixed_mask=masks[0], moving_mask=masks[1], settings=DEFORMATION)
-    return np.asarray(u)[0]

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from f3r_jax.common.errors import UserError
-from f3r_jax.common.files import check_readable
 from f3r_jax.data import chains, itk_formats, nifti, transforms, volumes
 from f3r_jax.data.chains import Chain, FieldMap
 from f3r_jax.data.grids import Grid
@@ -112,12 +111,7 @@ def _field_of_itk(path: Path) -> FieldMap:
 
 
 def _of_hdf5(path: Path) -> list[Any]:
-    check_readable(path, "a transform of ITK")
-    sitk = simpleitk(path, "a transform in HDF5")
-    try:
-        transform = sitk.ReadTransform(str(path))
-    except RuntimeError as error:
-        raise UserError(f"{path}: not a transform of ITK ({itk_formats.reason(error)})") from error
+    transform, sitk = itk_formats.read_transform(path), simpleitk(path, "a transform in HDF5")
     parts = sitk.CompositeTransform(transform)
     parts.FlattenTransform()
     last_first = [parts.GetNthTransform(number) for number in range(parts.GetNumberOfTransforms())]

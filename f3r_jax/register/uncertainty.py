@@ -12,9 +12,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from f3r_jax.data import transforms
-from f3r_jax.data.affine.start import CLOSE, Start, refitted
-from f3r_jax.data.nifti import Grid
-from f3r_jax.data.transforms import Transform
+from f3r_jax.data.affine.start import Start, refitted
 from f3r_jax.register import pipeline
 from f3r_jax.register.alignment import Alignment
 from f3r_jax.register.pipeline import RegistrationResult, Settings
@@ -40,10 +38,10 @@ def uncertainty(fixed: Scan, moving: Scan, result: RegistrationResult, settings:
       settings: its settings; `refine` is set.
     """
     grid = result.transform.grid
-    count, mean, squares = 1, _ends(result.transform, grid), np.zeros(grid.shape, np.float32)
+    count, mean, squares = 1, transforms.field_on(result.transform, grid), np.zeros(grid.shape, np.float32)
     for alignment, each in _variants(result, settings):
         again = pipeline.continued(alignment, fixed, moving, each, None, StageTimer(None))
-        ends = _ends(again.transform, grid)
+        ends = transforms.field_on(again.transform, grid)
         count += 1  # Welford's recurrence: no run is kept
         step = ends - mean
         mean += step / count
@@ -67,12 +65,5 @@ def _other_starts(result: RegistrationResult) -> Iterator[Start]:
     search = result.search
     if search is None:
         return
-    best, *others = search.candidates
-    for each in [other for other in others if other.cost <= (1 + CLOSE) * best.cost][:STARTS]:
-        transform = refitted(Transform(search.fixed.grid, each.matrix, each.displacement), search.fixed)
-        yield dataclasses.replace(search, transform=transform)
-
-
-def _ends(transform: Transform, grid: Grid) -> Float32[np.ndarray, "x y z 3"]:
-    """The vectors in mm from each voxel of a grid to where the transform maps it."""
-    return transforms.field_on(transform, grid)
+    for each in search.close_candidates()[:STARTS]:
+        yield dataclasses.replace(search, transform=refitted(search.transform_of(each), search.fixed))

@@ -69,13 +69,9 @@ def params_from(source: Path, network: nn.Module) -> tuple[dict, int]:
     Raises:
       UserError: the checkpoint or file does not exist, or is of another architecture.
     """
-    shapes = _shapes_of(network)
-    if source.suffix == weights.SUFFIX:
-        params, _, step = weights.read(source)
-        weights.check_architecture(source, params, shapes)
-        return params, step
-    checkpoint = checkpoints.find(source)
-    return checkpoints.load_params(checkpoint, shapes), int(checkpoint.name)
+    _, params, _, step = load_network(source)
+    weights.check_architecture(source, params, _shapes_of(network))
+    return params, step
 
 
 def _built(config: ConfigDict) -> tuple[nn.Module, dict]:

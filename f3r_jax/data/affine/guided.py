@@ -18,9 +18,8 @@ from f3r_jax.data.affine.coarse import CoarseScan
 from f3r_jax.data.affine.placement import compared, optimise
 from f3r_jax.data.affine.search import Placement, centre, matrix_of
 from f3r_jax.data.affine.start import MARGIN as MARGIN_OF_START
-from f3r_jax.data.affine.start import MULTIPLE, Start, deformed, ordered, refitted
+from f3r_jax.data.affine.start import MULTIPLE, Start, chosen, deformed
 from f3r_jax.data.nifti import Grid, Image
-from f3r_jax.data.transforms import Transform
 from f3r_jax.ops.restraints import Restraints
 from f3r_jax.ops.sources import Source
 
@@ -126,10 +125,7 @@ def start_from(matrix: Matrix, fixed: CoarseScan, moving: CoarseScan, guides: Gu
         candidates.append(
             deformed(each, wide, moving, cost=cost, from_headers=False, further=further, restraints=restraints)
         )
-    candidates = ordered(candidates)
-    best = candidates[0]
-    transform = refitted(Transform(wide.grid, best.matrix, best.displacement), wide)
-    return Start(transform, wide, moving, tuple(candidates))
+    return chosen(candidates, wide, moving)
 
 
 def _around(image: Image, labels: Sequence[int]) -> tuple[Grid, np.ndarray]:

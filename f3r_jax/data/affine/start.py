@@ -31,7 +31,7 @@ from f3r_jax.data.nifti import Grid
 from f3r_jax.data.transforms import Transform
 from f3r_jax.ops.instance_optimisation import NONE, Level, Refinement, refine
 from f3r_jax.ops.restraints import Restraints
-from f3r_jax.ops.shapes import as_volume
+from f3r_jax.ops.shapes import Displacement, as_volume
 from f3r_jax.ops.sources import Source
 from f3r_jax.ops.warp import warp
 
@@ -87,6 +87,15 @@ class Start:
     moving: CoarseScan  # on its own grid
     candidates: tuple[Candidate, ...]
 
+    def transform_of(self, candidate: Candidate) -> Transform:
+        """The transform of one of the candidates, on the coarse grid."""
+        return Transform(self.fixed.grid, candidate.matrix, candidate.displacement)
+
+    def close_candidates(self) -> list[Candidate]:
+        """The other candidates whose cost is about that of the chosen one, or less."""
+        best, *others = self.candidates
+        return [each for each in others if each.cost <= (1 + CLOSE) * best.cost]
+
 
 def find_start(fixed: CoarseScan, moving: CoarseScan, *, headers: bool) -> Start:
     """Finds the start.
@@ -111,11 +120,16 @@ def find_start(fixed: CoarseScan, moving: CoarseScan, *, headers: bool) -> Start
             "part of the body: give a matrix file with --affine"
         )
     wide = coarse.widened(fixed, MARGIN, MULTIPLE)
-    candidates = [_deformed(place, from_headers, fixed.grid, wide, moving) for from_headers, place in ends]
-    candidates = ordered(candidates)
-    best = candidates[0]
-    transform = refitted(Transform(wide.grid, best.matrix, best.displacement), wide)
-    return Start(transform, wide, moving, tuple(candidates))
+    return chosen(
+        [_deformed(place, from_headers, fixed.grid, wide, moving) for from_headers, place in ends], wide, moving
+    )
+
+
+def chosen(candidates: Sequence[Candidate], fixed: CoarseScan, moving: CoarseScan) -> Start:
+    """The start from the best candidate; `fixed` is the fixed scan on the candidates' grid."""
+    best, *others = ordered(candidates)
+    transform = refitted(Transform(fixed.grid, best.matrix, best.displacement), fixed)
+    return Start(transform, fixed, moving, (best, *others))
 
 
 def ordered(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -162,9 +176,19 @@ def deformed(
 ) -> Candidate:
     """Deforms the moving scan from a matrix; `further` and `restraints` are those of `refine`, on the fixed grid."""
     moved = coarse.moved_by(moving, matrix, fixed.grid)
+    u = deformation(fixed, moved, further=further, restraints=restraints)
+    after = warped(moved, u)
+    mismatch = coarse.mismatch(fixed, after, moved.seen)
+    return Candidate(from_headers, matrix, np.asarray(u)[0], cost, mismatch, mutual_information(fixed, after))
+
+
+def deformation(
+    fixed: CoarseScan, moved: CoarseScan, *, further: Sequence[Source] = (), restraints: Restraints = NONE
+) -> Displacement:
+    """The coarse deformation inside both bodies, of two scans on one grid."""
     volumes = [as_volume(scan.intensities) for scan in (fixed, moved)]
     masks = [as_volume(scan.body.astype(np.float32)) for scan in (fixed, moved)]
-    u = refine(
+    return refine(
         *volumes,
         fixed_mask=masks[0],
         moving_mask=masks[1],
@@ -172,9 +196,6 @@ def deformed(
         restraints=restraints,
         settings=DEFORMATION,
     )
-    after = warped(moved, u)
-    mismatch = coarse.mismatch(fixed, after, moved.seen)
-    return Candidate(from_headers, matrix, np.asarray(u)[0], cost, mismatch, mutual_information(fixed, after))
 
 
 def warped(scan: CoarseScan, u: jnp.ndarray) -> CoarseScan:
