@@ -62,9 +62,8 @@ def main(argv: Sequence[str]) -> int:
 
 def judged(pair: PairFiles) -> Iterator[dict[str, str]]:
     """The rows of a pair."""
-    fixed, moving = (pair.mr, pair.ct) if pair.fixed == "mr" else (pair.ct, pair.mr)
     fixed_scan, moving_scan = (
-        scans.read(each.image, modality=each.modality, labels=each.labels) for each in (fixed, moving)
+        scans.read(each.image, modality=each.modality, labels=each.labels) for each in (pair.fixed, pair.moving)
     )
     yield from results(pair.name, fixed_scan, moving_scan, "as it is", worst=True)
     for kind, axis in MIRRORS.items():
