@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,7 +26,8 @@ TESTS = (
     *("models/test_layers", "models/test_models", "train/test_train"),
 )
 SECTIONS = "large,scaling,convolutions,sweep,small,memory"  # of the benchmark, most important first
-DATA = {"shape": (144, 144, 128), "spacing": (2.0, 2.0, 2.0), "cases": 48, "validation_cases": 2, "test_cases": 6}
+CASES = 48
+DATA = {"shape": (144, 144, 128), "spacing": (2.0, 2.0, 2.0), "cases": CASES, "validation_cases": 2, "test_cases": 6}
 TRIAL_STEPS = 30
 SECONDS = 480  # of training in the long run
 MAX_STEPS = 10_000
@@ -68,7 +70,7 @@ def run(name: str, command: list[str], output: Path) -> bool:
         process = subprocess.Popen(
             command, cwd=ROOT, text=True, bufsize=1, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
-        for line in process.stdout:
+        for line in process.stdout or ():
             print(line, end="", flush=True)
             file.write(line)
         status = process.wait()
@@ -93,9 +95,9 @@ def check_benchmark(output: Path, *, sections: str, minutes: float) -> bool:
 
 def check_train(output: Path) -> bool:
     """Trains the default config at 144 x 144 x 128 voxels of 2 mm: a short run to time a step, then a long one."""
-    print(f"\n== phantom: {DATA['cases']} cases", flush=True)
+    print(f"\n== phantom: {CASES} cases", flush=True)
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        list(pool.map(make_case, range(DATA["cases"]), [output] * DATA["cases"]))
+        list(pool.map(make_case, range(CASES), [output] * CASES))
     trial = output / "trial"
     if not run("trial", train_command(output, trial, TRIAL_STEPS), output):
         return False
@@ -145,7 +147,7 @@ def seconds_per_step(workdir: Path) -> float:
     return statistics.median(times[step] - times[step - 1] for step in times if step - 1 in times)
 
 
-PARTS = {"tests": check_tests, "benchmark": check_benchmark, "train": check_train}
+PARTS: dict[str, Callable[..., bool]] = {"tests": check_tests, "benchmark": check_benchmark, "train": check_train}
 
 if __name__ == "__main__":
     sys.exit(main())

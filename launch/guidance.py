@@ -71,7 +71,7 @@ def spine(pair: Pair) -> dict[str, Scores]:
 
 
 def _restrained(pair: Pair, kind: str, mask: Image) -> dict[str, Scores]:
-    held = dataclasses.replace(pair.fixed, **{kind: mask})
+    held = dataclasses.replace(pair.fixed, **{kind: mask})  # type: ignore[arg-type]
     rows = {}
     for name, fixed in (("none", pair.fixed), (kind, held)):
         result, values = register(dataclasses.replace(pair, fixed=fixed))

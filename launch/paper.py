@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the study; returns the exit status."""
     options = parse(make_parser(__doc__, "runs/paper"), argv)
     if options.jobs is None and options.data is None and not options.slurm:
-        options.jobs = len(gpus()) or min(os.cpu_count(), MOST_JOBS)
+        options.jobs = len(gpus()) or min(os.cpu_count() or 1, MOST_JOBS)
     return launch(plan(options), options)
 
 

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from f3r_jax.common.errors import UserError
 from study.runs import Run, make_run
@@ -14,7 +15,7 @@ DIRECTIONS = ("ct_to_mr", "mr_to_ct")
 class Parser(argparse.ArgumentParser):
     """Reports a mistake in one line."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         """Raises a UserError instead of printing the usage."""
         raise UserError(f"{message}; see --help")
 

@@ -46,8 +46,13 @@ SECONDS_BETWEEN_LOOKS = 0.5
 class Workers(Protocol):
     """Executes runs: `local.Local` or `slurm.Slurm`."""
 
-    running: list[Run]
-    after_interrupt: str  # message for a user who interrupted
+    @property
+    def running(self) -> list[Run]:
+        """The running runs."""
+
+    @property
+    def after_interrupt(self) -> str:
+        """Message for a user who interrupted."""
 
     def poll(self) -> list[Run]:
         """Starts the runs that can start; returns those that ended since the last call."""
@@ -123,7 +128,7 @@ def make_phantoms(todo: Sequence[Run]) -> None:
 
 def one_a_data_set(runs: Sequence[Run]) -> list[Run]:
     """The first run of each data set; both directions use the same data set."""
-    first = {}
+    first: dict[tuple[str, int], Run] = {}
     for run in runs:
         data = run.config.data.to_dict() | {"direction": None}
         first.setdefault((repr(sorted(data.items())), run.config.seed), run)

@@ -91,6 +91,7 @@ def start(run: Run, cores: Sequence[int], variables: dict[str, str]) -> subproce
 
 
 def _end_with_parent() -> None:
+    assert _LIBC
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
