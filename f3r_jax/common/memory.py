@@ -6,6 +6,9 @@ from pathlib import Path
 from f3r_jax.common.errors import UserError
 
 BYTES_PER_VOXEL = 100  # of a working grid, at least: measured were 350
+USED_PER_VOXEL = 350  # bytes; the same, as measured
+PROGRAM = 0.7e9  # bytes, of the libraries and compiled functions
+MOST = 4e9  # bytes that a registration takes by default
 LIMITS = ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
 
 
@@ -21,6 +24,25 @@ def total() -> int | None:
         except (OSError, ValueError):
             continue
     return found
+
+
+def free() -> int | None:
+    """The memory that is available to programs in bytes; None if the system does not report it."""
+    limit = total()
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        (available,) = (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, IndexError):
+        return limit
+    return available if limit is None else min(available, limit)
+
+
+def budget(gigabytes: float | None) -> float:
+    """The bytes that a registration may take: those given, or half of what is free, but at most 4 GB."""
+    if gigabytes is not None:
+        return gigabytes * 1e9
+    found = free()
+    return MOST if found is None else min(MOST, found / 2)
 
 
 def check_voxels(count: float, setting: str) -> None:

@@ -1,5 +1,6 @@
 """Resampling of images, labels and points from a file's grid to the working grid."""
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from f3r_jax.common.arrays import Numbers
 from f3r_jax.data.nifti import Grid, Image
 
 FWHM = 2.3548  # full width at half maximum of a Gaussian of standard deviation 1
+TRUNCATE = 4.0  # standard deviations, where the Gaussian ends
 
 VOXELS = 2**19  # per slab at most: less than 0.1 GB of coordinates for any grid
 THREADS = min(os.cpu_count() or 1, 8)  # SciPy releases Python's lock while sampling; eight slabs need less than 1 GB
@@ -51,8 +53,44 @@ def resample(image: Image, grid: Grid) -> Float[np.ndarray, "x y z"]:
     """
     step = np.linalg.norm((np.linalg.inv(image.affine) @ grid.affine)[:3, :3], axis=1)  # image voxels per grid voxel
     sigma = np.sqrt(np.maximum(step**2 - 1, 0)) / FWHM
-    data = ndimage.gaussian_filter(image.data, sigma, mode="nearest") if sigma.max() > 0.05 else image.data
-    return _sample(data, image, grid, order=1)
+    if sigma.max() <= 0.05:
+        return _sample(image.data, image, grid, order=1)
+    part = _around(image, grid, np.ceil(TRUNCATE * sigma) + 2)
+    return _sample(smoothed(part.data, sigma), part, grid, order=1)
+
+
+def smoothed(data: Float[np.ndarray, "x y z"], sigma: Numbers) -> Float[np.ndarray, "x y z"]:
+    """SciPy's Gaussian filter of standard deviations `sigma` (voxels), with edge values outside, in several threads."""
+    for axis, width in enumerate(map(float, sigma)):
+        if width > 0:
+            data = _smoothed_along(data, width, axis)
+    return data
+
+
+def _smoothed_along(data: np.ndarray, width: float, axis: int) -> np.ndarray:
+    out, across = np.empty_like(data), 1 if axis == 0 else 0
+    before = (slice(None),) * across
+
+    def fill(slab: slice) -> None:
+        part = (*before, slab)
+        ndimage.gaussian_filter1d(data[part], width, axis, output=out[part], mode="nearest", truncate=TRUNCATE)
+
+    size = data.shape[across]
+    by_slabs((size, *data.shape[:across], *data.shape[across + 1 :]), fill)
+    return out
+
+
+def _around(image: Image, grid: Grid, margin: np.ndarray) -> Image:
+    """The part of an image that a grid in its frame covers, and `margin` voxels around it."""
+    ends = np.array(list(itertools.product(*((0, size - 1) for size in grid.shape))), float)
+    there = to_voxels(ends @ grid.affine[:3, :3].T + grid.affine[:3, 3], image.affine)
+    size = np.array(image.shape)
+    low = np.clip(np.floor(there.min(axis=0) - margin).astype(int), 0, size - 1)
+    high = np.clip(np.ceil(there.max(axis=0) + margin).astype(int) + 1, low + 1, size)
+    affine = image.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ low
+    x, y, z = (slice(a, b) for a, b in zip(low, high, strict=True))
+    return Image(image.data[x, y, z], affine, image.path)
 
 
 def field_of_view(image: Grid, grid: Grid) -> Bool[np.ndarray, "x y z"]:

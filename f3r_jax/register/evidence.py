@@ -16,6 +16,7 @@ from f3r_jax.data.affine.coarse import CoarseScan
 from f3r_jax.data.affine.start import MARGIN, MULTIPLE, Start, deformation, mutual_information, warped
 from f3r_jax.data.transforms import Transform
 from f3r_jax.ops.fields import jacobian_determinant
+from f3r_jax.ops.threads import in_threads
 
 SHUFFLES = 4
 TINY = 1e-9
@@ -139,7 +140,9 @@ def _mirrored(fixed: CoarseScan, before: CoarseScan) -> float:
     scan = CoarseScan(
         mirrored(before.intensities, "nearest"), (mirrored(before.body, "nearest") > 0.5) & seen, seen, before.grid
     )
-    mismatch, other = (
-        coarse.mismatch(fixed, warped(each, deformation(fixed, each)), each.seen) for each in (before, scan)
-    )
+
+    def after(each: CoarseScan) -> float:
+        return coarse.mismatch(fixed, warped(each, deformation(fixed, each)), each.seen)
+
+    mismatch, other = in_threads(after, (before, scan))
     return 100 * (mismatch - other) / max(mismatch, other, TINY)

@@ -25,7 +25,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from f3r_jax.common import files
@@ -38,6 +37,7 @@ from f3r_jax.data.nifti import Image
 from f3r_jax.data.points import write_points
 from f3r_jax.data.transforms import Transform
 from f3r_jax.evaluate import metrics
+from f3r_jax.ops.threads import on_same_device
 from f3r_jax.register import drawing, exports, page, scans, verdict
 from f3r_jax.register.guidance_report import separate, table_lines
 from f3r_jax.register.pipeline import RegistrationResult
@@ -177,15 +177,9 @@ def background_writes() -> Iterator[Callable[..., None]]:
 
     All writes are finished when the block ends.
     """
-    device = jax.config.jax_default_device  # type: ignore[attr-defined]  # a new thread does not inherit it
-
-    def call(function: Callable[..., None], *args: object) -> None:
-        with jax.default_device(device):
-            function(*args)
-
     with ThreadPoolExecutor(2) as threads:  # one draws, one compresses
         jobs: list[Future[None]] = []
-        yield lambda *job: jobs.append(threads.submit(call, *job))
+        yield lambda function, *args: jobs.append(threads.submit(on_same_device(function), *args))
         for job in jobs:
             job.result()
 

@@ -188,7 +188,8 @@ def recorded(task: PairSpec, network: Network | None) -> dict[str, object]:
     values |= {"format": task.formats} if task.formats else {}
     values |= {} if task.fixed.check_modality else {"check_modality": False}
     values |= {"uncertainty": True} if task.uncertainty else {}
-    values |= vars(task.settings) | {"step": network and network.step}
+    values |= {name: value for name, value in vars(task.settings).items() if value is not None or name != "memory"}
+    values |= {"step": network and network.step}
     values |= values.pop("guidance").changed()
     values |= {"organs": task.organs, "ct_window": task.ct_window, "learn2reg": task.learn2reg}
     return json.loads(json.dumps(values, default=str))

@@ -1,5 +1,6 @@
 """Two scans on one working grid, as network and instance optimisation compare them."""
 
+import copy
 import dataclasses
 from contextlib import nullcontext
 
@@ -8,11 +9,13 @@ import numpy as np
 
 from f3r_jax.common.arrays import Matrix
 from f3r_jax.common.progress import Progress
+from f3r_jax.data.affine.coarse import CoarseScan
 from f3r_jax.data.affine.start import Start
 from f3r_jax.data.nifti import Grid
 from f3r_jax.ops import shapes
 from f3r_jax.ops.instance_optimisation import Refinement, calls, refine
 from f3r_jax.ops.losses import mind_l1
+from f3r_jax.ops.shapes import Volume
 from f3r_jax.ops.warp import warp
 from f3r_jax.register import scans
 from f3r_jax.register.scans import Scan
@@ -27,14 +30,21 @@ class WorkingVolumes:
     def __init__(self, fixed: Scan, moving: Scan, grid: Grid, matrix: Matrix, start: Start | None = None) -> None:
         """Resamples both scans. With a `start` only their bodies are compared, and signals keep their low values."""
         self.grid, self.matrix = grid, matrix
-        there = dataclasses.replace(grid, affine=matrix @ grid.affine)
-        coarse, coarse_there = (None, None) if start is None else (start.fixed, start.moving)
-        fixed_data, fixed_mask = scans.on_grid(fixed, grid, coarse)
-        moving_data, moving_mask = scans.on_grid(moving, there, coarse_there)
-        self.fixed, self.moving = shapes.as_volume(fixed_data), shapes.as_volume(moving_data)
-        self.fixed_mask, self.moving_mask = (
-            shapes.as_volume(mask.astype(np.float32)) for mask in (fixed_mask, moving_mask)
-        )
+        coarse = None if start is None else start.fixed
+        self._coarse = None if start is None else start.moving
+        self.fixed, self.fixed_mask = _volumes(fixed, grid, coarse)
+        self.moving, self.moving_mask = self._moved(moving, matrix)
+
+    def _moved(self, moving: Scan, matrix: Matrix) -> tuple[Volume, Volume]:
+        there = dataclasses.replace(self.grid, affine=matrix @ self.grid.affine)
+        return _volumes(moving, there, self._coarse)
+
+    def with_matrix(self, moving: Scan, matrix: Matrix) -> "WorkingVolumes":
+        """The same with the moving scan after another matrix; the fixed scan is not resampled again."""
+        other = copy.copy(self)
+        other.matrix = matrix
+        other.moving, other.moving_mask = self._moved(moving, matrix)
+        return other
 
     def images(self) -> tuple[np.ndarray, np.ndarray]:
         """The fixed and the moving image as arrays (x y z)."""
@@ -70,3 +80,9 @@ class WorkingVolumes:
                 progress=None if bar is None else bar.advance,
             )
         return np.asarray(found)[0]
+
+
+def _volumes(scan: Scan, grid: Grid, coarse: CoarseScan | None) -> tuple[Volume, Volume]:
+    """A scan on a grid in its frame, and the mask of the voxels to compare."""
+    data, mask = scans.on_grid(scan, grid, coarse)
+    return shapes.as_volume(data), shapes.as_volume(mask.astype(np.float32))

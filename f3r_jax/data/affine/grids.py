@@ -38,14 +38,18 @@ def reduce(image: Image, mask: Mask | None, *, spacing: float) -> ReducedScan:
     """Averages a scan over blocks of whole voxels, at most `spacing` mm wide; raises a UserError for an empty mask."""
     if mask is not None and not mask.any():
         raise UserError(f"{image.path}: its mask is empty; expected values above 0 at the voxels to compare")
-    seen = np.ones(image.shape, np.float32) if mask is None else mask.astype(np.float32)
     block = np.clip(np.floor(spacing / image.spacing + 1e-6), 1, image.shape).astype(int)
     affine = image.affine @ np.diag([*block, 1.0])
     affine[:3, 3] += image.affine[:3, :3] @ ((block - 1) / 2)
     whole = tuple(slice(size // n * n) for size, n in zip(image.shape, block, strict=True))
     parts = np.stack([np.array(image.shape) // block, block], axis=1).ravel()
-    means = (data[whole].reshape(parts).mean(axis=(1, 3, 5), dtype=np.float32) for data in (image.data, seen))
-    return ReducedScan(*(Image(data, affine, image.path) for data in means))
+
+    def means(data: np.ndarray) -> np.ndarray:
+        return data[whole].reshape(parts).mean(axis=(1, 3, 5), dtype=np.float32)
+
+    reduced = means(image.data)
+    seen = np.ones_like(reduced) if mask is None else means(mask)
+    return ReducedScan(*(Image(data, affine, image.path) for data in (reduced, seen)))
 
 
 def frame_of(fixed: Image) -> Frame:
@@ -115,7 +119,7 @@ def _smoothed(image: Image, spacing: float) -> Float32[np.ndarray, "x y z"]:
     This avoids aliasing. It also hides the blur of interpolation, which vanishes where the voxels of both scans
     coincide and would attract the fit there. Without it, copies of 5 mm ended with an error of 1.2 mm.
     """
-    return ndimage.gaussian_filter(image.data, spacing / image.spacing / resample.FWHM, mode="nearest")
+    return resample.smoothed(image.data, spacing / image.spacing / resample.FWHM)
 
 
 def _corners(image: Image) -> Float64[np.ndarray, "8 3"]:

@@ -26,7 +26,8 @@ from jax import Array, lax
 from jaxtyping import Float, Integer
 
 from f3r_jax.ops.mind import mind
-from f3r_jax.ops.shapes import Scalar
+from f3r_jax.ops.shapes import Displacement, Scalar
+from f3r_jax.ops.warp import warp, warp_slopes
 
 Parameters = Float[Array, "12"]
 
@@ -65,23 +66,99 @@ def similarity(
     theta: Parameters, views: Views, stiffness: Scalar | float, *, preset: str
 ) -> tuple[Scalar, tuple[Scalar, Scalar]]:
     """s; then s without the strain penalty, and its value if the volumes matched everywhere inside both masks."""
-    matrix = (views.to_moving @ affine_map(theta, views.radius) @ views.to_local)[:3]
+    matrix = _matrix(theta, views)
     shape = views.weights.shape
     index = jnp.moveaxis(jnp.indices(shape, jnp.float32), 0, -1).reshape(-1, 3)
     sampled = sample(views.moving, index @ matrix[:, :3].T + matrix[:, 3])
     m = mind(sampled[:, 0].reshape(1, *shape, 1), preset=preset)[0]
     weights = views.weights * sampled[:, 1].reshape(shape)
     match = jnp.sum(weights * (views.unrelated - jnp.mean((views.fixed - m) ** 2, axis=-1)))
-    strain = theta[6:] / views.radius
-    return match - stiffness * jnp.sum(strain**2), (match, views.unrelated * jnp.sum(weights))
+    return match - _penalty(theta, views, stiffness), (match, views.unrelated * jnp.sum(weights))
 
 
-@partial(jax.jit, static_argnames="preset")
 def similarity_and_gradient(
     theta: Parameters, views: Views, stiffness: Scalar | float, *, preset: str
 ) -> tuple[tuple[Scalar, tuple[Scalar, Scalar]], Parameters]:
-    """The result of `similarity`, and the gradient of s."""
-    return jax.value_and_grad(partial(similarity, preset=preset), has_aux=True)(theta, views, stiffness)
+    """The result of `similarity`, and the gradient of s.
+
+    The steps are compiled one by one. In one function, XLA on a CPU computes parts of the samples and descriptors once
+    per channel: at 64 x 64 x 56 voxels it took 175 ms, the steps take 50 ms.
+    """
+    displacement = _displacement(theta, views)
+    sampled = warp(views.moving[None], displacement)
+    image = sampled[..., :1]
+    values, g_descriptors, g_mask = _compared(mind(image, preset=preset), sampled[..., 1], views)
+    g_image = _pulled_back(image, g_descriptors, preset=preset)
+    penalty, gradient = _gradient(theta, views, stiffness, _slopes(views.moving, displacement), g_image, g_mask)
+    return (values[0] - penalty, values), gradient
+
+
+def _matrix(theta: Parameters, views: Views) -> Float[Array, "3 4"]:
+    """The matrix from voxels of the fixed grid to voxels of the moving volume."""
+    return (views.to_moving @ affine_map(theta, views.radius) @ views.to_local)[:3]
+
+
+def _penalty(theta: Parameters, views: Views, stiffness: Scalar | float) -> Scalar:
+    return stiffness * jnp.sum((theta[6:] / views.radius) ** 2)
+
+
+@jax.jit
+def _displacement(theta: Parameters, views: Views) -> Displacement:
+    """Where voxels of the fixed grid go in the moving volume, less their index."""
+    index = jnp.meshgrid(*(jnp.arange(n, dtype=jnp.float32) for n in views.weights.shape), indexing="ij")
+    rows = [
+        sum(row[k] * index[k] for k in range(3)) + row[3] - own
+        for row, own in zip(_matrix(theta, views), index, strict=True)
+    ]
+    return jnp.stack(rows, axis=-1)[None]
+
+
+@jax.jit
+def _slopes(moving: Float[Array, "_x _y _z 2"], displacement: Displacement) -> list[Displacement]:
+    return warp_slopes(moving[None], displacement)
+
+
+@jax.jit
+def _compared(
+    m: Float[Array, "1 x y z k"], mask: Float[Array, "1 x y z"], views: Views
+) -> tuple[tuple[Scalar, Scalar], Float[Array, "1 x y z k"], Float[Array, "1 x y z"]]:
+    """The values of `similarity` without the penalty, and the gradient of the first by its two inputs."""
+    difference = views.fixed - m[0]
+    gain = views.unrelated - jnp.mean(difference**2, axis=-1)
+    weights = views.weights * mask[0]
+    values = jnp.sum(weights * gain), views.unrelated * jnp.sum(weights)
+    g_descriptors = (2 / difference.shape[-1]) * weights[..., None] * difference
+    return values, g_descriptors[None], (views.weights * gain)[None]
+
+
+@partial(jax.jit, static_argnames="preset")
+def _pulled_back(
+    image: Float[Array, "1 x y z 1"], g_descriptors: Float[Array, "1 x y z k"], *, preset: str
+) -> Float[Array, "1 x y z 1"]:
+    """The gradient by the image from that by its descriptors."""
+    return jax.vjp(partial(mind, preset=preset), image)[1](g_descriptors)[0]
+
+
+@jax.jit
+def _gradient(
+    theta: Parameters,
+    views: Views,
+    stiffness: Scalar | float,
+    slopes: list[Displacement],
+    g_image: Float[Array, "1 x y z 1"],
+    g_mask: Float[Array, "1 x y z"],
+) -> tuple[Scalar, Parameters]:
+    """The penalty of strain, and the gradient of s by the parameters."""
+    g_position = (slopes[0] * g_image + slopes[1] * g_mask[..., None])[0]
+    index = [jnp.arange(n, dtype=jnp.float32) for n in views.weights.shape]
+    x, y, z = (
+        jnp.tensordot(jnp.sum(g_position, axis=others), i, ((0,), (0,)))
+        for others, i in zip(((1, 2), (0, 2), (0, 1)), index, strict=True)
+    )
+    g_matrix = jnp.stack([x, y, z, jnp.sum(g_position, axis=(0, 1, 2))], axis=-1)
+    (through_matrix,) = jax.vjp(lambda t: _matrix(t, views), theta)[1](g_matrix)
+    penalty, through_penalty = jax.value_and_grad(_penalty)(theta, views, stiffness)
+    return penalty, through_matrix - through_penalty
 
 
 @jax.jit

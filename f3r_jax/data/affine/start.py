@@ -27,12 +27,12 @@ from f3r_jax.data.affine import coarse
 from f3r_jax.data.affine.coarse import CoarseScan
 from f3r_jax.data.affine.placement import compared, optimise
 from f3r_jax.data.affine.search import Placement, centre, matrix_of, search
-from f3r_jax.data.nifti import Grid
 from f3r_jax.data.transforms import Transform
 from f3r_jax.ops.instance_optimisation import NONE, Level, Refinement, refine
 from f3r_jax.ops.restraints import Restraints
 from f3r_jax.ops.shapes import Displacement, as_volume
 from f3r_jax.ops.sources import Source
+from f3r_jax.ops.threads import in_threads
 from f3r_jax.ops.warp import warp
 
 MARGIN = 4  # voxels around the fixed grid, from where the moving scan can be pulled in
@@ -108,21 +108,23 @@ def find_start(fixed: CoarseScan, moving: CoarseScan, *, headers: bool) -> Start
     Raises:
       UserError: no placement shows half of a body in the other scan, and the headers give none.
     """
-    places = search(fixed, moving)
-    pair = compared(fixed, moving)
-    ends = [(False, optimise(place, pair)) for place in places]
+    begins = [(False, place) for place in search(fixed, moving)]
     if headers:
-        identity = Placement(centre(fixed.grid) - centre(moving.grid), np.zeros(3), 0.0)
-        ends.append((True, optimise(identity, pair)))
-    if not ends:
+        begins.append((True, Placement(centre(fixed.grid) - centre(moving.grid), np.zeros(3), 0.0)))
+    if not begins:
         raise UserError(
             f"{moving.grid.path}: no position shows half of the body of {fixed.grid.path}; expected scans of the same "
             "part of the body: give a matrix file with --affine"
         )
-    wide = coarse.widened(fixed, MARGIN, MULTIPLE)
-    return chosen(
-        [_deformed(place, from_headers, fixed.grid, wide, moving) for from_headers, place in ends], wide, moving
-    )
+    pair, wide = compared(fixed, moving), coarse.widened(fixed, MARGIN, MULTIPLE)
+
+    def candidate(begin: tuple[bool, Placement]) -> Candidate:
+        from_headers, place = begin
+        end = optimise(place, pair)
+        matrix = matrix_of(end, fixed.grid, moving.grid)
+        return deformed(matrix, wide, moving, cost=end.cost, from_headers=from_headers)
+
+    return chosen(in_threads(candidate, begins), wide, moving)
 
 
 def chosen(candidates: Sequence[Candidate], fixed: CoarseScan, moving: CoarseScan) -> Start:
@@ -157,11 +159,6 @@ def mutual_information(fixed: CoarseScan, moved: CoarseScan) -> float:
 def _entropy(probabilities: np.ndarray) -> float:
     known = probabilities[probabilities > 0]
     return float(-np.sum(known * np.log(known)))
-
-
-def _deformed(place: Placement, from_headers: bool, grid: Grid, fixed: CoarseScan, moving: CoarseScan) -> Candidate:
-    """Deforms the moving scan from a placement; `fixed` is the fixed scan on the wider grid."""
-    return deformed(matrix_of(place, grid, moving.grid), fixed, moving, cost=place.cost, from_headers=from_headers)
 
 
 def deformed(
