@@ -17,6 +17,7 @@ from typing import Any
 import nibabel
 import numpy as np
 from jaxtyping import Float32
+from nibabel.openers import ImageOpener
 from numpy.typing import DTypeLike
 
 from f3r_jax.common.errors import UserError
@@ -25,12 +26,13 @@ from f3r_jax.data import mgh
 from f3r_jax.data import stored as reading
 from f3r_jax.data.grids import GRID_TOLERANCE, Affine, Grid, Image, canonical_grid, check_same_grid, sizes
 from f3r_jax.data.nifti_geometry import Geometry, PathLike, geometry
-from f3r_jax.data.nifti_images import to_memory
+from f3r_jax.data.nifti_images import series_header, to_memory
 from f3r_jax.data.stored import StoredVolume
 
 __all__ = ["GRID_TOLERANCE", "Affine", "Grid", "Image", "PathLike", "check_same_grid"]  # also used as names of `nifti`
 
 LPS = np.array([-1, -1, 1], np.float32)  # RAS to LPS: ITK's axes point to the patient's left, posterior, superior
+PLANES = 16  # of a field, written at a time
 VECTOR = 1007  # NIfTI's intent code of ITK's fields; ITK reads 1006 as a field in RAS
 MOST_COMPRESSED = 1100  # gzip shrinks data to a 1032nd at best
 GZIP = b"\x1f\x8b"
@@ -112,9 +114,12 @@ def write(path: PathLike, data: np.ndarray, affine: np.ndarray, *, intent: str =
 
 def write_field(path: PathLike, field: Float32[np.ndarray, "x y z 3"], affine: np.ndarray) -> None:
     """Writes displacements in mm, RAS+, in ITK's and ANTs' format: (x y z 1 3), mm in LPS, intent vector."""
-    vectors = np.empty(field.shape, np.float32, order="F")  # the file's order, which needs no copy when written
-    np.multiply(field, LPS, out=vectors)
-    write(path, vectors[:, :, :, None], affine, intent="vector")
+    header = series_header((*field.shape[:3], 1, 3), np.dtype(np.float32), affine)
+    with replacing(Path(path)) as temporary, ImageOpener(str(temporary), "wb") as file:
+        file.write(header)
+        for component, sign in enumerate(LPS):  # the slowest axis of the file; a copy of the whole may not fit
+            for z in range(0, field.shape[2], PLANES):
+                file.write((sign * field[:, :, z : z + PLANES, component]).tobytes(order="F"))
 
 
 def read_field(path: PathLike) -> tuple[Float32[np.ndarray, "x y z 3"], Grid]:

@@ -73,10 +73,12 @@ def deformation_on(transform: Transform, grid: Grid) -> WorldField:
     return field_on(dataclasses.replace(transform, matrix=np.eye(4)), grid)
 
 
-def followed_by(deformation: WorldField, matrix: Float64[np.ndarray, "4 4"], grid: Grid) -> WorldField:
-    """The field of the whole transform, M (x + d(x)) - x, at each voxel x of `grid`, from a deformation d on it."""
+def followed_by(
+    deformation: WorldField, matrix: Float64[np.ndarray, "4 4"], grid: Grid, *, in_place: bool = False
+) -> WorldField:
+    """The field M (x + d(x)) - x at each voxel x of `grid`, from a deformation d on it, or in its place."""
     linear, rest = matrix[:3, :3].astype(np.float32), (matrix - np.eye(4)) @ grid.affine
-    field = np.empty((3, *grid.shape), np.float32)
+    field = np.moveaxis(deformation, -1, 0) if in_place else np.empty((3, *grid.shape), np.float32)
 
     def fill(slab: slice) -> None:
         field[:, slab] = _turned(linear, np.moveaxis(deformation[slab], -1, 0)) + _affine(rest, grid.shape, slab)

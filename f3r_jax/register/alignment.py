@@ -57,13 +57,14 @@ def align(
       moving: the moving scan.
       coarse: their coarse copies.
       how: one of `AFFINE_STEPS`, or the path of a matrix file.
-      both: whether the fit from the initial matrix is wanted in addition to a searched position.
+      both: whether a second alignment is wanted in addition to a searched position, from which instance optimisation
+        continues without the coarse deformation.
       guidance: labels or landmarks that drive give the position, and nothing is searched.
 
     Returns:
-      One alignment. Where the position had to be searched, `both` is set, and a fit from the initial matrix succeeds
-      too: the searched alignment and the fitted one. The second value is the search, also where it confirms the
-      headers; None where there was none.
+      One alignment. Where the position had to be searched and `both` is set, two: the searched one, and its matrix
+      alone, or the fit from the headers' frame if they share one. The second value is the search, also where it
+      confirms the headers; None where there was none.
 
     Raises:
       UserError: scans that do not overlap, or a file that is not a matrix.
@@ -85,6 +86,8 @@ def align(
     found = _searched(search, initial, related=related)
     if found and not both:
         return found, search
+    if found and not related:
+        return [*found, dataclasses.replace(found[0], start=None)], search
     masks = {"fixed_mask": mask_of(fixed), "moving_mask": mask_of(moving)}
     try:
         end = fit(fixed.normalised, moving.normalised, initial=initial, degrees=how, related=related, **masks)

@@ -20,7 +20,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from f3r_jax.register.uncertainty import Uncertainty
 
 SUMMARY, LEARN2REG, JACOBIAN = "summary.json", "learn2reg_displacement.nii.gz", "jacobian.nii.gz"
 UNCERTAINTY = "uncertainty.nii.gz"
+LARGE = 2**24  # voxels: the field replaces the deformation in memory, which waits until it is written
 FIGURES = ("overlay.png", "checkerboard.png", "deformation.png", "uncertainty.png")
 FILES = (
     "warped.nii.gz",
@@ -146,7 +147,7 @@ def _write_volumes(
     formats: Sequence[str],
     *,
     learn2reg: bool,
-    save: Callable[..., None],
+    save: Callable[..., Future[None]],
 ) -> LabelMap | None:
     """Writes the matrix and all volumes on the fixed scan's grid; returns the warped labels or None."""
     grid = fixed.stored
@@ -155,10 +156,14 @@ def _write_volumes(
         nifti.write(folder / LEARN2REG, transforms.learn2reg_field(transform, grid), grid.affine)
     itk_affine.write_matrix(folder / "affine.txt", transform.matrix)
     deformation = transforms.deformation_on(transform, grid)
-    save(nifti.write_field, folder / "deformation.nii.gz", deformation, grid.affine)
+    saved = [
+        save(nifti.write_field, folder / "deformation.nii.gz", deformation, grid.affine),
+        save(exports.write_transform, folder, formats, deformation, transform.matrix, grid),
+    ]
     save(nifti.write, folder / JACOBIAN, jacobian_on(transform, grid), grid.affine)
-    save(exports.write_transform, folder, formats, deformation, transform.matrix, grid)
-    field = transforms.followed_by(deformation, transform.matrix, grid)
+    if large := math.prod(grid.shape) > LARGE:
+        wait(saved)
+    field = transforms.followed_by(deformation, transform.matrix, grid, in_place=large)
     save(nifti.write_field, folder / "displacement.nii.gz", field, grid.affine)
     warped = transforms.warp_image(moving.image, field, grid, outside=float(moving.image.data.min()))
     save(nifti.write, folder / "warped.nii.gz", warped, grid.affine)
@@ -172,14 +177,19 @@ def _write_volumes(
 
 
 @contextmanager
-def background_writes() -> Iterator[Callable[..., None]]:
+def background_writes() -> Iterator[Callable[..., Future[None]]]:
     """Yields `save(function, *args)`, which runs slow file writes in background threads.
 
     All writes are finished when the block ends.
     """
     with ThreadPoolExecutor(2) as threads:  # one draws, one compresses
         jobs: list[Future[None]] = []
-        yield lambda function, *args: jobs.append(threads.submit(on_same_device(function), *args))
+
+        def save(function: Callable[..., None], *args: object) -> Future[None]:
+            jobs.append(threads.submit(on_same_device(function), *args))
+            return jobs[-1]
+
+        yield save
         for job in jobs:
             job.result()
 
