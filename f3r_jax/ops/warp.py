@@ -33,7 +33,7 @@ def warp(moving: WholeVolume, displacement: Displacement, *, padding: str = "edg
     return _sample(jnp.pad(moving, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0))), displacement, 1)
 
 
-def warp_slopes(moving: Volume, displacement: Displacement) -> list[Displacement]:
+def warp_slopes(moving: WholeVolume, displacement: Displacement) -> list[Displacement]:
     """Derivatives of `warp` (edge padding) with respect to the displacement, one array per channel of `moving`.
 
     A single array would take four times as long on a CPU, because of the copies.

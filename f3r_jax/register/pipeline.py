@@ -35,8 +35,8 @@ from f3r_jax.workdir import trained_network
 from f3r_jax.workdir.trained_network import Network
 
 # Of two alignments, the one with the coarse deformation is kept where its coarse mismatch at the end is lower by this
-# fraction. On five of six phantom pairs the mean Dice is 0.4 to 3 higher without it, at a similar mismatch. On the sixth
-# it is 54 lower, at a mismatch that is higher by a half.
+# fraction. On five of six phantom pairs the mean Dice is 0.4 to 3 higher without it, at a similar mismatch. On the
+# sixth it is 54 lower, at a mismatch that is higher by a half.
 CLEARLY = 0.1
 
 

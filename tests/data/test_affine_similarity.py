@@ -1,3 +1,6 @@
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -69,6 +72,15 @@ def test_the_gradient_equals_finite_differences():
     step = 4e-3  # mm; a few points cross a face of a voxel on the way, where the slope jumps
     expected = [(value(THETA + step * row) - value(THETA - step * row)) / (2 * step) for row in np.eye(12, dtype="f")]
     np.testing.assert_allclose(gradient, expected, atol=0.03 * np.abs(expected).max())
+
+
+def test_value_and_gradient_by_steps_equal_those_of_autodiff():
+    views, theta = _views(), jnp.asarray(THETA)
+    values, gradient = similarity.similarity_and_gradient(theta, views, 2.0, preset="mind_ssc_near")
+    whole = jax.value_and_grad(partial(similarity.similarity, preset="mind_ssc_near"), has_aux=True)
+    (expected, parts), slope = whole(theta, views, 2.0)
+    np.testing.assert_allclose([values[0], *values[1]], [expected, *parts], rtol=1e-5)
+    np.testing.assert_allclose(gradient, slope, atol=1e-4 * np.abs(slope).max())
 
 
 def test_shift_scores_equal_a_naive_loop():

@@ -101,6 +101,9 @@ def test_field_and_points_agree_with_a_loop(transform, name):
         np.testing.assert_allclose(total[index], naive(transform, x, transform.matrix) - x, atol=1e-4)
         np.testing.assert_allclose(deformation[index], naive(transform, x, np.eye(4)) - x, atol=1e-4)
     np.testing.assert_allclose(transforms.followed_by(deformation, transform.matrix, grid), total, atol=1e-4)
+    replaced = transforms.followed_by(deformation, transform.matrix, grid, in_place=True)
+    assert replaced.base is deformation.base or np.shares_memory(replaced, deformation)
+    np.testing.assert_allclose(deformation, total, atol=1e-4)
     corners = np.array([points[index] for index in chosen])
     expected = [naive(transform, x, transform.matrix) for x in corners]
     np.testing.assert_allclose(transforms.to_moving(transform, corners), expected, atol=1e-5)
