@@ -14,6 +14,7 @@ from scipy import fft, ndimage
 from f3r_jax.common.arrays import Matrix
 from f3r_jax.data.affine.coarse import PENALTY, SPACING, CoarseScan, descriptors
 from f3r_jax.data.nifti import Grid
+from f3r_jax.ops.threads import in_threads
 
 STEP = 0.12  # of the logarithm of a scale
 PENALTY_OF_SCALE = 0.02  # per square of a logarithm, summed over the axes
@@ -21,7 +22,6 @@ LEAST_COVER = 0.5  # of the smaller body must be in the other scan's field of vi
 APART = 3  # minimum distance, in voxels, of two placements of one scale
 DIFFERENT = 20.0  # mm, minimum distance of two placements along some axis
 COUNT = 8
-WORKERS = 2
 
 
 class Placement(NamedTuple):
@@ -46,23 +46,23 @@ def matrix_of(place: Placement, fixed: Grid, moving: Grid) -> Matrix:
 
 def search(fixed: CoarseScan, moving: CoarseScan) -> list[Placement]:
     """The best placements, `DIFFERENT` mm apart, best first; empty if no placement covers enough of a body."""
-    found: list[Placement] = []
-    for across, along in itertools.product((-STEP, 0.0, STEP), repeat=2):
-        found += _at_scale(fixed, moving, np.array([across, across, along]))
+    scales = [np.array([across, across, along]) for across, along in itertools.product((-STEP, 0.0, STEP), repeat=2)]
+    described = (fixed.descriptors, fixed.body, fixed.seen)
+    found = in_threads(lambda log_scales: _at_scale(described, moving, log_scales), scales)
     kept: list[Placement] = []
-    for place in sorted(found, key=lambda each: each.cost):
+    for place in sorted(itertools.chain(*found), key=lambda each: each.cost):
         if len(kept) < COUNT and all(np.abs(place.shift - other.shift).max() > DIFFERENT for other in kept):
             kept.append(place)
     return kept
 
 
-def _at_scale(fixed: CoarseScan, moving: CoarseScan, log_scales: np.ndarray) -> list[Placement]:
-    """The best shifts at one scale."""
+def _at_scale(fixed: tuple[np.ndarray, ...], moving: CoarseScan, log_scales: np.ndarray) -> list[Placement]:
+    """The best shifts at one scale; `fixed` is as in `mismatches`."""
     scales = np.exp(log_scales)
     scaled, body, seen = (_scaled(volume, scales) for volume in (moving.intensities, moving.body, moving.seen))
     body, seen = (body > 0.5) & (seen > 0.5), seen > 0.5
-    costs = mismatches((fixed.descriptors, fixed.body, fixed.seen), (descriptors(scaled), body, seen))
-    size, size_there = np.array(fixed.body.shape), np.array(body.shape)
+    costs = mismatches(fixed, (descriptors(scaled), body, seen))
+    size, size_there = np.array(fixed[1].shape), np.array(body.shape)
     found = []
     for at in _lowest(costs, COUNT):
         shift = np.where(at >= size_there, at - np.array(costs.shape), at)  # moving voxel minus fixed voxel
@@ -81,10 +81,10 @@ def mismatches(fixed: tuple[np.ndarray, ...], moving: tuple[np.ndarray, ...]) ->
     shape = [fft.next_fast_len(a + b) for a, b in zip(body.shape, body_there.shape, strict=True)]
 
     def spectrum(values: np.ndarray) -> np.ndarray:
-        return fft.rfftn(values.astype(np.float32), shape, workers=WORKERS)
+        return fft.rfftn(values.astype(np.float32), shape)
 
     def correlation(product: np.ndarray) -> np.ndarray:
-        return fft.irfftn(product, shape, workers=WORKERS)
+        return fft.irfftn(product, shape)
 
     conjugate, there = np.conj(spectrum(body)), spectrum(body_there)
     squares = np.conj(spectrum(body * np.mean(f**2, axis=-1))) * there
