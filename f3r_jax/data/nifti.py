@@ -10,6 +10,8 @@ axes of the file, such as "RAS". Every error of a file is reported as a `UserErr
 
 import gzip
 import logging
+import zlib
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,6 @@ from typing import Any
 import nibabel
 import numpy as np
 from jaxtyping import Float32
-from nibabel.openers import ImageOpener
 from numpy.typing import DTypeLike
 
 from f3r_jax.common.errors import UserError
@@ -114,12 +115,21 @@ def write(path: PathLike, data: np.ndarray, affine: np.ndarray, *, intent: str =
 
 def write_field(path: PathLike, field: Float32[np.ndarray, "x y z 3"], affine: np.ndarray) -> None:
     """Writes displacements in mm, RAS+, in ITK's and ANTs' format: (x y z 1 3), mm in LPS, intent vector."""
-    header = series_header((*field.shape[:3], 1, 3), np.dtype(np.float32), affine)
-    with replacing(Path(path)) as temporary, ImageOpener(str(temporary), "wb") as file:
-        file.write(header)
-        for component, sign in enumerate(LPS):  # the slowest axis of the file; a copy of the whole may not fit
-            for z in range(0, field.shape[2], PLANES):
-                file.write((sign * field[:, :, z : z + PLANES, component]).tobytes(order="F"))
+    with replacing(Path(path)) as temporary, open(temporary, "wb") as file:
+        compressed = temporary.name.endswith(".gz")
+        # Numbers hardly repeat: without the search for repetitions gzip writes 126 instead of 48 MB/s, 2 % more bytes.
+        gzip_format = zlib.compressobj(1, zlib.DEFLATED, 31, strategy=zlib.Z_HUFFMAN_ONLY)
+        for part in _parts(field, affine):
+            file.write(gzip_format.compress(part) if compressed else part)
+        file.write(gzip_format.flush() if compressed else b"")
+
+
+def _parts(field: np.ndarray, affine: np.ndarray) -> Iterator[bytes]:
+    """The bytes of a field's file, in parts, as a copy of the whole may not fit into memory."""
+    yield series_header((*field.shape[:3], 1, 3), np.dtype(np.float32), affine)
+    for component, sign in enumerate(LPS):  # the slowest axis of the file
+        for z in range(0, field.shape[2], PLANES):
+            yield (sign * field[:, :, z : z + PLANES, component]).tobytes(order="F")
 
 
 def read_field(path: PathLike) -> tuple[Float32[np.ndarray, "x y z 3"], Grid]:

@@ -59,10 +59,20 @@ def organ_scores(
     """Scores of each organ, {name: {"dice", "asd_mm", "hd95_mm"}}; an organ is the union of its label values."""
     scores = {}
     for name, values in organs.items():
-        fixed, warped = np.isin(fixed_labels, values), np.isin(warped_labels, values)
+        fixed, warped = _cut(np.isin(fixed_labels, values), np.isin(warped_labels, values))
         distances = surface_distances(fixed, warped, spacing)
         scores[name] = {"dice": dice(fixed, warped), "asd_mm": _average(distances), "hd95_mm": _hd95(distances)}
     return scores
+
+
+def _cut(a: Mask, b: Mask) -> tuple[np.ndarray, np.ndarray]:
+    """Both masks in the smallest box that contains both, with the voxels around it that there are."""
+    box = []
+    for axis in range(3):
+        others = tuple(other for other in range(3) if other != axis)
+        found = np.flatnonzero(a.any(axis=others) | b.any(axis=others))
+        box.append(slice(max(found[0] - 1, 0), found[-1] + 2) if len(found) else slice(0, 1))
+    return a[tuple(box)], b[tuple(box)]
 
 
 def jacobian_determinant(displacement: VoxelField) -> Float[np.ndarray, "x y z"]:

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import ndimage
 
 from f3r_jax.data import nifti, resample
 from f3r_jax.evaluate import metrics
@@ -377,3 +378,21 @@ def test_summary_of_cases():
         assert summary.count == 0
         assert math.isnan(summary.mean)
         assert math.isnan(summary.std)
+
+
+def test_scores_do_not_depend_on_empty_space_around_the_organs():
+    rng = np.random.default_rng(0)
+    fixed, warped = (ndimage.gaussian_filter(rng.normal(size=(16, 14, 12)), 2) > 0.05 for _ in range(2))
+    assert fixed[0].any() and fixed[-1].any()  # it touches the border
+    organs, spacing = {"one": (1,), "missing": (5,)}, (1.0, 1.5, 2.0)
+    tight = metrics.organ_scores(fixed.astype(np.uint8), warped.astype(np.uint8), organs=organs, spacing=spacing)
+    expected = metrics.surface_distances(fixed, warped, spacing)
+    assert tight["one"]["asd_mm"] == pytest.approx(np.concatenate(expected).mean())
+    inner = np.zeros((2, 16, 14, 12), bool)
+    inner[:, 3:-3, 3:-3, 3:-3] = np.stack([fixed, warped])[:, 3:-3, 3:-3, 3:-3]
+    whole, wide = (
+        metrics.organ_scores(*np.pad(inner, ((0, 0), *((n, n),) * 3)).astype(np.uint8), organs=organs, spacing=spacing)
+        for n in (0, 9)
+    )
+    assert whole["one"] == pytest.approx(wide["one"])
+    assert np.isnan(wide["missing"]["dice"])
