@@ -27,7 +27,7 @@ def total() -> int | None:
 
 
 def free() -> int | None:
-    """The memory that is available to programs in bytes; None if the system does not report it."""
+    """The memory in bytes that is not in use; None if the system does not report it."""
     limit = total()
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()

@@ -144,10 +144,14 @@ def _search(coarse: tuple[CoarseScan, CoarseScan], *, related: bool) -> Start | 
 
 
 def _searched(search: Start | None, initial: Matrix, *, related: bool) -> list[Alignment]:
-    """The alignment by a search; none without one, or if it confirms the headers."""
-    if search is None or (related and distance(search) < CONFIRMED):
+    """The alignment by a search; none without one, or if it confirms the headers of scans that are alike."""
+    if search is None:
         return []
     why = "the headers' frame matches worse" if related else "the headers share no frame"
+    if related and distance(search) < CONFIRMED:
+        if search.candidates[0].mismatch_deformed <= ALIKE:
+            return []
+        why = "the scans differ much in their headers' frame"
     line = f"affine step: searched for the position, as {why}"
     return [Alignment(search.transform.matrix, initial, search, line)]
 

@@ -14,7 +14,7 @@ COARSEST = 3.0  # mm, lower limit after a start that was searched: fine descript
 SCAN_BYTES = 12  # per voxel of a scan: as read, scaled to [0, 1], and one copy
 LEAST_VOXELS = 2**19  # of a working grid, whatever the memory
 STEP = 0.05  # mm, in which the spacing grows
-LARGE = 2**23  # voxels: on larger grids the memory peaks of all stages could add up to 16 GB
+LARGE = 2**21  # voxels: on larger grids the memory peaks of all stages could add up
 
 
 def default_spacing(fixed: Scan, moving: Scan) -> float:

@@ -6,6 +6,7 @@ import pytest
 import affine_scans
 from f3r_jax.data import resample
 from f3r_jax.data.transforms import Transform
+from f3r_jax.register import alignment
 from f3r_jax.register.alignment import CONFIRMED, align, coarse_copies, distance
 from f3r_jax.register.pipeline import mismatch_of
 from f3r_jax.register.scans import Scan
@@ -30,6 +31,27 @@ def test_a_frame_that_the_search_confirms_is_kept():
     assert len(found) == 1 and found[0].start is None
     assert search is not None and distance(search) < CONFIRMED
     np.testing.assert_allclose(found[0].matrix[:3, 3], (10, -6, 8), atol=3)
+
+
+def test_a_confirmed_frame_of_scans_that_differ_much_is_tried_both_ways(monkeypatch):
+    """Two people's scans in one frame: a mean Dice of 47 without the coarse deformation, and 68 with it."""
+    pair = scan(), scan((10.0, -6.0, 8.0), affine_scans.negative)
+    mismatch = aligned(*pair, "affine")[1].candidates[0].mismatch_deformed
+    monkeypatch.setattr(alignment, "ALIKE", mismatch / 2)
+    (searched, fitted), search = aligned(*pair, "affine")
+    assert searched.start is search and fitted.start is None and distance(search) < CONFIRMED
+    assert "differ much" in searched.line
+    np.testing.assert_allclose(fitted.matrix[:3, 3], (10, -6, 8), atol=3)
+
+
+@pytest.mark.parametrize(("part", "count"), [(2.0, 2), (0.5, 1)])
+def test_scans_in_unrelated_frames_go_on_from_the_matrix_too_if_they_are_alike(monkeypatch, part, count):
+    pair = scan(), scan((900.0, 0.0, 0.0), affine_scans.negative)
+    mismatch = aligned(*pair, "affine")[1].candidates[0].mismatch_deformed
+    monkeypatch.setattr(alignment, "ALIKE", mismatch * part)
+    found, search = aligned(*pair, "affine")
+    assert [each.start for each in found] == [search, None][:count]
+    assert all(np.array_equal(each.matrix, search.transform.matrix) for each in found)
 
 
 def test_headers_that_overlap_by_accident_are_not_trusted():
