@@ -126,7 +126,9 @@ def test_a_package_itself_holds_only_its_description(path):
         assert [ast.unparse(node).split(" ")[0] for node in body] == []
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *sorted((ROOT / "launch").rglob("*.py"))], ids=name_of)
+@pytest.mark.parametrize(
+    "path", [*SOURCES, *sorted((ROOT / "launch").rglob("*.py")), *sorted((ROOT / "docs").rglob("*.py"))], ids=name_of
+)
 def test_a_file_is_read_at_one_sitting(path):
     assert name_of(path) in LONG or len(path.read_text().splitlines()) <= MOST_LINES
 
@@ -155,7 +157,9 @@ def test_flags_are_defined_in_entry_points_alone(path):
 
 def published():
     """What a reader of the project opens: sources, configs, scripts and the files beside them."""
-    folders = [path for folder in ("f3r_jax", "configs", "launch", ".ci") for path in (ROOT / folder).rglob("*")]
+    folders = [
+        path for folder in ("f3r_jax", "configs", "launch", "docs/mkdocs", ".ci") for path in (ROOT / folder).rglob("*")
+    ]
     beside = [ROOT / name for name in ("README.md", "Makefile", "pyproject.toml", ".gitignore")]
     return [path for path in folders + beside if path.is_file() and path.suffix != ".pyc"]
 
