@@ -62,7 +62,7 @@ def test_the_python_interface_has_its_docstrings(site):
         "progress",
         "map_points",
         "overwrite",
-        "one-line",
+        "UserError",
         "mind_l1",
     ):
         assert part in text, part

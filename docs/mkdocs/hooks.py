@@ -44,6 +44,15 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     return HELP.sub(lambda found: texts[found[1]], markdown)
 
 
+def on_page_content(content: str, **_: Any) -> str:
+    """Keeps browsers from breaking a flag in the text after its dashes."""
+
+    def keep(code: re.Match) -> str:
+        return re.sub(r"--[\w.\[\]]+", r'<span class="flag">\g<0></span>', code[0])
+
+    return re.sub(r"<code>[^<\n]*</code>", keep, content)
+
+
 def help_of(module: str) -> str:
     """What `python -m MODULE --help` prints, as Markdown: each flag is a term of a definition list."""
     command = [sys.executable, "-m", module, "--help"]
