@@ -25,12 +25,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from f3r_jax.common import cli
-from f3r_jax.common.compilation_cache import keep_compiled_programs
 from f3r_jax.common.errors import UserError
 from f3r_jax.common.files import check_readable
 from f3r_jax.config import check_seed, is_trained
-from f3r_jax.train import devices
-from f3r_jax.train.jobs import train_and_evaluate
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, e.g. configs/mrb.py", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -64,6 +61,10 @@ def main(argv: Sequence[str]) -> int:
     file = Path(spec.partition(":")[0])
     check_readable(file, "a config such as configs/mrb.py")
     check_processes()
+    from f3r_jax.common.compilation_cache import keep_compiled_programs
+    from f3r_jax.train import devices
+    from f3r_jax.train.jobs import train_and_evaluate
+
     keep_compiled_programs()
     config = _CONFIG.value
     check_seed(config)

@@ -22,9 +22,7 @@ from pathlib import Path
 from absl import flags
 
 from f3r_jax.common import cli
-from f3r_jax.common.compilation_cache import keep_compiled_programs
 from f3r_jax.common.errors import UserError
-from f3r_jax.evaluate.evaluation import CHALLENGE, evaluate, folder_of, print_report
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
@@ -38,6 +36,9 @@ def main(argv: Sequence[str]) -> None:
     """Reads the flags, evaluates the run and prints the table."""
     if argv[1:] or _WORKDIR.value is None:
         raise UserError("expected --workdir=FOLDER [--step=N] [--pictures=N] [--refine] [--learn2reg]")
+    from f3r_jax.common.compilation_cache import keep_compiled_programs
+    from f3r_jax.evaluate.evaluation import CHALLENGE, evaluate, folder_of, print_report
+
     keep_compiled_programs()
     workdir = Path(_WORKDIR.value)
     summary = evaluate(

@@ -1,0 +1,69 @@
+"""The work of `python -m f3r_jax.register`, whose flags are in `register/__main__.py`."""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from f3r_jax.common import result_folder
+from f3r_jax.common.compilation_cache import keep_compiled_programs
+from f3r_jax.register import batch, batch_summary, output_files, pair_spec, pipeline, verdict
+from f3r_jax.register.pair_spec import Files, PairSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What does not change a result. `line` is the command line; `strict` makes a failed verdict an exit status."""
+
+    line: str
+    overwrite: bool
+    strict: bool
+
+
+def register_one(pair: PairSpec, output: Path, options: Options) -> int:
+    """Registers one pair and prints its scores; returns the exit status."""
+    keep_compiled_programs()
+    network = pair_spec.network_of(pair.settings)
+    pair_spec.check_pair(pair, network)
+    note = functools.partial(print, flush=True)
+    with result_folder.reserved(output, output_files.FILES, size=pair_spec.least_size(pair)) as completed:
+        summary = None
+        if completed and not options.overwrite:
+            summary = output_files.stored_summary(output, pair_spec.recorded(pair, network))
+            note(f"{output}: the result of a run that was killed was whole; it is in place now")
+        if summary is None:
+            output_files.check_folder(output, overwrite=options.overwrite)
+            summary = pair_spec.register_pair(pair, output, network=network, command=options.line, note=note)
+    print(output_files.table(summary))
+    print(f"result: {output}, report: {output / 'report.html'}")
+    return verdict.exit_status(summary["verdict"]["level"], strict=options.strict)
+
+
+def register_all(
+    source: Path,
+    output: Path,
+    template: Callable[[Files, Files], PairSpec],
+    settings: pipeline.Settings,
+    options: Options,
+    *,
+    unoriented: str | None,
+) -> int:
+    """Registers the pairs of a table; returns 1 if a pair failed, 4 for a strict verdict, else 0."""
+    keep_compiled_programs()
+    network = pair_spec.network_of(settings)
+    rows = batch.register_pairs(
+        source,
+        output,
+        template,
+        network=network,
+        overwrite=options.overwrite,
+        command=options.line,
+        unoriented=unoriented,
+    )
+    print(batch_summary.format_totals(rows))
+    print(f"result: {output}, table: {output / batch_summary.TABLE}", flush=True)
+    failed = [row for row in rows if row.status == "failed"]
+    for row in failed:
+        print(f"failed: {row.name}: {row.reason}", file=sys.stderr)
+    return 1 if failed else max((verdict.exit_status(row.verdict, strict=options.strict) for row in rows), default=0)
