@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
-from f3r_jax.common import cli
+from f3r_jax.common import cli, events
 from f3r_jax.common.errors import UserError
 from f3r_jax.common.files import check_writable, errors_of
 from f3r_jax.register import choices
@@ -40,12 +40,13 @@ _UNORIENTED = flags.DEFINE_string(
     "unoriented", None, "Axes of a file without orientation, such as RAS, or LPS as ITK reads it; else refused."
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing output file.")
+flags.DEFINE_bool("json", False, cli.JSON_HELP)
 USAGE = "expected --transform=FOLDER, one of --image, --labels and --points, and --output=FILE"
 GROUPS = {
     "What to apply": ("transform", "inverse"),
     "What to warp (one of them)": ("image", "labels", "points", "unoriented"),
     "How": ("interpolation", "outside"),
-    "Output": ("output", "reference", "overwrite"),
+    "Output": ("output", "reference", "overwrite", "json"),
 }
 
 
@@ -62,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
         carry_points(path, output)
     else:
         carry_volume(path, output, kind)
-    print(f"written: {output}")
+    events.emit(events.RESULT, f"written: {output}", of="file", file=output)
     return 0
 
 
@@ -111,7 +112,7 @@ def carry_volume(path: str, output: Path, kind: str) -> None:
     chain = transform_files.read_chain(_TRANSFORM.value or (), inverse=_INVERSE.value)
     for file in filter(None, (path, reference)):
         for line in volumes.notes_on(file, unoriented=unoriented):
-            print(f"note: {line}")
+            events.line(f"{events.NOTE}{line}")
     with errors_of(output, "write the output"):
         stored = volumes.open_volume(path, unoriented=unoriented)
         if reference is None:

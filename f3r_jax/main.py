@@ -24,7 +24,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from f3r_jax.common import cli
+from f3r_jax.common import cli, events
 from f3r_jax.common.errors import UserError
 from f3r_jax.common.files import check_readable
 from f3r_jax.config import check_seed, is_trained
@@ -44,9 +44,10 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator: the number of processes.", lower_bound=1)
 _PROCESS = flags.DEFINE_integer("process", None, "With --coordinator: number of this process, from 0.", lower_bound=0)
+flags.DEFINE_bool("json", False, cli.JSON_HELP)
 USAGE = "expected --config=FILE [--workdir=FOLDER] [--lambdas=A,B,...] [--config.KEY=VALUE ...]"
 GROUPS = {
-    "Run": ("config", "workdir", "lambdas"),
+    "Run": ("config", "workdir", "lambdas", "json"),
     "Several processes": ("distributed", "coordinator", "processes", "process"),
 }
 
@@ -81,7 +82,8 @@ def main(argv: Sequence[str]) -> int:
     devices.join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     with contextlib.ExitStack() as stack:
         stack.enter_context(devices.exit_on_failure())
-        if not devices.is_main():  # only process 0 prints
+        if not devices.is_main():  # only process 0 prints; errors of the others are text
+            events.use_json(False)
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         status = run_all()
         is_main = devices.is_main()

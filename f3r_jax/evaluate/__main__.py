@@ -21,7 +21,7 @@ from pathlib import Path
 
 from absl import flags
 
-from f3r_jax.common import cli
+from f3r_jax.common import cli, events
 from f3r_jax.common.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -29,7 +29,8 @@ _STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest b
 _PICTURES = flags.DEFINE_integer("pictures", 3, "Number of cases to draw figures of.", lower_bound=0)
 _REFINE = flags.DEFINE_bool("refine", False, "Optimise each pair further, starting from the network's prediction.")
 _LEARN2REG = flags.DEFINE_bool("learn2reg", False, "Also write Learn2Reg's submission files and scores.")
-GROUPS = {"Run": ("workdir", "step"), "Evaluation": ("refine", "learn2reg", "pictures")}
+flags.DEFINE_bool("json", False, cli.JSON_HELP)
+GROUPS = {"Run": ("workdir", "step"), "Evaluation": ("refine", "learn2reg", "pictures", "json")}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -47,7 +48,9 @@ def main(argv: Sequence[str]) -> None:
     folder = folder_of(workdir, refine=_REFINE.value)
     print_report(summary, folder)
     if _LEARN2REG.value:
-        print(f"submission files and the challenge's scores: {folder / CHALLENGE}")
+        submission = folder / CHALLENGE
+        text = f"submission files and the challenge's scores: {submission}"
+        events.emit(events.RESULT, text, of="submission", folder=submission)
 
 
 def console() -> None:

@@ -112,6 +112,7 @@ _ORGANS = flags.DEFINE_list("organs", None, "Labels to score, such as liver=1,sp
 _CT_WINDOW = flags.DEFINE_list(
     "ct_window", [str(bound) for bound in CT_WINDOW], "CT window: the HU that are scaled to 0 and 1."
 )
+flags.DEFINE_bool("json", False, cli.JSON_HELP)
 GROUPS = {
     "Scans": ("fixed", "moving", "pairs", "demo"),
     "What is known of the scans": (
@@ -126,7 +127,7 @@ GROUPS = {
     "Affine step and working grid": ("affine", "spacing", "ct_window"),
     "Network": ("checkpoint", "step"),
     "Instance optimisation": ("refine", "iterations", "lam", "mind", "diffeomorphic"),
-    "Output": ("output", "overwrite", "organs", "format", "learn2reg", "uncertainty", "strict"),
+    "Output": ("output", "overwrite", "organs", "format", "learn2reg", "uncertainty", "strict", "json"),
 }
 
 

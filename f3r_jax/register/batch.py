@@ -20,7 +20,7 @@ from pathlib import Path
 
 import jax
 
-from f3r_jax.common import provenance, result_folder
+from f3r_jax.common import events, provenance, result_folder
 from f3r_jax.common.errors import UserError, explained
 from f3r_jax.common.progress import Progress
 from f3r_jax.data import preprocess, volumes
@@ -87,6 +87,8 @@ def _register_waiting(
     register = functools.partial(_register, output=output, command=command)
     with Progress("registering", len(tasks), done=len(tasks) - len(waiting)) as progress:
         progress.note(_plan(len(tasks), len(waiting), devices))
+        for row in (row for row in rows.values() if row.status == "done" and events.as_json()):
+            batch_summary.report(row, output / row.name, None, events.emit)
         for line in dict.fromkeys(line for each in waiting.values() for line in pair_spec.notes_on(each)):
             progress.note(f"note: {line}")
         try:
@@ -95,7 +97,8 @@ def _register_waiting(
                 for row in done:
                     rows[row.name] = row
                     batch_summary.write(output, rows.values(), facts)
-                    progress.note(batch_summary.format_row(row))
+                    text = batch_summary.format_row(row)
+                    batch_summary.report(row, output / row.name, text, progress.report)
                     progress.advance()
         except KeyboardInterrupt:
             left = {name: each for name, each in tasks.items() if rows[name].status == "waiting"}

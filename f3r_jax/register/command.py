@@ -1,12 +1,10 @@
 """The work of `python -m f3r_jax.register`, whose flags are in `register/__main__.py`."""
 
 import dataclasses
-import functools
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from f3r_jax.common import result_folder
+from f3r_jax.common import events, result_folder
 from f3r_jax.common.compilation_cache import keep_compiled_programs
 from f3r_jax.register import batch, batch_summary, output_files, pair_spec, pipeline, verdict
 from f3r_jax.register.pair_spec import Files, PairSpec
@@ -26,17 +24,16 @@ def register_one(pair: PairSpec, output: Path, options: Options) -> int:
     keep_compiled_programs()
     network = pair_spec.network_of(pair.settings)
     pair_spec.check_pair(pair, network)
-    note = functools.partial(print, flush=True)
     with result_folder.reserved(output, output_files.FILES, size=pair_spec.least_size(pair)) as completed:
         summary = None
         if completed and not options.overwrite:
             summary = output_files.stored_summary(output, pair_spec.recorded(pair, network))
-            note(f"{output}: the result of a run that was killed was whole; it is in place now")
+            events.line(f"{output}: the result of a run that was killed was whole; it is in place now")
         if summary is None:
             output_files.check_folder(output, overwrite=options.overwrite)
-            summary = pair_spec.register_pair(pair, output, network=network, command=options.line, note=note)
-    print(output_files.table(summary))
-    print(f"result: {output}, report: {output / 'report.html'}")
+            summary = pair_spec.register_pair(pair, output, network=network, command=options.line, note=events.line)
+    text = f"{output_files.table(summary)}\nresult: {output}, report: {output / 'report.html'}"
+    batch_summary.report(batch_summary.row_of(output.absolute().name, summary), output, text, events.emit)
     return verdict.exit_status(summary["verdict"]["level"], strict=options.strict)
 
 
@@ -61,9 +58,7 @@ def register_all(
         command=options.line,
         unoriented=unoriented,
     )
-    print(batch_summary.format_totals(rows))
-    print(f"result: {output}, table: {output / batch_summary.TABLE}", flush=True)
-    failed = [row for row in rows if row.status == "failed"]
-    for row in failed:
-        print(f"failed: {row.name}: {row.reason}", file=sys.stderr)
-    return 1 if failed else max((verdict.exit_status(row.verdict, strict=options.strict) for row in rows), default=0)
+    batch_summary.report_totals(rows, output)
+    if any(row.status == "failed" for row in rows):
+        return 1
+    return max((verdict.exit_status(row.verdict, strict=options.strict) for row in rows), default=0)

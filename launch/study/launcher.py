@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Protocol
 
 from f3r_jax.common import locks
-from f3r_jax.common.cli import prepare_streams, repeat_lost_interrupt, with_home
-from f3r_jax.common.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error
+from f3r_jax.common.cli import exit_on_user_error, prepare_streams, repeat_lost_interrupt, with_home
+from f3r_jax.common.errors import EXIT_INTERRUPTED, UserError
 from f3r_jax.common.files import errors_of
 from f3r_jax.common.progress import Progress
 from f3r_jax.data.datasets import open_dataset
