@@ -25,7 +25,6 @@ FLOORS = (
 LONG = {  # files of more than MOST_LINES, and why
     "f3r_jax/data/phantom/anatomy.py": "a list of organs",
     "f3r_jax/ops/conv_cpu.py": "the forms of one operation",
-    "launch/study/runs.py": "the runs of a study and their state on disk",
 }
 MOST_LINES = 250
 # A library that one module alone may import.

@@ -34,6 +34,9 @@ USAGE = "--fixed=FILE --moving=FILE --output=FOLDER, or --pairs=FOLDER --output=
 _FIXED = flags.DEFINE_string("fixed", None, "Fixed scan: NIfTI, DICOM, NRRD, MHA, MGZ; the result is on its grid.")
 _MOVING = flags.DEFINE_string("moving", None, "Moving scan, of the same formats; it is warped.")
 _PAIRS = flags.DEFINE_string("pairs", None, "Table of many pairs: pairs.csv, or a folder with it or Learn2Reg's JSON.")
+_ROWS = flags.DEFINE_string(
+    "rows", None, "With --pairs, only these rows, such as 11-20. Such commands can share --output: launch/cohort.py."
+)
 _DEMO = flags.DEFINE_bool("demo", False, f"Make a phantom pair and register it, in --output or {choices.DEMO_FOLDER}.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the result; with --pairs, one subfolder per pair.")
 _OVERWRITE = flags.DEFINE_bool(
@@ -107,6 +110,7 @@ _LEARN2REG = flags.DEFINE_bool("learn2reg", False, "Also write the field in Lear
 _UNCERTAINTY = flags.DEFINE_bool(
     "uncertainty", False, "Also write the spread of the displacement over other settings and positions, mm."
 )
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check flags and files, register nothing and write nothing.")
 _STRICT = flags.DEFINE_bool("strict", False, "Exit status 4 if the verdict on a registration is `failed`.")
 _ORGANS = flags.DEFINE_list("organs", None, "Labels to score, such as liver=1,spleen=2+3; by default all.")
 _CT_WINDOW = flags.DEFINE_list(
@@ -114,7 +118,7 @@ _CT_WINDOW = flags.DEFINE_list(
 )
 flags.DEFINE_bool("json", False, cli.JSON_HELP)
 GROUPS = {
-    "Scans": ("fixed", "moving", "pairs", "demo"),
+    "Scans": ("fixed", "moving", "pairs", "rows", "demo"),
     "What is known of the scans": (
         *(f"{side}_{what}" for what in ("modality", "mask", "labels", "landmarks") for side in ("fixed", "moving")),
         "check_modality",
@@ -127,7 +131,7 @@ GROUPS = {
     "Affine step and working grid": ("affine", "spacing", "ct_window"),
     "Network": ("checkpoint", "step"),
     "Instance optimisation": ("refine", "iterations", "lam", "mind", "diffeomorphic"),
-    "Output": ("output", "overwrite", "organs", "format", "learn2reg", "uncertainty", "strict", "json"),
+    "Output": ("output", "overwrite", "organs", "format", "learn2reg", "uncertainty", "strict", "json", "dry_run"),
 }
 
 
@@ -136,13 +140,14 @@ def main(argv: Sequence[str]) -> int:
     if argv[1:]:
         raise UserError(f"unknown argument {argv[1]!r}, expected {USAGE}")
     _check_flags()
-    from f3r_jax.register import command, demo
+    from f3r_jax.register import command, demo, flag_values
 
     line = shlex.join(["python", "-m", "f3r_jax.register", *sys.argv[1:]])
-    shared = command.Options(line, overwrite=_OVERWRITE.value, strict=_STRICT.value)
+    shared = command.Options(line, overwrite=_OVERWRITE.value, strict=_STRICT.value, dry_run=_DRY_RUN.value)
     if _PAIRS.value is not None:
         source, output = Path(_PAIRS.value), Path(_required(_OUTPUT))
-        return command.register_all(source, output, _task, _settings(), shared, unoriented=_UNORIENTED.value)
+        rows, axes = flag_values.rows(_ROWS.value), _UNORIENTED.value
+        return command.register_all(source, output, _task, _settings(), shared, unoriented=axes, rows=rows)
     if _DEMO.value:
         folder = Path(_OUTPUT.value or choices.DEMO_FOLDER)
         fixed, moving, output = demo.prepare(folder, overwrite=_OVERWRITE.value)
@@ -157,6 +162,10 @@ def _check_flags() -> None:
     of_one: list[flags.FlagHolder] = [_FIXED, _MOVING, *of_side, *_EXTRA.values()]
     if _PAIRS.value is not None and (given := [flag.name for flag in of_one if flag.value]):
         raise UserError(f"--{given[0]} with --pairs, expected files and modalities in the columns of {_PAIRS.value}")
+    if _ROWS.value is not None and _PAIRS.value is None:
+        raise UserError("--rows without --pairs, expected the table that has the rows")
+    if _DEMO.value and _DRY_RUN.value:
+        raise UserError("--dry_run with --demo, which makes scans; expected only one of them")
     if _DEMO.value and (given := [flag.name for flag in (*of_one, _PAIRS) if flag.value]):
         raise UserError(f"--{given[0]} with --demo, which makes its own scans; expected only one of them")
     of_pairs = (_OUTPUT,) if _PAIRS.value is not None else (_FIXED, _MOVING, _OUTPUT)

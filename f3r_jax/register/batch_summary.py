@@ -116,15 +116,23 @@ def report(row: Row, folder: Path, text: str | None, emit: Callable[..., None]) 
         emit(events.VERDICT, None, name=row.name, level=row.verdict, reason=row.reason)
 
 
-def report_totals(rows: Sequence[Row], output: Path) -> None:
-    """Reports the result of all pairs, and the failed ones as errors."""
-    table, failed = output / TABLE, [row for row in rows if row.status == "failed"]
+def report_earlier(rows: Iterable[Row], output: Path) -> None:
+    """Reports the results of an earlier run in JSON; in text there is nothing to read."""
+    for row in rows:
+        if row.status == "done" and events.as_json():
+            report(row, output / row.name, None, events.emit)
+
+
+def report_totals(rows: Sequence[Row], output: Path, *, table: bool) -> None:
+    """Reports the result of all pairs, and the failed ones as errors; `table` is whether the summaries were written."""
+    failed = [row for row in rows if row.status == "failed"]
+    place = f"{output}, table: {output / TABLE}" if table else str(output)
     events.emit(
         events.RESULT,
-        f"{format_totals(rows)}\nresult: {output}, table: {table}",
+        f"{format_totals(rows)}\nresult: {place}",
         of="pairs",
         folder=output,
-        table=table,
+        table=output / TABLE if table else None,
         pairs=len(rows),
         done=sum(row.status == "done" for row in rows),
         failed=len(failed),
