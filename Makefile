@@ -15,7 +15,7 @@ empty :=
 space := $(empty) $(empty)
 comma := ,
 
-known := baselines bench cuda cuda12 cuda13 dev formats peers slurm
+known := baselines bench cuda cuda12 cuda13 dev docs formats peers slurm
 unknown := $(filter-out $(known),$(subst $(comma), ,$(EXTRAS)))
 $(if $(unknown),$(error EXTRAS: unknown $(unknown); known are $(known)))
 WITH ?=
@@ -27,7 +27,7 @@ extras := $(sort $(filter-out core,$(installed) $(wanted)))
 venv = $(MAKE) --silent --no-print-directory $(STAMP) WITH="$(strip $(1) $(EXTRAS))"
 
 .DEFAULT_GOAL := help
-.PHONY: help run paper test lint types bench constraints FORCE
+.PHONY: help run paper test lint types docs bench constraints FORCE
 
 help: ## list the targets
 	@echo "make TARGET [EXTRAS=...] [ARGS=...] [PYTHON=...] [DATA=...]"
@@ -64,6 +64,10 @@ types: ## check types only, with mypy
 	@$(call venv,dev)
 	$(BIN)/mypy
 
+docs: ## build the documentation site in build/site
+	@$(call venv,docs)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/mkdocs/mkdocs.yml $(ARGS)
+
 bench: ## measure time and memory, compare with PyTorch and VoxelMorph, write BENCHMARKS.md; resumes if interrupted
 	@$(call venv,bench)
 	$(BIN)/python -m f3r_jax.benchmark $(if $(findstring --what,$(ARGS)),,--suite) --markdown=BENCHMARKS.md $(ARGS)
@@ -73,7 +77,7 @@ constraints: ## write constraints.txt with the newest versions
 	echo "resolving the newest versions in a new environment"; \
 	$(PYTHON) -m venv "$$folder/venv"; \
 	"$$folder/venv/bin/python" -m pip install -qq --disable-pip-version-check \
-	  --upgrade setuptools "$$(grep '^torch==' constraints.txt)" --editable '.[dev,bench,baselines,formats,peers,slurm]'; \
+	  --upgrade setuptools "$$(grep '^torch==' constraints.txt)" --editable '.[dev,bench,baselines,formats,peers,slurm,docs]'; \
 	{ sed '/^[^#]/,$$d' constraints.txt; \
 	  "$$folder/venv/bin/python" -m pip list --format=freeze --disable-pip-version-check --exclude pip --exclude f3r_jax \
 	  | grep -Eiv '^(nvidia|cuda|triton)' | sed 's/+.*//'; } > "$$folder/new"; \

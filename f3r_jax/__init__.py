@@ -40,10 +40,11 @@ def register(fixed: Any, moving: Any, **options: Any) -> "Result":
       fixed: the fixed scan, whose grid the result has.
       moving: the moving scan, which is warped.
       **options: the flags of `python -m f3r_jax.register` without dashes, and these:
-        output: a folder for the files of the result; by default a temporary one that ends with the result.
-        overwrite: whether an older result there is replaced.
-        progress: called with one line of text after each stage; nothing is printed without it.
-        fixed_landmarks, moving_landmarks: a path, or an array (n 3) in mm, RAS+.
+
+        - `output`: a folder for the files of the result; by default a temporary one that ends with the result.
+        - `overwrite`: whether an older result there is replaced.
+        - `progress`: called with one line of text after each stage; nothing is printed without it.
+        - `fixed_landmarks`, `moving_landmarks`: a path, or an array (n 3) in mm, RAS+.
 
     Returns:
       The result: `warped`, `displacement` (mm), `affine`, `summary`, `verdict`, and the methods `apply`, `map_points`

@@ -20,6 +20,8 @@ MODULES = {  # name as it is imported: extra that installs it
     "picsl_greedy": "peers",
     "convexAdam": "peers",
     "submitit": "slurm",
+    "mkdocs": "docs",
+    "nbclient": "docs",
 }
 
 
@@ -49,8 +51,12 @@ def package(name: str) -> Callable:
     return imported
 
 
-SimpleITK, pydicom, ants, surface_distance, voxelmorph, picsl_greedy, submitit = map(
-    package, ("SimpleITK", "pydicom", "ants", "surface_distance", "voxelmorph", "picsl_greedy", "submitit")
+SimpleITK, pydicom, ants, surface_distance, voxelmorph, picsl_greedy, submitit, mkdocs, nbclient = map(
+    package,
+    (
+        *("SimpleITK", "pydicom", "ants", "surface_distance", "voxelmorph", "picsl_greedy", "submitit"),
+        *("mkdocs", "nbclient"),
+    ),
 )
 
 

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from conftest import REPOSITORY, TINY_CONFIG, TINY_DATA
+from dicom_files import write_series
 from f3r_jax.data import nifti
 from f3r_jax.data.phantom.generate import make_case
 
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+FORMATS = ("dicom/", "--format=")  # in a command that needs the extra formats
 # What is not run here, and why
 LEFT_OUT = {
     "f3r_jax.benchmark": "measures for minutes; tests/benchmark run it",
@@ -25,7 +27,10 @@ LEFT_OUT = {
     "--slurm": "needs a cluster",
     "srun": "needs a cluster",
     "...": "not a whole command",
+    **dict.fromkeys(FORMATS, "test_commands_with_other_formats runs it"),
 }
+# The phantom's liver, spleen, right and left kidney with TotalSegmentator's numbers
+TOTALSEGMENTATOR = np.array([0, 5, 1, 2, 3], np.uint8)
 LINK = re.compile(r"\]\(([^)#:]+)\)")
 
 
@@ -42,9 +47,13 @@ def command_lines(page):
     return [" ".join(line.split()) for line in [*lines, *inline] if line.startswith(("python ", "make "))]
 
 
+def all_commands(start):
+    found = [(page.name, line) for page in PAGES for line in command_lines(page) if line.startswith(start)]
+    return list(dict.fromkeys(found))
+
+
 def commands_of(start):
-    found = [(page, line) for page in PAGES for line in command_lines(page) if line.startswith(start)]
-    return list(dict.fromkeys((page.name, line) for page, line in found if not any(w in line for w in LEFT_OUT)))
+    return [(page, line) for page, line in all_commands(start) if not any(word in line for word in LEFT_OUT)]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +78,22 @@ def folder(tmp_path_factory):
     copies = {"mr": "mr_0", "ct": "ct_0", "other_ct": "ct_0", "mr_seg": "mr_labels_0", "ct_seg": "ct_labels_0"}
     for name, source in copies.items():
         shutil.copy(made / "data" / f"{source}.nii.gz", made / f"{name}.nii.gz")
+    for name in ("mr", "ct"):
+        labels = nifti.read(made / f"{name}_seg.nii.gz")
+        total = TOTALSEGMENTATOR[np.asarray(labels.data, np.uint8)]
+        nifti.write(made / f"{name}_total.nii.gz", total, labels.affine)
+    shutil.copytree(REPOSITORY / "docs" / "weights", made / "docs" / "weights")
     return made
+
+
+@pytest.fixture(scope="module")
+def series(folder, pydicom, SimpleITK):
+    """The same folder with the scans as DICOM series: two folders of one, and one of two."""
+    written = {"mr": ["mr"], "ct": ["ct"], "ct_late": ["ct"], "study": ["mr", "ct"]}
+    for where, number, name in ((w, n, name) for w, names in written.items() for n, name in enumerate(names, 1)):
+        image = nifti.read(folder / f"{name}.nii.gz")
+        write_series(pydicom, folder / "dicom" / where, np.asarray(image.data), image.affine, series=number)
+    return folder
 
 
 def small(module, arguments, folder):
@@ -85,17 +109,28 @@ def small(module, arguments, folder):
     return arguments
 
 
+def run(commands, page, line, folder):
+    """Runs a command of a page in the folder; returns the name of its module."""
+    module, *arguments = shlex.split(line)[2:]
+    name = module.removeprefix("f3r_jax.")
+    result = commands.run(name, *small(module, arguments, folder), cwd=folder)
+    assert result.status == 0, f"{page}: {line}\n{result.out}\n{result.err}"
+    return name
+
+
 @pytest.mark.slow
 def test_commands_of_the_pages(commands, folder):
     """In the order of the pages: an evaluation needs the run of a training before it."""
-    lines = commands_of("python -m f3r_jax.")
-    ran = []
-    for page, line in lines:
-        module, *arguments = shlex.split(line)[2:]
-        result = commands.run(module.removeprefix("f3r_jax."), *small(module, arguments, folder), cwd=folder)
-        assert result.status == 0, f"{page}: {line}\n{result.out}\n{result.err}"
-        ran.append(module.removeprefix("f3r_jax."))
+    ran = [run(commands, page, line, folder) for page, line in commands_of("python -m f3r_jax.")]
     assert set(ran) == {"main", "evaluate", "register", "apply", "report"}
+
+
+@pytest.mark.slow
+def test_commands_with_other_formats(commands, series):
+    lines = [(page, line) for page, line in all_commands("python -m f3r_jax.") if any(w in line for w in FORMATS)]
+    assert {page for page, _ in lines} >= {"dicom.md", "slicer.md"}
+    for page, line in lines:
+        run(commands, page, line, series)
 
 
 @pytest.mark.parametrize(("page", "line"), commands_of("python launch/"))

@@ -25,7 +25,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("extra", ["", "dev", "bench", "baselines", "formats", "peers", "slurm"])
+@pytest.mark.parametrize("extra", ["", "dev", "bench", "baselines", "formats", "peers", "slurm", "docs"])
 def test_constraints_pin_every_dependency_within_its_bounds(extra):
     pinned = pins()
     for line in PROJECT["optional-dependencies"][extra] if extra else PROJECT["dependencies"]:
@@ -41,7 +41,7 @@ def test_version_is_that_of_the_installed_package():
 
 def test_make_alone_lists_the_targets():
     listed = make().stdout
-    for target in ("run", "paper", "test", "lint", "bench", "help"):
+    for target in ("run", "paper", "test", "lint", "bench", "docs", "help"):
         assert f"\n  {target} " in listed
 
 

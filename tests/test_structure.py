@@ -11,6 +11,7 @@ from extras import MODULES
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "f3r_jax"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
+SCRIPTS = sorted(path for folder in ("launch", "docs") for path in (ROOT / folder).rglob("*.py"))
 IGNORED = ("__pycache__", "py.typed")
 
 # A package imports from the floors below its own, never from its neighbours or from above.
@@ -124,7 +125,7 @@ def test_a_package_itself_holds_only_its_description(path):
         assert [ast.unparse(node).split(" ")[0] for node in body] == []
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *sorted((ROOT / "launch").rglob("*.py"))], ids=name_of)
+@pytest.mark.parametrize("path", [*SOURCES, *SCRIPTS], ids=name_of)
 def test_a_file_is_read_at_one_sitting(path):
     assert name_of(path) in LONG or len(path.read_text().splitlines()) <= MOST_LINES
 
@@ -153,7 +154,8 @@ def test_flags_are_defined_in_entry_points_alone(path):
 
 def published():
     """What a reader of the project opens: sources, configs, scripts and the files beside them."""
-    folders = [path for folder in ("f3r_jax", "configs", "launch", ".ci") for path in (ROOT / folder).rglob("*")]
+    names = ("f3r_jax", "configs", "launch", "docs/mkdocs", ".ci")
+    folders = [path for folder in names for path in (ROOT / folder).rglob("*")]
     beside = [ROOT / name for name in ("README.md", "Makefile", "pyproject.toml", ".gitignore")]
     return [path for path in folders + beside if path.is_file() and path.suffix != ".pyc"]
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SOURCES = sorted(path for folder in ("f3r_jax", "launch", "configs") for path in (ROOT / folder).rglob("*.py"))
+SOURCES = sorted(path for folder in ("f3r_jax", "launch", "configs", "docs") for path in (ROOT / folder).rglob("*.py"))
 TEXTS = sorted(
     [
         *(ROOT / name for name in ("README.md", "BENCHMARKS.md", "Makefile", "pyproject.toml")),
-        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "docs").glob("*.ipynb"),
         *(ROOT / "f3r_jax").rglob("*.jinja"),
     ]
 )
