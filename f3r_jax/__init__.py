@@ -21,16 +21,13 @@ Map of the package:
 """
 
 import importlib
+import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from f3r_jax.register.api import Result
 
 __version__ = "0.1.0"
-
-# Python sets a package as an attribute of its parent once, when it is first imported. Here that has happened before the
-# function takes the name. Afterwards `f3r_jax.register` is the function; imports of modules find the package.
-importlib.import_module("f3r_jax.register")
 
 
 def register(fixed: Any, moving: Any, **options: Any) -> "Result":
@@ -67,3 +64,18 @@ def load(folder: Any) -> "Result":
     from f3r_jax.register import api
 
     return api.load(folder)
+
+
+_function = register
+
+
+class _CallablePackage(types.ModuleType):
+    """The package `f3r_jax.register`, which can be called as the function of the same name."""
+
+    def __call__(self, fixed: Any, moving: Any, **options: Any) -> "Result":
+        return _function(fixed, moving, **options)
+
+
+# At its first import, Python sets a package as an attribute of its parent: here in place of the function.
+_package = importlib.import_module("f3r_jax.register")
+_package.__class__, _package.__doc__ = _CallablePackage, _function.__doc__

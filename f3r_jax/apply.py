@@ -15,12 +15,10 @@ from pathlib import Path
 
 from absl import flags
 
-from f3r_jax.common import cli
+from f3r_jax.common import cli, events
 from f3r_jax.common.errors import UserError
 from f3r_jax.common.files import check_writable, errors_of
-from f3r_jax.data import chains, points, sampling, series, volumes
-from f3r_jax.data.nifti_geometry import check_axes
-from f3r_jax.register import transform_files
+from f3r_jax.register import choices
 
 _TRANSFORM = flags.DEFINE_list("transform", None, "Folder of a registration, field or matrix file, or a list of them.")
 _IMAGE = flags.DEFINE_string("image", None, "Image or series to warp.")
@@ -31,7 +29,7 @@ _REFERENCE = flags.DEFINE_string("reference", None, "Image that defines the outp
 _INTERPOLATION = flags.DEFINE_enum(
     "interpolation",
     None,
-    sampling.INTERPOLATIONS,
+    choices.INTERPOLATIONS,
     "By default linear for images, nearest for labels; label smooths the outlines of labels.",
 )
 _OUTSIDE = flags.DEFINE_float(
@@ -42,12 +40,13 @@ _UNORIENTED = flags.DEFINE_string(
     "unoriented", None, "Axes of a file without orientation, such as RAS, or LPS as ITK reads it; else refused."
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing output file.")
+flags.DEFINE_bool("json", False, cli.JSON_HELP)
 USAGE = "expected --transform=FOLDER, one of --image, --labels and --points, and --output=FILE"
 GROUPS = {
     "What to apply": ("transform", "inverse"),
     "What to warp (one of them)": ("image", "labels", "points", "unoriented"),
     "How": ("interpolation", "outside"),
-    "Output": ("output", "reference", "overwrite"),
+    "Output": ("output", "reference", "overwrite", "json"),
 }
 
 
@@ -59,6 +58,20 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(USAGE)
     ((kind, path),) = given.items()
     output = Path(_OUTPUT.value)
+    check_output(output, kind)
+    if kind == "points":
+        carry_points(path, output)
+    else:
+        carry_volume(path, output, kind)
+    events.emit(events.RESULT, f"written: {output}", of="file", file=output)
+    return 0
+
+
+def check_output(output: Path, kind: str) -> None:
+    """Raises a UserError for a flag that does not fit, or an output file that cannot be written."""
+    from f3r_jax.data import points, volumes
+    from f3r_jax.data.nifti_geometry import check_axes
+
     (points if kind == "points" else volumes).check_name(output)
     with errors_of(output, "write the output"):
         if output.exists() and not _OVERWRITE.value:
@@ -74,48 +87,55 @@ def main(argv: Sequence[str]) -> int:
         for flag in (_REFERENCE, _INTERPOLATION, _OUTSIDE):
             if flag.value is not None:
                 raise UserError(f"--{flag.name} is for images and labels, expected none with --points")
-        read = points.read_points(Path(path))
-        mapped = transform_files.carry_points(_TRANSFORM.value, read.points, inverse=_INVERSE.value)
-        points.write_points(output, mapped, like=read)
-    else:
-        interpolation = _interpolation(kind)
-        chain = transform_files.read_chain(_TRANSFORM.value, inverse=_INVERSE.value)
-        for file in filter(None, (path, _REFERENCE.value)):
-            for line in volumes.notes_on(file, unoriented=_UNORIENTED.value):
-                print(f"note: {line}")
-        with errors_of(output, "write the output"):
-            carry_volume(path, chain, output, interpolation=interpolation, labels=kind == "labels")
-    print(f"written: {output}")
-    return 0
+
+
+def carry_points(path: str, output: Path) -> None:
+    """Maps a file of points and writes it."""
+    from f3r_jax.data import points
+    from f3r_jax.register import transform_files
+
+    read = points.read_points(Path(path))
+    mapped = transform_files.carry_points(_TRANSFORM.value or (), read.points, inverse=_INVERSE.value)
+    points.write_points(output, mapped, like=read)
+
+
+def carry_volume(path: str, output: Path, kind: str) -> None:
+    """Warps an image, series or label map to the grid of the chain or of the reference, and writes it.
+
+    Raises:
+      UserError: the input is not a volume or series, or the labels are not whole numbers.
+    """
+    from f3r_jax.data import chains, series, volumes
+    from f3r_jax.register import transform_files
+
+    interpolation, unoriented, reference = _interpolation(kind), _UNORIENTED.value, _REFERENCE.value
+    chain = transform_files.read_chain(_TRANSFORM.value or (), inverse=_INVERSE.value)
+    for file in filter(None, (path, reference)):
+        for line in volumes.notes_on(file, unoriented=unoriented):
+            events.line(f"{events.NOTE}{line}")
+    with errors_of(output, "write the output"):
+        stored = volumes.open_volume(path, unoriented=unoriented)
+        if reference is None:
+            grid = chains.target_grid(chain)
+        else:
+            grid = volumes.open_volume(reference, unoriented=unoriented).grid
+        axes = stored.shape[3:]
+        series.check_format(output, axes)
+        stored, outside = series.prepared(stored, _OUTSIDE.value, labels=kind == "labels")
+        warp = partial(chains.warp_stored, stored, chain=chain, grid=grid, interpolation=interpolation, outside=outside)
+        series.write(output, grid, axes, stored.dtype, lambda index: warp(index or None))
 
 
 def _interpolation(kind: str) -> str:
     """The interpolation of the flag, or the default of the kind of input."""
+    from f3r_jax.data import sampling
+
     allowed = sampling.LABELS if kind == "labels" else sampling.IMAGE
     if _INTERPOLATION.value is None:
         return "nearest" if kind == "labels" else "linear"
     if _INTERPOLATION.value not in allowed:
         raise UserError(f"--interpolation is {_INTERPOLATION.value}, expected {' or '.join(allowed)} with --{kind}")
     return _INTERPOLATION.value
-
-
-def carry_volume(path: str, chain: chains.Chain, output: Path, *, interpolation: str, labels: bool) -> None:
-    """Warps an image, series or label map to the grid of the chain or of the reference, and writes it.
-
-    Raises:
-      UserError: the input is not a volume or series, or the labels are not whole numbers.
-    """
-    stored = volumes.open_volume(path, unoriented=_UNORIENTED.value)
-    reference = _REFERENCE.value
-    if reference is None:
-        grid = chains.target_grid(chain)
-    else:
-        grid = volumes.open_volume(reference, unoriented=_UNORIENTED.value).grid
-    axes = stored.shape[3:]
-    series.check_format(output, axes)
-    stored, outside = series.prepared(stored, _OUTSIDE.value, labels=labels)
-    warp = partial(chains.warp_stored, stored, chain=chain, grid=grid, interpolation=interpolation, outside=outside)
-    series.write(output, grid, axes, stored.dtype, lambda index: warp(index or None))
 
 
 def console() -> None:

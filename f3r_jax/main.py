@@ -24,13 +24,10 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from f3r_jax.common import cli
-from f3r_jax.common.compilation_cache import keep_compiled_programs
+from f3r_jax.common import cli, events
 from f3r_jax.common.errors import UserError
 from f3r_jax.common.files import check_readable
 from f3r_jax.config import check_seed, is_trained
-from f3r_jax.train import devices
-from f3r_jax.train.jobs import train_and_evaluate
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Config file, e.g. configs/mrb.py", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -47,9 +44,10 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator: the number of processes.", lower_bound=1)
 _PROCESS = flags.DEFINE_integer("process", None, "With --coordinator: number of this process, from 0.", lower_bound=0)
+flags.DEFINE_bool("json", False, cli.JSON_HELP)
 USAGE = "expected --config=FILE [--workdir=FOLDER] [--lambdas=A,B,...] [--config.KEY=VALUE ...]"
 GROUPS = {
-    "Run": ("config", "workdir", "lambdas"),
+    "Run": ("config", "workdir", "lambdas", "json"),
     "Several processes": ("distributed", "coordinator", "processes", "process"),
 }
 
@@ -64,6 +62,10 @@ def main(argv: Sequence[str]) -> int:
     file = Path(spec.partition(":")[0])
     check_readable(file, "a config such as configs/mrb.py")
     check_processes()
+    from f3r_jax.common.compilation_cache import keep_compiled_programs
+    from f3r_jax.train import devices
+    from f3r_jax.train.jobs import train_and_evaluate
+
     keep_compiled_programs()
     config = _CONFIG.value
     check_seed(config)
@@ -80,7 +82,8 @@ def main(argv: Sequence[str]) -> int:
     devices.join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     with contextlib.ExitStack() as stack:
         stack.enter_context(devices.exit_on_failure())
-        if not devices.is_main():  # only process 0 prints
+        if not devices.is_main():  # only process 0 prints; errors of the others are text
+            events.use_json(False)
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         status = run_all()
         is_main = devices.is_main()

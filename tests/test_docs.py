@@ -20,6 +20,7 @@ FORMATS = ("dicom/", "--format=")  # in a command that needs the extra formats
 # What is not run here, and why
 LEFT_OUT = {
     "f3r_jax.benchmark": "measures for minutes; tests/benchmark run it",
+    "cohort.py": "tests/launch/test_cohort.py runs it",
     "export_weights": "tests/workdir/test_weights.py runs it",
     "guidance.py": "tests/launch/test_guidance_script.py runs it",
     "verdicts.py": "tests/launch/test_verdicts.py runs it",

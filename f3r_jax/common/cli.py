@@ -1,5 +1,6 @@
 """Command line of all entry points: flag parsing, one-line error messages and exit statuses."""
 
+import functools
 import os
 import re
 import signal
@@ -11,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from absl import app, flags, logging
 
 from f3r_jax import __version__
-from f3r_jax.common.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, exit_on_user_error
+from f3r_jax.common import events
+from f3r_jax.common.errors import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, explained
 from f3r_jax.common.malloc import keep_freed_memory
 
 # XLA logs an error when a compilation takes more than two minutes, and some on GPUs where nothing is wrong. Real errors
@@ -24,14 +26,16 @@ Groups = Mapping[str, Sequence[str]]  # heading: names of flags
 HELP_FLAGS = ("--help", "-help", "-h", "--helpshort")
 WIDTH = 100
 SECONDS_TO_REPEAT = 0.05
+JSON = "json"  # a boolean flag of some commands
+JSON_HELP = "Print one JSON object per line instead of text; docs/scripts.md has the schema."
 
 
 def run_main(main: Callable[[Sequence[str]], int | None], groups: Groups) -> None:
     """Parses the flags and runs `main`.
 
-    `--version` prints the version, and `--help` the flags of the groups. A user's mistake is printed as one line on
-    standard error and gives exit status 2. Ctrl-C gives status 130 and one line with the message of the
-    KeyboardInterrupt.
+    `--version` prints the version, and `--help` the flags of the groups. A user's mistake is printed as one line and
+    gives exit status 2. Ctrl-C gives status 130 and one line with the message of the KeyboardInterrupt. Errors are on
+    standard error, or with `--json` events on standard output.
     """
     prepare_streams()
     if "--version" in sys.argv[1:]:
@@ -44,11 +48,55 @@ def run_main(main: Callable[[Sequence[str]], int | None], groups: Groups) -> Non
     sys.argv[1:] = with_home(sys.argv[1:])
     keep_freed_memory()
     sys.unraisablehook = repeat_lost_interrupt
+    events.use_json(_wants_json(sys.argv[1:]))
     try:
-        app.run(exit_on_user_error(main), flags_parser=_parse)
+        app.run(exit_on_user_error(functools.partial(_start, main)), flags_parser=_parse)
     except KeyboardInterrupt as interrupt:
-        print("; ".join(filter(None, ("\ninterrupted", str(interrupt)))), file=sys.stderr)
+        message = "; ".join(filter(None, ("interrupted", str(interrupt))))
+        events.error(message, status=EXIT_INTERRUPTED, text=f"\n{message}")
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _start(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int | None:
+    """Reports the start and runs `main`."""
+    spec = sys.modules[main.__module__].__spec__  # None in an interactive session
+    command = (spec.name if spec else "").removeprefix("f3r_jax.").removesuffix(".__main__")
+    events.emit(events.START, None, command=command, version=__version__, arguments=sys.argv[1:])
+    return main(argv)
+
+
+def _wants_json(arguments: Sequence[str]) -> bool:
+    """Whether the arguments have `--json`, also if they cannot be parsed. The benchmark's `--json` names a file."""
+    known = JSON in flags.FLAGS and flags.FLAGS[JSON].boolean
+    given = [text.lstrip("-") for text in arguments if re.fullmatch(r"--?(no)?json(=true|=false)?", text)]
+    return known and bool(given) and given[-1] in (JSON, f"{JSON}=true")
+
+
+def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int | None]:
+    """Wraps an entry point: a `UserError` becomes one line and exit status 2.
+
+    So does an error of the machine (`explained`). If the reader of standard output has gone, as with `| head`, the
+    command ends with status 1 and prints nothing.
+    """
+
+    def wrapped(*args: object) -> int | None:
+        try:
+            status = main(*args)
+            sys.stdout.flush()
+            return status
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(EXIT_BROKEN_PIPE)
+        except UserError as error:
+            line = str(error)
+        except Exception as error:
+            line = explained(error) or ""
+            if not line:
+                raise
+        events.error(line, status=EXIT_USER_ERROR)
+        sys.exit(EXIT_USER_ERROR)
+
+    return wrapped
 
 
 def repeat_lost_interrupt(lost: "sys.UnraisableHookArgs") -> None:
@@ -91,7 +139,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
     except (UserError, *CONFIG_ERRORS) as error:
-        print(f"error: {_unknown_key(argv, error) or one_line(error)}", file=sys.stderr)
+        events.error(_unknown_key(argv, error) or one_line(error), status=EXIT_USER_ERROR)
         sys.exit(EXIT_USER_ERROR)
     # absl prints INFO messages by default, and Orbax logs dozens of them per checkpoint.
     if not flags.FLAGS["verbosity"].present:

@@ -2,8 +2,7 @@
 
 import errno
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 EXIT_BROKEN_PIPE = 1
 EXIT_USER_ERROR = 2
@@ -31,33 +30,6 @@ SHORT = 160  # characters of a quoted message
 
 class UserError(Exception):
     """An error that the user can fix. The message names the file, what was found and what was expected."""
-
-
-def exit_on_user_error(main: Callable[..., int | None]) -> Callable[..., int | None]:
-    """Wraps an entry point: a `UserError` becomes one line on standard error and exit status 2.
-
-    So does an error of the machine (`explained`). If the reader of standard output has gone, as with `| head`, the
-    command ends with status 1 and prints nothing.
-    """
-
-    def wrapped(*args: object) -> int | None:
-        try:
-            status = main(*args)
-            sys.stdout.flush()
-            return status
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(EXIT_BROKEN_PIPE)
-        except UserError as error:
-            line = str(error)
-        except Exception as error:
-            line = explained(error) or ""
-            if not line:
-                raise
-        print(f"error: {' '.join(line.split())}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
-
-    return wrapped
 
 
 def explained(error: BaseException) -> str | None:

@@ -11,8 +11,10 @@ from f3r_jax.common.errors import UserError
 LOCK_FILE = ".lock"  # only on network file systems, where a folder itself cannot be locked
 
 
-def lock(folder: Path) -> int | None:
+def lock(folder: Path, *, shared: bool = False) -> int | None:
     """Locks a folder and returns what `release` needs; None if its file system has no locks.
+
+    Several processes can hold a shared lock, if none holds another one.
 
     Raises:
       BlockingIOError: another process holds the lock.
@@ -21,7 +23,7 @@ def lock(folder: Path) -> int | None:
     for path, mode in ((folder, os.O_RDONLY), (folder / LOCK_FILE, os.O_RDWR | os.O_CREAT)):
         descriptor = os.open(path, mode)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             return descriptor
         except BlockingIOError:
             os.close(descriptor)
@@ -34,10 +36,10 @@ def lock(folder: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def held(folder: Path, refusal: str) -> Iterator[None]:
+def held(folder: Path, refusal: str, *, shared: bool = False) -> Iterator[None]:
     """Locks a folder inside the block; raises a UserError with the text `refusal` if another process holds the lock."""
     try:
-        descriptor = lock(folder)
+        descriptor = lock(folder, shared=shared)
     except BlockingIOError:
         raise UserError(refusal) from None
     try:

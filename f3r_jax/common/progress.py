@@ -1,10 +1,13 @@
-"""Progress of long tasks: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long tasks: a bar on a terminal, plain lines elsewhere, events with `--json`."""
 
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
 from tqdm import tqdm
+
+from f3r_jax.common import events
 
 _SECONDS_BETWEEN_LINES = 15.0
 
@@ -14,7 +17,8 @@ class Progress:
 
     def __init__(self, label: str, total: int, *, done: int = 0) -> None:
         self._label, self._total, self._done = label, total, done
-        self._bar = tqdm(total=total, initial=done, desc=label, dynamic_ncols=True) if sys.stderr.isatty() else None
+        shows_bar = sys.stderr.isatty() and not events.as_json()
+        self._bar = tqdm(total=total, initial=done, desc=label, dynamic_ncols=True) if shows_bar else None
         self._start, self._first = time.monotonic(), done
         self._last_line = -_SECONDS_BETWEEN_LINES
 
@@ -37,8 +41,14 @@ class Progress:
         if now - self._last_line >= _SECONDS_BETWEEN_LINES or self._done == self._total:
             self._last_line = now
             left = (now - self._start) / (self._done - self._first) * (self._total - self._done)
-            print(
-                f"{self._label} {self._done}/{self._total}  {text}  {left:.0f} s left".replace("    ", "  "), flush=True
+            events.emit(
+                events.PROGRESS,
+                f"{self._label} {self._done}/{self._total}  {text}  {left:.0f} s left".replace("    ", "  "),
+                task=self._label,
+                done=self._done,
+                total=self._total,
+                seconds_left=round(left, 1),
+                values=values,
             )
 
     def note(self, line: str) -> None:
@@ -46,4 +56,11 @@ class Progress:
         if self._bar is not None:
             self._bar.write(line)
         else:
-            print(line, flush=True)
+            events.line(line)
+
+    def report(self, event: str, text: str, **facts: Any) -> None:
+        """Prints an event, whose text stays above the bar."""
+        if self._bar is not None:
+            self._bar.write(text)
+        else:
+            events.emit(event, text, **facts)

@@ -24,7 +24,7 @@ COMPLETE, MOVING = ".complete", ".moving"
 
 
 @contextlib.contextmanager
-def reserved(folder: Path, names: Sequence[str] = (), *, size: int = 0) -> Iterator[bool]:
+def reserved(folder: Path, names: Sequence[str] = (), *, size: int = 0, shared: bool = False) -> Iterator[bool]:
     """Reserves a folder for this process: creates it, tests that it can be written, and locks it.
 
     Leftovers of killed processes are cleared, and the move of a whole result is completed. At the end the folder and
@@ -34,6 +34,7 @@ def reserved(folder: Path, names: Sequence[str] = (), *, size: int = 0) -> Itera
       folder: the folder.
       names: the files that an older result can have, for `finish`.
       size: the bytes that a result takes at least.
+      shared: whether other processes may reserve it in the same way meanwhile.
 
     Yields:
       Whether a result of a killed process was moved into place.
@@ -46,7 +47,7 @@ def reserved(folder: Path, names: Sequence[str] = (), *, size: int = 0) -> Itera
     try:
         with contextlib.ExitStack() as stack:
             with errors_of(folder, "open the folder"):
-                stack.enter_context(held(folder, taken))
+                stack.enter_context(held(folder, taken, shared=shared))
             check_writable(folder, size=size)
             clear_leftovers(folder)
             yield finish(folder, names)

@@ -51,13 +51,18 @@ def read_pairs(root: Path, *, unoriented: str | None = None) -> list[PairFiles]:
     Raises:
       UserError: a mistake in the table, or files that are missing, invalid or do not match.
     """
-    table = root if root.is_file() else _table(root)
-    if table.suffix not in (".csv", ".json"):
-        raise UserError(f"{table}: neither .csv nor .json; expected pairs.csv or Learn2Reg's *_dataset.json")
-    pairs = _from_csv(table) if table.suffix == ".csv" else _from_json(table)
+    pairs = list_pairs(root)
     for pair in pairs:
         check_pair(pair, unoriented=unoriented)
     return pairs
+
+
+def list_pairs(root: Path) -> list[PairFiles]:
+    """The same pairs, whose files are not checked; raises a UserError for a mistake in the table."""
+    table = root if root.is_file() else _table(root)
+    if table.suffix not in (".csv", ".json"):
+        raise UserError(f"{table}: neither .csv nor .json; expected pairs.csv or Learn2Reg's *_dataset.json")
+    return _from_csv(table) if table.suffix == ".csv" else _from_json(table)
 
 
 def notes_on(pairs: Iterable[PairFiles], *, unoriented: str | None = None) -> tuple[str, ...]:

@@ -21,23 +21,25 @@ from pathlib import Path
 
 from absl import flags
 
-from f3r_jax.common import cli
-from f3r_jax.common.compilation_cache import keep_compiled_programs
+from f3r_jax.common import cli, events
 from f3r_jax.common.errors import UserError
-from f3r_jax.evaluate.evaluation import CHALLENGE, evaluate, folder_of, print_report
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
 _PICTURES = flags.DEFINE_integer("pictures", 3, "Number of cases to draw figures of.", lower_bound=0)
 _REFINE = flags.DEFINE_bool("refine", False, "Optimise each pair further, starting from the network's prediction.")
 _LEARN2REG = flags.DEFINE_bool("learn2reg", False, "Also write Learn2Reg's submission files and scores.")
-GROUPS = {"Run": ("workdir", "step"), "Evaluation": ("refine", "learn2reg", "pictures")}
+flags.DEFINE_bool("json", False, cli.JSON_HELP)
+GROUPS = {"Run": ("workdir", "step"), "Evaluation": ("refine", "learn2reg", "pictures", "json")}
 
 
 def main(argv: Sequence[str]) -> None:
     """Reads the flags, evaluates the run and prints the table."""
     if argv[1:] or _WORKDIR.value is None:
         raise UserError("expected --workdir=FOLDER [--step=N] [--pictures=N] [--refine] [--learn2reg]")
+    from f3r_jax.common.compilation_cache import keep_compiled_programs
+    from f3r_jax.evaluate.evaluation import CHALLENGE, evaluate, folder_of, print_report
+
     keep_compiled_programs()
     workdir = Path(_WORKDIR.value)
     summary = evaluate(
@@ -46,7 +48,9 @@ def main(argv: Sequence[str]) -> None:
     folder = folder_of(workdir, refine=_REFINE.value)
     print_report(summary, folder)
     if _LEARN2REG.value:
-        print(f"submission files and the challenge's scores: {folder / CHALLENGE}")
+        submission = folder / CHALLENGE
+        text = f"submission files and the challenge's scores: {submission}"
+        events.emit(events.RESULT, text, of="submission", folder=submission)
 
 
 def console() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from f3r_jax.common import result_folder
+from f3r_jax.common import events, result_folder
 from f3r_jax.common.errors import UserError
 from f3r_jax.common.files import json_safe, replacing, write_text
 from f3r_jax.common.progress import Progress
@@ -242,7 +242,9 @@ def _numbers(row: dict) -> dict:
 
 
 def print_report(summary: Summary, folder: Path) -> None:
-    """Prints the table and the folder of the files."""
-    print(f"\n{score_tables.table(summary)}\nevaluation: {folder}")
+    """Reports the table and the folder of the files."""
+    text = f"\n{score_tables.table(summary)}\nevaluation: {folder}"
+    file = folder / "summary.json"
+    events.emit(events.RESULT, text, of="evaluation", folder=folder, summary=file, scores=summary.to_json())
     if summary.folding_percent.mean > FOLDING_LIMIT:
-        print(f"WARNING: over {FOLDING_LIMIT} % of voxels fold; {FOLDING_ADVICE}")
+        events.warning(f"over {FOLDING_LIMIT} % of voxels fold; {FOLDING_ADVICE}")

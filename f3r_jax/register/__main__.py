@@ -11,44 +11,33 @@ many pairs. `python -m f3r_jax.apply` applies the transform to further images, l
 """
 
 import dataclasses
-import functools
 import math
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
-from f3r_jax.common import cli, result_folder
-from f3r_jax.common.compilation_cache import keep_compiled_programs
+from f3r_jax.common import cli
 from f3r_jax.common.errors import UserError
 from f3r_jax.config import CT_WINDOW
-from f3r_jax.data.nifti_geometry import check_axes
-from f3r_jax.data.preprocess import MODALITIES
-from f3r_jax.ops.mind import PRESETS
-from f3r_jax.register import (
-    alignment,
-    batch,
-    batch_summary,
-    demo,
-    exports,
-    flag_values,
-    output_files,
-    pair_spec,
-    pipeline,
-    verdict,
-)
-from f3r_jax.register.guidance import guidance_of
-from f3r_jax.register.pair_spec import Files, PairSpec
+from f3r_jax.register import choices
 
-DEFAULT = pipeline.Settings()
+if TYPE_CHECKING:
+    from f3r_jax.register.pair_spec import Files, PairSpec
+    from f3r_jax.register.pipeline import Settings
+
 USAGE = "--fixed=FILE --moving=FILE --output=FOLDER, or --pairs=FOLDER --output=FOLDER"
 
 _FIXED = flags.DEFINE_string("fixed", None, "Fixed scan: NIfTI, DICOM, NRRD, MHA, MGZ; the result is on its grid.")
 _MOVING = flags.DEFINE_string("moving", None, "Moving scan, of the same formats; it is warped.")
 _PAIRS = flags.DEFINE_string("pairs", None, "Table of many pairs: pairs.csv, or a folder with it or Learn2Reg's JSON.")
-_DEMO = flags.DEFINE_bool("demo", False, f"Make a phantom pair and register it, in --output or {demo.FOLDER}.")
+_ROWS = flags.DEFINE_string(
+    "rows", None, "With --pairs, only these rows, such as 11-20. Such commands can share --output: launch/cohort.py."
+)
+_DEMO = flags.DEFINE_bool("demo", False, f"Make a phantom pair and register it, in --output or {choices.DEMO_FOLDER}.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the result; with --pairs, one subfolder per pair.")
 _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "Replace an existing result; with --pairs, results of other settings."
@@ -56,7 +45,7 @@ _OVERWRITE = flags.DEFINE_bool(
 _SIDES = {
     side: {
         "modality": flags.DEFINE_enum(
-            f"{side}_modality", None, MODALITIES, f"Of the {side} scan; by default detected."
+            f"{side}_modality", None, choices.MODALITIES, f"Of the {side} scan; by default detected."
         ),
         "mask": flags.DEFINE_string(f"{side}_mask", None, f"Mask of voxels to compare, in the {side} scan's frame."),
         "labels": flags.DEFINE_string(f"{side}_labels", None, f"Label map on the {side} scan's grid."),
@@ -89,8 +78,8 @@ _CHECK_MODALITY = flags.DEFINE_bool(
 )
 _AFFINE = flags.DEFINE_string(
     "affine",
-    DEFAULT.affine,
-    f"Affine step: {', '.join(alignment.AFFINE_STEPS)}, or a matrix file: ITK, ANTs, LTA, flirt:FILE, greedy:FILE.",
+    choices.AFFINE,
+    f"Affine step: {', '.join(choices.AFFINE_STEPS)}, or a matrix file: ITK, ANTs, LTA, flirt:FILE, greedy:FILE.",
 )
 _SPACING = flags.DEFINE_float(
     "spacing",
@@ -101,33 +90,35 @@ _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Training run, or weights in a .npz file; without it no network is used."
 )
 _STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the newest.")
-_REFINE = flags.DEFINE_bool("refine", DEFAULT.refine, "Run instance optimisation (gradient descent on this pair).")
+_REFINE = flags.DEFINE_bool("refine", choices.REFINE, "Run instance optimisation (gradient descent on this pair).")
 _ITERATIONS = flags.DEFINE_integer(
     "iterations", None, "Iterations per level of instance optimisation, 80 by default.", lower_bound=1
 )
 _LAM = flags.DEFINE_float(
-    "lam", DEFAULT.lam, "Weight of the gradient penalty in instance optimisation.", lower_bound=0.0
+    "lam", choices.LAM, "Weight of the gradient penalty in instance optimisation.", lower_bound=0.0
 )
-_MIND = flags.DEFINE_enum("mind", DEFAULT.mind, list(PRESETS), "MIND descriptor of instance optimisation.")
+_MIND = flags.DEFINE_enum("mind", choices.PRESET, choices.MIND, "MIND descriptor of instance optimisation.")
 _DIFFEOMORPHIC = flags.DEFINE_bool(
     "diffeomorphic",
-    DEFAULT.diffeomorphic,
+    choices.DIFFEOMORPHIC,
     "Optimise a stationary velocity field, which does not fold; otherwise --lam=0.4 is best.",
 )
 _FORMAT = flags.DEFINE_list(
-    "format", [], f"Further formats of the result: {', '.join(exports.FORMATS)} (own: the moving scan's own)."
+    "format", [], f"Further formats of the result: {', '.join(choices.FORMATS)} (own: the moving scan's own)."
 )
 _LEARN2REG = flags.DEFINE_bool("learn2reg", False, "Also write the field in Learn2Reg's format.")
 _UNCERTAINTY = flags.DEFINE_bool(
     "uncertainty", False, "Also write the spread of the displacement over other settings and positions, mm."
 )
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check flags and files, register nothing and write nothing.")
 _STRICT = flags.DEFINE_bool("strict", False, "Exit status 4 if the verdict on a registration is `failed`.")
 _ORGANS = flags.DEFINE_list("organs", None, "Labels to score, such as liver=1,spleen=2+3; by default all.")
 _CT_WINDOW = flags.DEFINE_list(
     "ct_window", [str(bound) for bound in CT_WINDOW], "CT window: the HU that are scaled to 0 and 1."
 )
+flags.DEFINE_bool("json", False, cli.JSON_HELP)
 GROUPS = {
-    "Scans": ("fixed", "moving", "pairs", "demo"),
+    "Scans": ("fixed", "moving", "pairs", "rows", "demo"),
     "What is known of the scans": (
         *(f"{side}_{what}" for what in ("modality", "mask", "labels", "landmarks") for side in ("fixed", "moving")),
         "check_modality",
@@ -140,7 +131,7 @@ GROUPS = {
     "Affine step and working grid": ("affine", "spacing", "ct_window"),
     "Network": ("checkpoint", "step"),
     "Instance optimisation": ("refine", "iterations", "lam", "mind", "diffeomorphic"),
-    "Output": ("output", "overwrite", "organs", "format", "learn2reg", "uncertainty", "strict"),
+    "Output": ("output", "overwrite", "organs", "format", "learn2reg", "uncertainty", "strict", "json", "dry_run"),
 }
 
 
@@ -149,53 +140,20 @@ def main(argv: Sequence[str]) -> int:
     if argv[1:]:
         raise UserError(f"unknown argument {argv[1]!r}, expected {USAGE}")
     _check_flags()
-    keep_compiled_programs()
-    command = shlex.join(["python", "-m", "f3r_jax.register", *sys.argv[1:]])
+    from f3r_jax.register import command, demo, flag_values
+
+    line = shlex.join(["python", "-m", "f3r_jax.register", *sys.argv[1:]])
+    shared = command.Options(line, overwrite=_OVERWRITE.value, strict=_STRICT.value, dry_run=_DRY_RUN.value)
+    if _PAIRS.value is not None:
+        source, output = Path(_PAIRS.value), Path(_required(_OUTPUT))
+        rows, axes = flag_values.rows(_ROWS.value), _UNORIENTED.value
+        return command.register_all(source, output, _task, _settings(), shared, unoriented=axes, rows=rows)
     if _DEMO.value:
-        return _register_one(*demo.prepare(Path(_OUTPUT.value or demo.FOLDER), overwrite=_OVERWRITE.value), command)
-    output = Path(_required(_OUTPUT))
-    if _PAIRS.value is None:
-        return _register_one(_files_of(_FIXED), _files_of(_MOVING), output, command)
-    return _register_all(Path(_PAIRS.value), output, command)
-
-
-def _register_one(fixed: Files, moving: Files, output: Path, command: str) -> int:
-    """Registers one pair."""
-    pair = _task(fixed, moving)
-    network = pair_spec.network_of(pair.settings)
-    pair_spec.check_pair(pair, network)
-    note = functools.partial(print, flush=True)
-    with result_folder.reserved(output, output_files.FILES, size=pair_spec.least_size(pair)) as completed:
-        summary = None
-        if completed and not _OVERWRITE.value:
-            summary = output_files.stored_summary(output, pair_spec.recorded(pair, network))
-            note(f"{output}: the result of a run that was killed was whole; it is in place now")
-        if summary is None:
-            output_files.check_folder(output, overwrite=_OVERWRITE.value)
-            summary = pair_spec.register_pair(pair, output, network=network, command=command, note=note)
-    print(output_files.table(summary))
-    print(f"result: {output}, report: {output / 'report.html'}")
-    return verdict.exit_status(summary["verdict"]["level"], strict=_STRICT.value)
-
-
-def _register_all(source: Path, output: Path, command: str) -> int:
-    """Registers the pairs of a table; returns 1 if a pair failed, 4 for a strict verdict, else 0."""
-    network = pair_spec.network_of(_settings())
-    rows = batch.register_pairs(
-        source,
-        output,
-        _task,
-        network=network,
-        overwrite=_OVERWRITE.value,
-        command=command,
-        unoriented=_UNORIENTED.value,
-    )
-    print(batch_summary.format_totals(rows))
-    print(f"result: {output}, table: {output / batch_summary.TABLE}", flush=True)
-    failed = [row for row in rows if row.status == "failed"]
-    for row in failed:
-        print(f"failed: {row.name}: {row.reason}", file=sys.stderr)
-    return 1 if failed else max((verdict.exit_status(row.verdict, strict=_STRICT.value) for row in rows), default=0)
+        folder = Path(_OUTPUT.value or choices.DEMO_FOLDER)
+        fixed, moving, output = demo.prepare(folder, overwrite=_OVERWRITE.value)
+    else:
+        fixed, moving, output = _files_of(_FIXED), _files_of(_MOVING), Path(_required(_OUTPUT))
+    return command.register_one(_task(fixed, moving), output, shared)
 
 
 def _check_flags() -> None:
@@ -204,6 +162,10 @@ def _check_flags() -> None:
     of_one: list[flags.FlagHolder] = [_FIXED, _MOVING, *of_side, *_EXTRA.values()]
     if _PAIRS.value is not None and (given := [flag.name for flag in of_one if flag.value]):
         raise UserError(f"--{given[0]} with --pairs, expected files and modalities in the columns of {_PAIRS.value}")
+    if _ROWS.value is not None and _PAIRS.value is None:
+        raise UserError("--rows without --pairs, expected the table that has the rows")
+    if _DEMO.value and _DRY_RUN.value:
+        raise UserError("--dry_run with --demo, which makes scans; expected only one of them")
     if _DEMO.value and (given := [flag.name for flag in (*of_one, _PAIRS) if flag.value]):
         raise UserError(f"--{given[0]} with --demo, which makes its own scans; expected only one of them")
     of_pairs = (_OUTPUT,) if _PAIRS.value is not None else (_FIXED, _MOVING, _OUTPUT)
@@ -214,6 +176,8 @@ def _check_flags() -> None:
     if not math.isfinite(_LAM.value):
         raise UserError(f"--lam is {_LAM.value}, expected a number of 0 or more")
     if _UNORIENTED.value is not None:
+        from f3r_jax.data.nifti_geometry import check_axes
+
         check_axes(_UNORIENTED.value, "--unoriented")
     if _CHECKPOINT.value is None and not _REFINE.value and _AFFINE.value == "none":
         raise UserError("nothing to do: --affine=none --norefine needs a --checkpoint")
@@ -228,8 +192,10 @@ def _required(flag: flags.FlagHolder[str | None]) -> str:
     return flag.value
 
 
-def _files_of(scan: flags.FlagHolder[str | None]) -> Files:
+def _files_of(scan: flags.FlagHolder[str | None]) -> "Files":
     """The files of the scan of `--fixed` or `--moving`."""
+    from f3r_jax.register.pair_spec import Files
+
     of_side, held = _SIDES[scan.name], _PARTS if scan.name == "fixed" else {}
     return Files(
         _required(scan),
@@ -244,17 +210,23 @@ def _files_of(scan: flags.FlagHolder[str | None]) -> Files:
     )
 
 
-def _task(fixed: Files, moving: Files) -> PairSpec:
+def _task(fixed: "Files", moving: "Files") -> "PairSpec":
+    """The task of the fixed and the moving files, with the settings of the flags."""
+    from f3r_jax.register import flag_values, pair_spec
+
     fixed, moving = (
         dataclasses.replace(files, unoriented=_UNORIENTED.value, check_modality=_CHECK_MODALITY.value)
         for files in (fixed, moving)
     )
     organs, window, formats = flag_values.organs(_ORGANS.value), flag_values.window(_CT_WINDOW.value), _FORMAT.value
     last = (_LEARN2REG.value, _UNCERTAINTY.value, tuple(formats))
-    return PairSpec(fixed, moving, _settings(), organs, window, *last)
+    return pair_spec.PairSpec(fixed, moving, _settings(), organs, window, *last)
 
 
-def _settings() -> pipeline.Settings:
+def _settings() -> "Settings":
+    from f3r_jax.register import pipeline
+    from f3r_jax.register.guidance import guidance_of
+
     return pipeline.Settings(
         affine=_AFFINE.value,
         spacing=_SPACING.value,

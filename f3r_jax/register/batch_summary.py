@@ -3,12 +3,12 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from f3r_jax.common import files
+from f3r_jax.common import events, files
 from f3r_jax.register import verdict
 
 TABLE, SUMMARY = "summary.csv", "summary.json"
@@ -102,6 +102,45 @@ def format_totals(rows: Sequence[Row]) -> str:
     if any(counts.values()):
         lines += ["verdicts: " + ", ".join(f"{count} {level}" for level, count in counts.items())]
     return "\n".join([*lines, format_row(Row("mean", "done", _means(rows)))] if done else lines)
+
+
+def report(row: Row, folder: Path, text: str | None, emit: Callable[..., None]) -> None:
+    """Reports the result of a pair with `emit(event, text, **facts)`, and its verdict.
+
+    In JSON `summary` is the file with everything that is known of a result, and None for a pair that failed.
+    """
+    summary = folder / SUMMARY if row.status == "done" else None
+    facts = row.to_json() | {"of": "pair", "folder": folder, "summary": summary}
+    emit(events.RESULT, text, **facts)
+    if row.verdict is not None and events.as_json():
+        emit(events.VERDICT, None, name=row.name, level=row.verdict, reason=row.reason)
+
+
+def report_earlier(rows: Iterable[Row], output: Path) -> None:
+    """Reports the results of an earlier run in JSON; in text there is nothing to read."""
+    for row in rows:
+        if row.status == "done" and events.as_json():
+            report(row, output / row.name, None, events.emit)
+
+
+def report_totals(rows: Sequence[Row], output: Path, *, table: bool) -> None:
+    """Reports the result of all pairs, and the failed ones as errors; `table` is whether the summaries were written."""
+    failed = [row for row in rows if row.status == "failed"]
+    place = f"{output}, table: {output / TABLE}" if table else str(output)
+    events.emit(
+        events.RESULT,
+        f"{format_totals(rows)}\nresult: {place}",
+        of="pairs",
+        folder=output,
+        table=output / TABLE if table else None,
+        pairs=len(rows),
+        done=sum(row.status == "done" for row in rows),
+        failed=len(failed),
+        verdicts={level: sum(row.verdict == level for row in rows) for level in verdict.LEVELS},
+        mean=_means(rows),
+    )
+    for row in failed:
+        events.error(f"{row.name}: {row.reason}", status=1, text=f"failed: {row.name}: {row.reason}", name=row.name)
 
 
 def _means(rows: Iterable[Row]) -> dict[str, float | None]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from f3r_jax.common import events
 from f3r_jax.common.errors import UserError
 from f3r_jax.common.files import check_writable, errors_of
 from f3r_jax.data import nifti
@@ -24,7 +25,7 @@ def prepare(folder: Path, *, overwrite: bool) -> tuple[Files, Files, Path]:
     """
     output_files.check_folder(folder / "result", overwrite=overwrite)
     fixed, moving = write_pair(folder / "scans", overwrite=overwrite)
-    print(f"phantom pair: {folder / 'scans'}", flush=True)
+    events.line(f"phantom pair: {folder / 'scans'}")
     return fixed, moving, folder / "result"
 
 

@@ -1,6 +1,7 @@
-"""Values of flags that are lists: the CT window and the labels of organs."""
+"""Values of flags that are lists or ranges: the CT window, the labels of organs, rows of a table."""
 
 import math
+import re
 from collections.abc import Sequence
 
 from f3r_jax.common.errors import UserError
@@ -15,6 +16,16 @@ def window(texts: Sequence[str]) -> tuple[float, float]:
     if not -math.inf < low < high < math.inf:
         raise UserError(f"--ct_window is {','.join(texts)}, expected two numbers such as -160,240")
     return low, high
+
+
+def rows(text: str | None) -> range | None:
+    """The rows of `--rows`, from 0; None without the flag. Raises a UserError for another form than 11-20."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)-(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise UserError(f"--rows is {text!r}, expected the first and the last row of the table, from 1, such as 11-20")
+    return range(int(found[1]) - 1, int(found[2]))
 
 
 def organs(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]] | None:

@@ -15,8 +15,6 @@ from absl import flags
 
 from f3r_jax.common import cli
 from f3r_jax.common.errors import UserError
-from f3r_jax.report.wording import count
-from f3r_jax.report.write import write_report
 
 _OUTPUT = flags.DEFINE_string("output", "report", "Folder of the report; an earlier report there is replaced.")
 GROUPS = {"Output": ("output",)}
@@ -26,6 +24,9 @@ def main(argv: Sequence[str]) -> int:
     """Reads the flags, writes the report and prints what could not be read."""
     if not argv[1:]:
         raise UserError("expected RUNS... [--output=FOLDER]: folders of runs, or folders that contain them")
+    from f3r_jax.report.wording import count
+    from f3r_jax.report.write import write_report
+
     output = Path(_OUTPUT.value)
     found = write_report([Path(name) for name in argv[1:]], output)
     for what, reason in found.problems:

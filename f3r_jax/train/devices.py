@@ -17,6 +17,7 @@ from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from f3r_jax.common import events
 from f3r_jax.common.errors import EXIT_USER_ERROR, UserError
 
 AXIS = "batch"
@@ -58,7 +59,7 @@ def exit_on_failure() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        events.error(str(error), status=EXIT_USER_ERROR)
         os._exit(EXIT_USER_ERROR)
     except BaseException:
         traceback.print_exc()

@@ -1,7 +1,6 @@
 """Trains and evaluates the runs of a config. A method without training is only evaluated."""
 
 import contextlib
-import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -12,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from f3r_jax import models
-from f3r_jax.common import result_folder
+from f3r_jax.common import events, result_folder
 from f3r_jax.common.progress import Progress
 from f3r_jax.config import is_trained
 from f3r_jax.data.datasets import Dataset, open_dataset
@@ -67,7 +66,7 @@ def _train_and_evaluate(runs: dict[Path, ConfigDict], *, argv: Sequence[str], no
         check_same_run(each, workdir)
     init = None if network is None else _initial_params(network, runs)
     for line in (*([note] if note else []), *(f"note: {line}" for line in dataset.notes)):
-        print(line, flush=True)
+        events.line(line)
     step_future = None if network is None else compile_in_background(network, configs, workdirs)
     devices.main_first(partial(load_all_cases, dataset))  # so that only one process creates the phantom
     if trained:
@@ -81,7 +80,7 @@ def _train_and_evaluate(runs: dict[Path, ConfigDict], *, argv: Sequence[str], no
     if network is not None:
         errors = train(network, dataset, configs, workdirs, init=init, step_future=step_future).errors
     for error in filter(None, errors):
-        print(f"error: {error}", file=sys.stderr)
+        events.error(str(error), status=1)
     for workdir, failed in zip(workdirs, errors, strict=True):
         if failed is None and evaluates:
             print_report(evaluate(workdir, dataset=dataset), folder_of(workdir, refine=False))
@@ -110,7 +109,8 @@ def _initial_params(network: nn.Module, runs: dict[Path, ConfigDict]) -> dict | 
         return None
     params, step = params_from(Path(config.init), network)
     leaves = jax.tree.leaves(params)
-    print(f"init: {config.init}, step {step}: all {len(leaves)} arrays, {sum(leaf.size for leaf in leaves)} parameters")
+    count = sum(leaf.size for leaf in leaves)
+    events.line(f"init: {config.init}, step {step}: all {len(leaves)} arrays, {count} parameters")
     return params
 
 

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Protocol
 
 from f3r_jax.common import locks
-from f3r_jax.common.cli import prepare_streams, repeat_lost_interrupt, with_home
-from f3r_jax.common.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error
+from f3r_jax.common.cli import exit_on_user_error, prepare_streams, repeat_lost_interrupt, with_home
+from f3r_jax.common.errors import EXIT_INTERRUPTED, UserError
 from f3r_jax.common.files import errors_of
 from f3r_jax.common.progress import Progress
 from f3r_jax.data.datasets import open_dataset
+from study.job import J, ShownJob
 from study.local import Local
 from study.runs import (
     CUT_OFF,
@@ -29,6 +30,7 @@ from study.runs import (
     FINISHED,
     NOT_BEGUN,
     REPORT,
+    SLURM,
     Run,
     check_output,
     programs,
@@ -43,18 +45,18 @@ REPORT_COMMAND = (sys.executable, "-m", "f3r_jax.report")
 SECONDS_BETWEEN_LOOKS = 0.5
 
 
-class Workers(Protocol):
+class Workers(Protocol[J]):
     """Executes runs: `local.Local` or `slurm.Slurm`."""
 
     @property
-    def running(self) -> list[Run]:
+    def running(self) -> Sequence[J]:
         """The running runs."""
 
     @property
     def after_interrupt(self) -> str:
         """Message for a user who interrupted."""
 
-    def poll(self) -> list[Run]:
+    def poll(self) -> list[J]:
         """Starts the runs that can start; returns those that ended since the last call."""
 
     def busy(self) -> bool:
@@ -62,6 +64,19 @@ class Workers(Protocol):
 
     def close(self) -> None:
         """Releases the workers."""
+
+
+class Shown(Protocol[ShownJob]):
+    """Shows the progress of runs: `view.View`."""
+
+    def look(self, running: Sequence[ShownJob]) -> None:
+        """Shows where the running runs are."""
+
+    def ended(self, run: ShownJob) -> None:
+        """Shows how a run ended."""
+
+    def close(self) -> None:
+        """Ends the display."""
 
 
 def launch(plan: Sequence[Run], options: argparse.Namespace) -> int:
@@ -84,8 +99,7 @@ def launch(plan: Sequence[Run], options: argparse.Namespace) -> int:
                 make_phantoms(todo)
                 processes = programs(todo)
                 leaders = list(processes)
-                workers = Slurm(leaders, options) if options.slurm else Local(leaders, options.jobs or 1)
-                follow(workers, View(processes, done=len(finished)))
+                follow(workers_for(leaders, options.output / SLURM, options), View(processes, done=len(finished)))
             good = tell(plan)
             return 0 if report(options.output) and good else 1
         except KeyboardInterrupt as interrupt:
@@ -135,7 +149,14 @@ def one_a_data_set(runs: Sequence[Run]) -> list[Run]:
     return list(first.values())
 
 
-def follow(workers: Workers, view: View) -> None:
+def workers_for(jobs: Sequence[J], folder: Path, options: argparse.Namespace, *, what: str = "runs") -> Workers[J]:
+    """What executes the processes: this machine, or with `--slurm` the cluster; `folder` is for files of submitit."""
+    if options.slurm:
+        return Slurm(jobs, folder, options, what=what)
+    return Local(jobs, options.jobs or 1)
+
+
+def follow(workers: Workers[J], view: Shown[J]) -> None:
     """Shows the progress of the runs until all have ended."""
     try:
         while workers.busy():

@@ -11,26 +11,28 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Generic
 
-from study.runs import Run, environment, mark_end, mark_start
+from study.job import J
+from study.logs import mark_end, mark_start
 
 SECONDS_TO_END = 10
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-class Local:
+class Local(Generic[J]):
     """A queue of runs and up to `jobs` processes."""
 
     after_interrupt = "launch again to resume the runs"
 
-    def __init__(self, runs: Sequence[Run], jobs: int) -> None:
+    def __init__(self, runs: Sequence[J], jobs: int) -> None:
         self._waiting = list(runs)
-        self._processes: dict[int, tuple[Run, subprocess.Popen]] = {}  # by slot
+        self._processes: dict[int, tuple[J, subprocess.Popen]] = {}  # by slot
         self._shares = shares(min(jobs, len(runs)))
 
     @property
-    def running(self) -> list[Run]:
+    def running(self) -> list[J]:
         """The running runs."""
         return [run for run, _ in self._processes.values()]
 
@@ -38,7 +40,7 @@ class Local:
         """Whether any run is running or waiting."""
         return bool(self._waiting or self._processes)
 
-    def poll(self) -> list[Run]:
+    def poll(self) -> list[J]:
         """Starts runs in free slots; returns those that ended since the last call."""
         ended = []
         for slot, (run, process) in list(self._processes.items()):
@@ -71,13 +73,13 @@ class Local:
             signal.signal(number, handler)
 
 
-def start(run: Run, cores: Sequence[int], variables: dict[str, str]) -> subprocess.Popen:
+def start(run: J, cores: Sequence[int], variables: dict[str, str]) -> subprocess.Popen:
     """Starts a run in its own session, so that Ctrl-C only reaches the launcher."""
     mark_start(run.log, run.command)
     with run.log.open("a") as log:
         process = subprocess.Popen(
             run.command,
-            env=environment(run.output) | variables,
+            env=run.environment | variables,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

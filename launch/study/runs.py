@@ -12,10 +12,7 @@ A run is `python -m f3r_jax.main` with a config, settings and its own folder. A 
 import dataclasses
 import json
 import os
-import shlex
-import signal
 import sys
-import time
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
@@ -27,6 +24,7 @@ from f3r_jax.common.errors import UserError
 from f3r_jax.common.locks import LOCK_FILE
 from f3r_jax.config import flatten, is_trained
 from f3r_jax.workdir.metadata import CONFIG_FILE, check_same_run
+from study.logs import killed, last_attempt, tail
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MAIN = (sys.executable, "-m", "f3r_jax.main")
@@ -34,8 +32,6 @@ FINISHED, CUT_OFF, NOT_BEGUN, FAILED = "finished", "cut off", "not begun", "fail
 LOGS, REPORT, COMPILED, SLURM = "logs", "report", "compiled", "slurm"
 PARTIAL_SECTIONS = ("loss", "optim", "train", "syn")  # sections that only some configs have
 LAMBDA = "loss.lam"
-TAIL_BYTES = 1 << 16  # of a log or of metrics.jsonl; enough for the last lines
-_STARTED, _ENDED = "== started ", "== exit status "
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +69,15 @@ class Run:
         settings = (f"--config.{setting}" for setting in self.settings if not setting.startswith(f"{LAMBDA}="))
         workdir, lams = self.output / self._for_lambda("{lam}"), ",".join(f"{lam:g}" for lam in self.together)
         return [*MAIN, f"--config={self.spec}", f"--workdir={workdir}", f"--lambdas={lams}", *settings]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Environment variables of the process; the runs of a study share their compiled functions."""
+        compiled = {
+            "JAX_COMPILATION_CACHE_DIR": str((self.output / COMPILED).absolute()),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
+        }
+        return compiled | os.environ
 
     def _for_lambda(self, text: str) -> str:
         return self.name.replace(f"_lam{self.config.loss.lam:g}_", f"_lam{text}_")
@@ -198,44 +203,15 @@ def last_row(workdir: Path) -> dict:
     return {}
 
 
-def tail(path: Path) -> list[str]:
-    """The last lines of a text file."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-            return file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return []
-
-
-def mark_start(log: Path, command: Sequence[str]) -> None:
-    """Writes the start of a new attempt to a run's log."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as file:
-        file.write(f"{_STARTED}{time.strftime('%Y-%m-%d %H:%M:%S')}: {shlex.join(command)}\n")
-
-
-def mark_end(log: Path, status: int) -> None:
-    """Writes the exit status to a run's log, except after SIGTERM: such a run is cut off, not failed."""
-    if status != -signal.SIGTERM:
-        with log.open("a") as file:
-            file.write(f"{_ENDED}{status}\n")
-
-
 def error_of(run: Run) -> str:
     """The error that ended the last attempt, in one line; empty if there was none."""
-    lines = tail(run.log)
-    starts = [number for number, line in enumerate(lines) if line.startswith(_STARTED)]
-    lines = [line for line in lines[starts[-1] + 1 if starts else 0 :] if line.strip()]
-    if not lines or not lines[-1].startswith(_ENDED):
+    lines, status = last_attempt(run.log)
+    if status is None:
         return ""
-    status = int(lines.pop().removeprefix(_ENDED))
     if status == 0:
         return "" if finished_step(run) is not None else "ended without an evaluation"
-    if status == -signal.SIGKILL:
-        return "killed by signal 9: out of memory, or killed by a user"
     if status < 0:
-        return f"killed by signal {-status}"
+        return killed(status)
     errors = [line for line in lines if line.startswith("error: ")]
     return (errors or lines or [f"exit status {status}"])[-1].strip()
 
@@ -253,12 +229,3 @@ def check_output(output: Path, plan: Sequence[Run]) -> None:
             check_same_run(run.config, run.workdir)
         except UserError as error:
             raise UserError(str(error).replace("--workdir", "--output")) from error
-
-
-def environment(output: Path) -> dict[str, str]:
-    """Environment variables of the runs, with which they share their compiled functions."""
-    compiled = {
-        "JAX_COMPILATION_CACHE_DIR": str((output / COMPILED).absolute()),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
-    }
-    return compiled | os.environ

@@ -18,40 +18,42 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Generic
 
 from f3r_jax.common.errors import UserError
 from f3r_jax.common.files import write_text
-from study.runs import SLURM, Run, mark_end, mark_start
+from study.job import J
+from study.logs import mark_end, mark_start
 
 SECONDS_BETWEEN_LOOKS = 5.0
 _JOBS = "jobs.json"  # the job ID of each run, as squeue prints it
 
 
-class Slurm:
-    """The tasks of the runs in the queue."""
+class Slurm(Generic[J]):
+    """The tasks of the runs in the queue. `folder` is for files of submitit; `what` names the runs in messages."""
 
-    def __init__(self, runs: Sequence[Run], options: argparse.Namespace) -> None:
-        self._folder = options.output.absolute() / SLURM
+    def __init__(self, runs: Sequence[J], folder: Path, options: argparse.Namespace, *, what: str = "runs") -> None:
+        self._folder = folder.absolute()
         self._folder.mkdir(exist_ok=True)
         queue = queued()
-        known = self._read_jobs()
+        known = read_jobs(self._folder)
         self._jobs = {run: known[run.program] for run in runs if known.get(run.program) in queue}
         if self._jobs:
-            print(f"{len(self._jobs)} runs are already in the queue", flush=True)
+            print(f"{len(self._jobs)} {what} are already in the queue", flush=True)
         new = [run for run in runs if run not in self._jobs]
         if new:
             self._jobs |= dict(zip(new, submit(new, self._folder, options), strict=True))
             self._write_jobs(known | {run.program: job for run, job in self._jobs.items()})
-            print(f"submitted {len(new)} runs as {self._jobs[new[0]].partition('_')[0]}", flush=True)
-        self.running: list[Run] = []
+            print(f"submitted {len(new)} {what} as {self._jobs[new[0]].partition('_')[0]}", flush=True)
+        self.running: list[J] = []
         self._last_look = 0.0
-        self._gone: set[Run] = set()
+        self._gone: set[J] = set()
 
     def busy(self) -> bool:
         """Whether any task is in the queue."""
         return bool(self._jobs)
 
-    def poll(self) -> list[Run]:
+    def poll(self) -> list[J]:
         """The runs whose task left the queue.
 
         A task must be missing twice, because a task that is queued again is missing for a moment.
@@ -77,12 +79,14 @@ class Slurm:
         numbers = sorted({job.partition("_")[0] for job in self._jobs.values()})
         return f"the tasks stay in the queue: launch again to watch them, or scancel {' '.join(numbers)}"
 
-    def _read_jobs(self) -> dict[str, str]:
-        path = self._folder / _JOBS
-        return json.loads(path.read_text()) if path.exists() else {}
-
     def _write_jobs(self, jobs: dict[str, str]) -> None:
         write_text(self._folder / _JOBS, json.dumps(jobs, indent=2) + "\n")
+
+
+def read_jobs(folder: Path) -> dict[str, str]:
+    """The job ID of each process that was ever submitted, by its name."""
+    path = folder / _JOBS
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 class Task:
@@ -146,7 +150,7 @@ def check_slurm() -> None:
     queued()
 
 
-def submit(runs: Sequence[Run], folder: Path, options: argparse.Namespace) -> list[str]:
+def submit(runs: Sequence[J], folder: Path, options: argparse.Namespace) -> list[str]:
     """Submits the runs as one job array; returns their job IDs as squeue prints them."""
     import submitit
 

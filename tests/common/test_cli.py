@@ -104,6 +104,26 @@ def test_the_home_folder_is_replaced_after_an_equals_sign(monkeypatch):
     assert cli.with_home(given) == ["--fixed=/somewhere/mr.nii", *given[1:]]
 
 
+LAZY = """
+import atexit, runpy, sys
+
+heavy = {"jax", "jaxlib", "flax", "optax", "orbax", "numpy", "scipy", "nibabel", "matplotlib"}
+atexit.register(lambda: print(sorted(heavy & set(sys.modules)), file=sys.stderr))
+module = sys.argv.pop(1)
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command != "benchmark"])
+def test_help_and_version_import_nothing_heavy(command, flag):
+    given = [sys.executable, "-c", LAZY, f"f3r_jax.{command}", flag]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    result = subprocess.run(given, capture_output=True, text=True, env=environment)
+    assert (result.returncode, result.stderr) == (0, "[]\n")
+    assert f"python -m f3r_jax.{command}" in result.stdout or result.stdout == f"f3r_jax {__version__}\n"
+
+
 LOSES = """
 import gc, os, signal, sys, time
 from f3r_jax.common import cli

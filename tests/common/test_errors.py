@@ -9,7 +9,8 @@ import pytest
 from conftest import REPOSITORY
 from f3r_jax.benchmark.environment import current_environment
 from f3r_jax.common import memory
-from f3r_jax.common.errors import UserError, exit_on_user_error, explained
+from f3r_jax.common.cli import exit_on_user_error
+from f3r_jax.common.errors import UserError, explained
 
 
 @pytest.mark.parametrize(

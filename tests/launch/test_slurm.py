@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
+from test_cohort import Cohort
 from test_launch import Study
 
 from conftest import free_port, wait_for
@@ -124,6 +125,17 @@ def study(tmp_path, phantoms, slurm, monkeypatch):
     return study
 
 
+@pytest.fixture
+def pairs(tmp_path, slurm, monkeypatch):
+    """A cohort of three tasks."""
+    monkeypatch.setenv("FAKE_COHORT", str(tmp_path))
+    for name in ("PATH", "SLURM_CONF"):
+        monkeypatch.setenv(name, slurm[name])
+    pairs = Cohort(tmp_path)
+    pairs.arguments += ["--slurm", "--slurm_time=5"]
+    return pairs
+
+
 def squeue(*options):
     seen = subprocess.run(["squeue", "-h", "-r", *options], capture_output=True, text=True, check=True)
     return seen.stdout.split()
@@ -207,6 +219,47 @@ def test_a_task_out_of_time_is_queued_again_and_goes_on(study):
     assert "3 of 3 runs finished" in out
     assert not Path(f"/proc/{first}").exists()
     assert study.steps(study.names[0]) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_cohort_with_a_failing_pair(pairs):
+    pairs.behave(case1="fail")
+    process = pairs.process()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and err == "failed: case1: not a scan\n", err
+    assert "submitted 3 tasks as " in out and "5 pairs: 4 registered, 1 failed" in out
+    numbers = json.loads((pairs.output / "cohort" / "jobs.json").read_text())
+    assert list(numbers) == ["rows_1-2", "rows_3-4", "rows_5-5"]
+    pairs.behave()
+    process = pairs.process()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "4 finished; 1 of 3 tasks to do" in out and pairs.started()[3:] == ["1-2"]
+    assert [row["status"] for row in pairs.rows().values()] == ["done"] * 5
+
+
+def test_tasks_of_a_cohort_outlive_the_launcher_and_a_cancelled_one_is_resumed(pairs):
+    pairs.behave(case3="hold")
+    process = pairs.process()
+    wait_for((pairs.output / "case2" / "summary.json").exists, seconds=60)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    numbers = json.loads((pairs.output / "cohort" / "jobs.json").read_text())
+    assert process.returncode == 130 and f"scancel {numbers['rows_1-2'].partition('_')[0]}" in err
+    process = pairs.process("--per_task=3")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and "rows_3-4 is in the queue with another --per_task" in err
+    process = pairs.process()
+    for line in process.stdout:
+        if "in the queue" in line:
+            subprocess.run(["scancel", numbers["rows_3-4"]], check=True)
+            break
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and "not registered: case3: cut off" in err, err
+    pairs.behave()
+    process = pairs.process()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "4 finished; 1 of 3 tasks to do" in out and pairs.started()[-1] == "3-4"
 
 
 def test_what_sbatch_refuses_is_one_line(study):

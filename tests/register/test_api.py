@@ -1,5 +1,6 @@
 """`f3r_jax.register` and `f3r_jax.load` from Python, with images of every kind."""
 
+import inspect
 import subprocess
 import sys
 import time
@@ -41,10 +42,12 @@ def result(arrays, lines):
     return f3r_jax.register(mr, ct, moving_labels=labels, progress=lines.append, **QUICK)
 
 
-def test_the_name_is_the_function_also_after_imports_of_the_packages_modules():
+def test_the_name_is_the_function_and_the_package():
     assert callable(f3r_jax.register) and callable(f3r_jax.load)
-    assert scans.__name__ == "f3r_jax.register.scans"
-    code = "import f3r_jax.register.pair_spec; import f3r_jax; assert callable(f3r_jax.register)"
+    assert scans.__name__ == "f3r_jax.register.scans" and f3r_jax.register.scans is scans
+    assert list(inspect.signature(f3r_jax.register).parameters) == ["fixed", "moving", "options"]
+    assert "Registers a moving scan to a fixed scan" in inspect.getdoc(f3r_jax.register)
+    code = "import f3r_jax.register.api as x; import f3r_jax; assert callable(f3r_jax.register) and x.Result"
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
 
 

@@ -194,6 +194,10 @@ def test_results_of_other_settings_are_replaced_only_if_asked(commands, register
         (["--pairs=DATA", "--affine=DATA/no.txt"], ["no.txt", "no such file"]),
         (["--pairs=DATA", "--output=DATA/pairs.csv"], ["DATA/pairs.csv", "is a file"]),
         (["--pairs=DATA", "--output="], ["--output"]),
+        (["--pairs=DATA", "--rows=0-1"], ["--rows is '0-1'", "such as 11-20"]),
+        (["--pairs=DATA", "--rows=2-3"], ["--rows is 2-3", "has 2 rows"]),
+        (["--fixed=DATA/mr_0.nii.gz", "--moving=DATA/ct_0.nii.gz", "--rows=1-2"], ["--rows without --pairs"]),
+        (["--pairs=DATA/missing.csv", "--dry_run"], ["DATA/absent.nii.gz", "no such file"]),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(commands, data, tmp_path, given, words):
@@ -211,6 +215,29 @@ def test_two_runs_do_not_write_to_one_folder(commands, data, tmp_path):
         result = commands.run("register", f"--pairs={data}", f"--output={tmp_path / 'out'}", *QUICK)
     _assert_one_line(result, "another process is writing here")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_are_registered_next_to_other_processes(commands, registered, data, tmp_path):
+    output = tmp_path / "out"
+    given = [f"--pairs={data}", f"--output={output}", *QUICK]
+    with result_folder.reserved(output, shared=True):
+        _assert_one_line(commands.run("register", *given), "another process is writing here")
+        second = commands.run("register", *given, "--rows=2-2")
+    assert second.status == 0 and "1 pair, 0 finished before" in second.out and "table" not in second.out, second
+    assert {path.name for path in output.iterdir()} == {"case1"}
+    _assert_equal(registered[0] / "case1", output / "case1")
+    with result_folder.reserved(output):
+        _assert_one_line(commands.run("register", *given, "--rows=1-1"), "another process is writing here")
+    planned = commands.run("register", *given, "--dry_run")
+    assert planned.status == 0 and "2 pairs, 1 finished before; all checks passed" in planned.out
+    assert {path.name for path in output.iterdir()} == {"case1"}
+
+
+def test_a_dry_run_of_one_pair_writes_nothing(commands, data, tmp_path):
+    given = [f"--fixed={data / 'mr_0.nii.gz'}", f"--moving={data / 'ct_0.nii.gz'}", f"--output={tmp_path / 'out'}"]
+    result = commands.run("register", *given, "--dry_run")
+    assert result.status == 0 and "nothing is registered" in result.out and list(tmp_path.iterdir()) == []
+    _assert_one_line(commands.run("register", *given, "--dry_run", "--fixed_mask=no.nii.gz"), "no.nii.gz")
 
 
 def test_the_folder_of_one_result_is_no_place_for_many(commands, registered, data):
