@@ -82,10 +82,9 @@ _AFFINE = flags.DEFINE_string(
     f"Affine step: {', '.join(choices.AFFINE_STEPS)}, or a matrix file: ITK, ANTs, LTA, flirt:FILE, greedy:FILE.",
 )
 _SPACING = flags.DEFINE_float(
-    "spacing",
-    None,
-    "Voxel size of the working grid, mm; by default 1, or the smallest voxel edge of both scans if that is larger.",
+    "spacing", None, "Voxel size of the working grid, mm; default: smallest edge, at least 1."
 )
+_MEMORY = flags.DEFINE_float("memory", None, "GB for the default working grid; default: half of what is free, up to 4.")
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Training run, or weights in a .npz file; without it no network is used."
 )
@@ -128,7 +127,7 @@ GROUPS = {
         *("labels_weight", "labels_drive", "landmarks_weight", "fixed_extra", "moving_extra", "fixed_exclude_mask"),
         *("moving_exclude_mask", "rigid_mask", "preserve_mask", "robust"),
     ),
-    "Affine step and working grid": ("affine", "spacing", "ct_window"),
+    "Affine step and working grid": ("affine", "spacing", "memory", "ct_window"),
     "Network": ("checkpoint", "step"),
     "Instance optimisation": ("refine", "iterations", "lam", "mind", "diffeomorphic"),
     "Output": ("output", "overwrite", "organs", "format", "learn2reg", "uncertainty", "strict", "json", "dry_run"),
@@ -168,11 +167,11 @@ def _check_flags() -> None:
         raise UserError("--dry_run with --demo, which makes scans; expected only one of them")
     if _DEMO.value and (given := [flag.name for flag in (*of_one, _PAIRS) if flag.value]):
         raise UserError(f"--{given[0]} with --demo, which makes its own scans; expected only one of them")
-    of_pairs = (_OUTPUT,) if _PAIRS.value is not None else (_FIXED, _MOVING, _OUTPUT)
-    for flag in () if _DEMO.value else of_pairs:
+    for flag in () if _DEMO.value else (_OUTPUT,) if _PAIRS.value is not None else (_FIXED, _MOVING, _OUTPUT):
         _required(flag)
-    if _SPACING.value is not None and not 0 < _SPACING.value < math.inf:
-        raise UserError(f"--spacing is {_SPACING.value}, expected mm above 0")
+    for flag, unit in ((_SPACING, "mm"), (_MEMORY, "GB")):
+        if flag.value is not None and not 0 < flag.value < math.inf:
+            raise UserError(f"--{flag.name} is {flag.value}, expected {unit} above 0")
     if not math.isfinite(_LAM.value):
         raise UserError(f"--lam is {_LAM.value}, expected a number of 0 or more")
     if _UNORIENTED.value is not None:
@@ -230,6 +229,7 @@ def _settings() -> "Settings":
     return pipeline.Settings(
         affine=_AFFINE.value,
         spacing=_SPACING.value,
+        memory=_MEMORY.value,
         checkpoint=Path(_CHECKPOINT.value) if _CHECKPOINT.value else None,
         step=_STEP.value,
         refine=_REFINE.value,

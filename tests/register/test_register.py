@@ -266,6 +266,7 @@ def test_a_network_of_the_other_direction_is_refused(commands, scans, trained, t
         (["--spacing=0"], ["--spacing"]),
         (["--spacing=inf"], ["--spacing is inf"]),
         (["--spacing=nan"], ["--spacing is nan"]),
+        (["--memory=0"], ["--memory is 0.0", "GB above 0"]),
         (["--spacing=0.001"], ["--spacing=0.001", "GB"]),
         (["--lam=nan"], ["--lam is nan"]),
         (["--format=tif"], ["--format is tif", "expected some of own, nrrd"]),
