@@ -1,7 +1,8 @@
 """Lets mkdocstrings find the function `f3r_jax.register`, whose package has the same name.
 
-Python's `f3r_jax.register` is the function (`f3r_jax/__init__.py`). Griffe reads sources, and replaces it by the
-package. With this extension the function is also `f3r_jax.register.register`, for the page of the Python interface.
+In Python the package can be called as the function (`f3r_jax/__init__.py`). Griffe reads sources, and replaces the
+function by the package. With this extension the function is also `f3r_jax.register.register`, for the page of the
+Python interface.
 """
 
 from typing import Any

@@ -59,7 +59,8 @@ def run_main(main: Callable[[Sequence[str]], int | None], groups: Groups) -> Non
 
 def _start(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int | None:
     """Reports the start and runs `main`."""
-    spec = sys.modules[main.__module__].__spec__  # None in an interactive session
+    # A built-in function has no module, and an interactive session no spec.
+    spec = getattr(sys.modules.get(main.__module__ or ""), "__spec__", None)
     command = (spec.name if spec else "").removeprefix("f3r_jax.").removesuffix(".__main__")
     events.emit(events.START, None, command=command, version=__version__, arguments=sys.argv[1:])
     return main(argv)
