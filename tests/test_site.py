@@ -71,7 +71,7 @@ def test_the_python_interface_has_its_docstrings(site):
 def test_benchmarks_weights_and_the_notebook_are_pages(site):
     first = (REPOSITORY / "BENCHMARKS.md").read_text().splitlines()[0].lstrip("# ")
     assert first in words(site / "benchmarks.html")
-    assert (site / "weights" / "mrb_phantom_20000.npz").stat().st_size > 1e6
+    assert (site / "weights" / "mrb_phantom_28000.npz").stat().st_size > 1e6
     assert "f3r_jax.register(" in words(site / "notebook.html") and (site / "notebook_1.png").exists()
     assert 'href="benchmarks.html"' in (site / "study.html").read_text()
 

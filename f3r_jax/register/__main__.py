@@ -169,9 +169,9 @@ def _check_flags() -> None:
         raise UserError(f"--{given[0]} with --demo, which makes its own scans; expected only one of them")
     for flag in () if _DEMO.value else (_OUTPUT,) if _PAIRS.value is not None else (_FIXED, _MOVING, _OUTPUT):
         _required(flag)
-    for flag, unit in ((_SPACING, "mm"), (_MEMORY, "GB")):
-        if flag.value is not None and not 0 < flag.value < math.inf:
-            raise UserError(f"--{flag.name} is {flag.value}, expected {unit} above 0")
+    for name, value, unit in (("spacing", _SPACING.value, "mm"), ("memory", _MEMORY.value, "GB")):
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"--{name} is {value}, expected {unit} above 0")
     if not math.isfinite(_LAM.value):
         raise UserError(f"--lam is {_LAM.value}, expected a number of 0 or more")
     if _UNORIENTED.value is not None:
