@@ -34,7 +34,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "The CSV file to write; finished p
 GROUPS = {"Verdicts": ("pairs", "output")}
 MIRRORS = {"left to right": 0, "head to feet": 2}
 RIGHT, WRONG = 50.0, 25.0  # Dice in %: results between both are neither
-COLUMNS = ("pair", "kind", "dice", "level", "cycle_mm", "likeness", "apart_mm", "mirrored", "reasons")
+COLUMNS = ("pair", "kind", "dice", "level", "cycle_mm", "likeness", "apart_mm", "mirrored", "upside_down", "reasons")
 
 
 def main(argv: Sequence[str]) -> int:

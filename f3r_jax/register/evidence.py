@@ -13,6 +13,7 @@ from f3r_jax.common.arrays import Matrix
 from f3r_jax.data import transforms
 from f3r_jax.data.affine import coarse
 from f3r_jax.data.affine.coarse import CoarseScan
+from f3r_jax.data.affine.search import lowest_mismatch
 from f3r_jax.data.affine.start import MARGIN, MULTIPLE, Start, deformation, mutual_information, warped
 from f3r_jax.data.transforms import Transform
 from f3r_jax.ops.fields import jacobian_determinant
@@ -39,6 +40,8 @@ class Evidence:
       apart_mm: mean distance, inside the body, of the chosen position from the furthest of those that match as well;
         None without a search.
       mirrored: percent by which the mismatch falls if the moving scan is mirrored left to right; negative if it rises.
+      upside_down, back_to_front: percent by which the lowest mismatch over all positions falls if the moving scan is
+        mirrored along that axis; negative if it rises.
     """
 
     seen: float
@@ -52,6 +55,8 @@ class Evidence:
     cycle_mm: float
     apart_mm: float | None
     mirrored: float
+    upside_down: float
+    back_to_front: float
 
 
 def gather(fixed: CoarseScan, moving: CoarseScan, transform: Transform, start: Start | None = None) -> Evidence | None:
@@ -66,6 +71,7 @@ def gather(fixed: CoarseScan, moving: CoarseScan, transform: Transform, start: S
     Returns:
       The measures, or None if the bodies do not meet.
     """
+    upside_down, back_to_front = _flipped(fixed, moving)
     fixed = coarse.widened(fixed, MARGIN, MULTIPLE)
     u = transforms.resampled(transform, fixed.grid)
     before = coarse.moved_by(moving, transform.matrix, fixed.grid)
@@ -89,6 +95,8 @@ def gather(fixed: CoarseScan, moving: CoarseScan, transform: Transform, start: S
         cycle_mm=_cycle(fixed, moving, Transform(fixed.grid, transform.matrix, u), both),
         apart_mm=None if start is None else _apart(start),
         mirrored=_mirrored(fixed, before),
+        upside_down=upside_down,
+        back_to_front=back_to_front,
     )
 
 
@@ -126,6 +134,24 @@ def _apart(start: Start) -> float:
     similar = [each for each in start.close_candidates() if each.merit >= SIMILAR * best.merit]
     ends = [transforms.to_moving(start.transform_of(each), points) for each in similar]
     return max((float(np.linalg.norm(end - goal, axis=1).mean()) for end in ends), default=0.0)
+
+
+def _flipped(fixed: CoarseScan, moving: CoarseScan) -> tuple[float, float]:
+    """The percents by which the lowest mismatch falls if the moving scan is mirrored along z, and along y.
+
+    Left to right this says little: bodies are nearly symmetric.
+    """
+
+    def along(axis: int) -> CoarseScan:
+        arrays = (np.ascontiguousarray(np.flip(each, axis)) for each in (moving.intensities, moving.body, moving.seen))
+        return CoarseScan(*arrays, moving.grid)
+
+    found = in_threads(lambda each: lowest_mismatch(fixed, each), (moving, along(2), along(1)))
+    if not np.isfinite(found).all():
+        return 0.0, 0.0
+    plain, *others = found
+    upside_down, back_to_front = (100 * (plain - other) / max(plain, other, TINY) for other in others)
+    return upside_down, back_to_front
 
 
 def _mirrored(fixed: CoarseScan, before: CoarseScan) -> float:

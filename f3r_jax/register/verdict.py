@@ -29,6 +29,7 @@ class Limits:
       cycle_mm: at most.
       apart_mm: distance of another position that matches as well, at most.
       mirrored: percent, at most.
+      flipped: percent, at most, upside down and back to front.
     """
 
     seen: float
@@ -41,13 +42,14 @@ class Limits:
     cycle_mm: float
     apart_mm: float
     mirrored: float
+    flipped: float
 
 
 # On 13 results of real pairs of different people, right ones (Dice 48 to 67) had a cycle of 14 to 25 mm, a likeness
 # of 31 to 38 % and scales of 0.59 to 1.21. Two wrong ones (Dice 13) had 76 and 77 mm, and 26 and 31 %.
 LIMITS = {
-    CHECK: Limits(50.0, 80.0, 0.5, 1.8, 25.0, 27.0, 0.05, 32.0, 30.0, 2.5),
-    FAILED: Limits(20.0, 50.0, 0.35, 2.8, 60.0, 10.0, -1.0, 60.0, math.inf, math.inf),
+    CHECK: Limits(50.0, 80.0, 0.5, 1.8, 25.0, 27.0, 0.05, 32.0, 30.0, 2.5, 3.0),
+    FAILED: Limits(20.0, 50.0, 0.35, 2.8, 60.0, 10.0, -1.0, 60.0, math.inf, math.inf, math.inf),
 }
 
 
@@ -104,3 +106,6 @@ def _reasons(found: Evidence, limits: Limits) -> Iterator[str]:
         yield f"another position, {found.apart_mm:.0f} mm away, matches about as well"
     if found.mirrored > limits.mirrored:
         yield f"the moving scan matches {found.mirrored:.1f} % better if it is mirrored left to right"
+    for value, how in ((found.upside_down, "upside down"), (found.back_to_front, "back to front")):
+        if value > limits.flipped:
+            yield f"the moving scan matches {value:.1f} % better {how}: are the axes in its header right?"

@@ -28,6 +28,8 @@ GOOD = Evidence(
     cycle_mm=6.0,
     apart_mm=None,
     mirrored=-8.0,
+    upside_down=-9.0,
+    back_to_front=-12.0,
 )
 
 
@@ -68,6 +70,21 @@ def test_a_place_that_is_wrong_is_less_alike(fixed, right):
     assert wrong.likeness < right.likeness / 2 and wrong.information < right.information
     assert wrong.cycle_mm > 2 * right.cycle_mm
     assert verdict.judge(wrong).level != verdict.OK
+
+
+@pytest.mark.parametrize(("axis", "name"), [(1, "back_to_front"), (2, "upside_down")])
+def test_a_flipped_scan_matches_better_flipped(fixed, right, axis, name):
+    """In a frame of its own, as the search does not need the header's position."""
+    turn = np.eye(4)
+    turn[axis, axis] = -1
+    shift = resample.translation((60.0, -20.0, 12.0))
+    flipped = scan(shift @ turn, affine_scans.negative, centre=(60.0, -20.0, 12.0))
+    found = gather(fixed, flipped, transform(shift))
+    assert getattr(found, name) > 10 and getattr(right, name) < -10
+    other = {"upside_down": "back_to_front", "back_to_front": "upside_down"}[name]
+    assert getattr(found, other) < getattr(found, name)
+    assert any(name.replace("_", " ") in reason for reason in verdict.judge(found).reasons)
+    assert not any("axes in its header" in reason for reason in verdict.judge(right).reasons)
 
 
 def test_a_mirrored_scan_matches_better_mirrored(fixed, right):
@@ -129,6 +146,8 @@ def test_another_position_that_matches_as_well_is_named(fixed):
         ("smallest_volume", 0.03, None, "shrinks to 3 % of its volume"),
         ("cycle_mm", None, None, "a registration back ends"),
         ("mirrored", 5.0, None, "mirrored left to right"),
+        ("upside_down", 5.0, None, "5.0 % better upside down: are the axes in its header right?"),
+        ("back_to_front", 5.0, None, "5.0 % better back to front: are the axes in its header right?"),
     ],
 )
 def test_each_rule(change, check, failed, words):

@@ -56,6 +56,13 @@ def search(fixed: CoarseScan, moving: CoarseScan) -> list[Placement]:
     return kept
 
 
+def lowest_mismatch(fixed: CoarseScan, moving: CoarseScan) -> float:
+    """The lowest mismatch over all shifts at three scales, with the penalty; infinite if none covers enough."""
+    described = (fixed.descriptors, fixed.body, fixed.seen)
+    found = [place for step in (-STEP, 0.0, STEP) for place in _at_scale(described, moving, np.full(3, step))]
+    return min((place.cost for place in found), default=float("inf"))
+
+
 def _at_scale(fixed: tuple[np.ndarray, ...], moving: CoarseScan, log_scales: np.ndarray) -> list[Placement]:
     """The best shifts at one scale; `fixed` is as in `mismatches`."""
     scales = np.exp(log_scales)
