@@ -146,7 +146,7 @@ def continued(
     network: Network | None,
     clock: StageTimer,
     *,
-    least_spacing: float = 0,
+    least_spacing: float = 0.0,
 ) -> RegistrationResult:
     """The stages after the affine step."""
     matrix, initial, start = alignment.matrix, alignment.initial, alignment.start

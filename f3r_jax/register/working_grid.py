@@ -27,7 +27,7 @@ def default_spacing(fixed: Scan, moving: Scan) -> float:
 
 
 def working_grid(
-    fixed: Scan, moving: Scan, matrix: Matrix, *, spacing: float | None, gigabytes: float | None, least: float = 0
+    fixed: Scan, moving: Scan, matrix: Matrix, *, spacing: float | None, gigabytes: float | None, least: float = 0.0
 ) -> tuple[Grid, float, str]:
     """The working grid, its spacing in mm, and words for the console if the memory limits it.
 
