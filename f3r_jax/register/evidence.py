@@ -143,8 +143,10 @@ def _flipped(fixed: CoarseScan, moving: CoarseScan) -> tuple[float, float]:
     """
 
     def along(axis: int) -> CoarseScan:
-        arrays = (np.ascontiguousarray(np.flip(each, axis)) for each in (moving.intensities, moving.body, moving.seen))
-        return CoarseScan(*arrays, moving.grid)
+        shown, body, seen = (
+            np.ascontiguousarray(np.flip(a, axis)) for a in (moving.intensities, moving.body, moving.seen)
+        )
+        return CoarseScan(shown, body, seen, moving.grid)
 
     found = in_threads(lambda each: lowest_mismatch(fixed, each), (moving, along(2), along(1)))
     if not np.isfinite(found).all():

@@ -8,8 +8,10 @@ checkpoints.
 import contextlib
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 
 import jax
 import orbax.checkpoint as ocp
@@ -36,9 +38,11 @@ class Checkpoints:
             enable_async_checkpointing=False,
             multiprocessing_options=alone if jax.process_count() > 1 else ocp.options.MultiprocessingOptions(),
         )
-        self._manager = ocp.CheckpointManager(
-            (workdir / FOLDER).absolute(), options=options, item_names=("params", "optimiser", "config")
-        )
+        folder, items = (workdir / FOLDER).absolute(), ("params", "optimiser", "config")
+        try:
+            self._manager = ocp.CheckpointManager(folder, options=options, item_names=items)
+        except FileNotFoundError:  # a late write of a failed save removed its file while the folder was cleared
+            self._manager = ocp.CheckpointManager(folder, options=options, item_names=items)
 
     def latest(self) -> int | None:
         """The newest step, or None."""
@@ -63,6 +67,7 @@ class Checkpoints:
             optimiser=ocp.args.StandardSave(optimiser),
             config=ocp.args.JsonSave(json.loads(config.to_json())),
         )
+        _ignore_late_writes()
         with _without_log():
             self._manager.save(step, args=items)
 
@@ -79,6 +84,30 @@ class Checkpoints:
     def close(self) -> None:
         """Waits until everything is written and closes the folder."""
         self._manager.close()
+
+
+def _print_unless_late(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints an error that nothing caught, except that of a late write."""
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, trace)
+
+
+def _report_unless_late(found: "sys.UnraisableHookArgs") -> None:
+    """The same for an error that could not be raised."""
+    if not (found.exc_type is RuntimeError and str(found.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(found)
+
+
+def _ignore_late_writes() -> None:
+    """Keeps Python from printing the error of a write that ends after a failed save.
+
+    Orbax raises the error of the save, such as a full disk, and closes its event loop. A thread of TensorStore, which
+    cannot raise, then prints a traceback because the loop is closed.
+    """
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _print_unless_late
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _report_unless_late
 
 
 @contextlib.contextmanager
