@@ -139,7 +139,7 @@ def _apart(start: Start) -> float:
 def _flipped(fixed: CoarseScan, moving: CoarseScan) -> tuple[float, float]:
     """The percents by which the lowest mismatch falls if the moving scan is mirrored along z, and along y.
 
-    Left to right this says little: bodies are nearly symmetric.
+    Left to right this shows little: bodies are nearly symmetric.
     """
 
     def along(axis: int) -> CoarseScan:
