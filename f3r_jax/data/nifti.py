@@ -106,16 +106,21 @@ def write(path: PathLike, data: np.ndarray, affine: np.ndarray, *, intent: str =
     `data` may be 3-D, or 5-D (x y z 1 3) with `intent="vector"`, ITK's format of displacement fields. 64-bit integers
     and booleans, which NIfTI readers reject, are converted to int32 and uint8.
     """
+    with replacing(_nifti_path(path)) as temporary:
+        nibabel.save(to_memory(np.asarray(data), affine, intent), temporary)
+
+
+def _nifti_path(path: PathLike) -> Path:
+    """The path of a file to write; raises a UserError for a name of another format."""
     path = Path(path)
     if not path.name.endswith((".nii", ".nii.gz")):
         raise UserError(f"{path}: unknown format; expected a name ending in .nii or .nii.gz")
-    with replacing(path) as temporary:
-        nibabel.save(to_memory(np.asarray(data), affine, intent), temporary)
+    return path
 
 
 def write_field(path: PathLike, field: Float32[np.ndarray, "x y z 3"], affine: np.ndarray) -> None:
     """Writes displacements in mm, RAS+, in ITK's and ANTs' format: (x y z 1 3), mm in LPS, intent vector."""
-    with replacing(Path(path)) as temporary, open(temporary, "wb") as file:
+    with replacing(_nifti_path(path)) as temporary, open(temporary, "wb") as file:
         compressed = temporary.name.endswith(".gz")
         # Numbers hardly repeat: without the search for repetitions gzip writes 126 instead of 48 MB/s, 2 % more bytes.
         gzip_format = zlib.compressobj(1, zlib.DEFLATED, 31, strategy=zlib.Z_HUFFMAN_ONLY)

@@ -127,13 +127,13 @@ def to_voxels(points: Float[np.ndarray, "n 3"], affine: np.ndarray) -> Float[np.
 
 def _sample(data: np.ndarray, image: Image, grid: Grid, *, order: int) -> np.ndarray:
     matrix = np.linalg.inv(image.affine) @ grid.affine
-    # SciPy's constant mode treats a centre that rounding puts 1e-15 beyond the last voxel as outside: extend, then cut.
     if grid.shape == image.shape and np.abs(matrix - np.eye(4)).max() < SAME:
         return np.array(data, order="C")
     # Files are stored with x as the fastest axis. Slabs along x of such an array took sixty times as long.
     data, sampled = np.ascontiguousarray(data), np.empty(grid.shape, data.dtype)
     axes = shared_axes(matrix)
 
+    # SciPy's constant mode treats a centre that rounding puts 1e-15 beyond the last voxel as outside: extend, then cut.
     def fill(slab: slice) -> None:
         if axes is not None:
             sampled[slab] = sample_along_axes(data, matrix, axes, grid.shape, slab, order=order)

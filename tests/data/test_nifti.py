@@ -296,3 +296,9 @@ def test_a_label_map_must_lie_on_its_images_grid(tmp_path):
     shifted[0, 3] += 0.5
     message = _message(nifti.check_same_grid, image.grid, nifti.Grid((5, 6, 7), shifted, "labels.nii.gz"))
     assert "labels.nii.gz" in message and "0.5" in message
+
+
+def test_a_field_is_not_written_under_a_name_of_another_format(tmp_path):
+    with pytest.raises(UserError, match=r"field\.mha: unknown format; expected a name ending in \.nii"):
+        nifti.write_field(tmp_path / "field.mha", np.zeros((2, 2, 2, 3), np.float32), np.eye(4))
+    assert list(tmp_path.iterdir()) == []
