@@ -148,7 +148,7 @@ def _flipped(fixed: CoarseScan, moving: CoarseScan) -> tuple[float, float]:
         )
         return CoarseScan(shown, body, seen, moving.grid)
 
-    found = in_threads(lambda each: lowest_mismatch(fixed, each), (moving, along(2), along(1)))
+    found = [lowest_mismatch(fixed, each) for each in (moving, along(2), along(1))]
     if not np.isfinite(found).all():
         return 0.0, 0.0
     plain, *others = found

@@ -6,6 +6,7 @@ transforms. Letters: x y z voxels.
 """
 
 import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -47,10 +48,8 @@ def matrix_of(place: Placement, fixed: Grid, moving: Grid) -> Matrix:
 def search(fixed: CoarseScan, moving: CoarseScan) -> list[Placement]:
     """The best placements, `DIFFERENT` mm apart, best first; empty if no placement covers enough of a body."""
     scales = [np.array([across, across, along]) for across, along in itertools.product((-STEP, 0.0, STEP), repeat=2)]
-    described = (fixed.descriptors, fixed.body, fixed.seen)
-    found = in_threads(lambda log_scales: _at_scale(described, moving, log_scales), scales)
     kept: list[Placement] = []
-    for place in sorted(itertools.chain(*found), key=lambda each: each.cost):
+    for place in sorted(_at_scales(fixed, moving, scales), key=lambda each: each.cost):
         if len(kept) < COUNT and all(np.abs(place.shift - other.shift).max() > DIFFERENT for other in kept):
             kept.append(place)
     return kept
@@ -58,9 +57,14 @@ def search(fixed: CoarseScan, moving: CoarseScan) -> list[Placement]:
 
 def lowest_mismatch(fixed: CoarseScan, moving: CoarseScan) -> float:
     """The lowest mismatch over all shifts at three scales, with the penalty; infinite if none covers enough."""
-    described = (fixed.descriptors, fixed.body, fixed.seen)
-    found = [place for step in (-STEP, 0.0, STEP) for place in _at_scale(described, moving, np.full(3, step))]
+    found = _at_scales(fixed, moving, [np.full(3, step) for step in (-STEP, 0.0, STEP)])
     return min((place.cost for place in found), default=float("inf"))
+
+
+def _at_scales(fixed: CoarseScan, moving: CoarseScan, scales: Sequence[np.ndarray]) -> list[Placement]:
+    """The best shifts at each of the scales."""
+    described = (fixed.descriptors, fixed.body, fixed.seen)  # computed once, before the threads
+    return list(itertools.chain(*in_threads(lambda each: _at_scale(described, moving, each), scales)))
 
 
 def _at_scale(fixed: tuple[np.ndarray, ...], moving: CoarseScan, log_scales: np.ndarray) -> list[Placement]:
