@@ -18,6 +18,7 @@ from matplotlib.path import Path as Outline
 from f3r_jax.common.arrays import Intensities, LabelMap, Spacing, VoxelField
 from f3r_jax.evaluate import metrics, slices
 from f3r_jax.evaluate.drawing import DPI, WIDTH, as_words, colour_bar, save
+from f3r_jax.evaluate.grey_scale import body_mask, grey_scale
 from f3r_jax.evaluate.slices import COLOURS, INK, LARGE, MUTED, NORMAL, SMALL, STYLES, ZOOM_ASPECT
 
 SCALES = {"Axial": 50.0, "Coronal": None, "Zoom": 20.0}  # scale bar of each row in mm; axial and coronal share one
@@ -65,7 +66,7 @@ def overlay(
     by_role = {"fixed": fixed_labels, "moving": moving_labels, "warped": warped_labels}
     labelled = {role: labels for role, labels in by_role.items() if labels is not None}
     figure, panels = panel_page(aspects, list(columns), list(rows), title, foot=0.42 if labelled else 0.0)
-    of_moving, of_fixed = slices.display_range(moving), slices.display_range(fixed)
+    of_moving, of_fixed = grey_scale(moving), grey_scale(fixed)
     ranges = (of_moving, of_fixed, of_moving)
     for line, (name, view) in zip(panels, rows.items(), strict=True):
         for ax, (volume, outlines), shown in zip(line, columns.values(), ranges, strict=True):
@@ -100,7 +101,7 @@ def checkerboard(
     figure, panels = panel_page(aspects, list(columns), list(views), title)
     tint = ListedColormap(np.linspace(0, 1, 256)[:, None] ** [1.4, 1.0, 0.75])
     tile = fixed.shape[0] * float(spacing[0]) / 9
-    of_fixed, of_moving = slices.display_range(fixed), slices.display_range(moving)
+    of_fixed, of_moving = grey_scale(fixed), grey_scale(moving)
     for line, (name, view) in zip(panels, views.items(), strict=True):
         for ax, volume in zip(line, columns.values(), strict=True):
             slices.draw(ax, fixed, view, spacing, of_fixed)
@@ -134,7 +135,7 @@ def deformation(
     columns = ["Fixed with the deformed grid", "Log Jacobian determinant, folds in black"]
     figure, panels = panel_page(aspects, columns, list(views), title, note=facts, foot=0.36)
     limit = float(np.clip(np.percentile(np.abs(log_determinant[~folded]), 99.5), 0.1, 2.0)) if not folded.all() else 1.0
-    grey, body = slices.display_range(fixed), slices.body(fixed)
+    grey, body = grey_scale(fixed), body_mask(fixed)
     for line, (name, view) in zip(panels, views.items(), strict=True):
         slices.draw(line[0], fixed, view, spacing, grey)
         slices.draw_grid(line[0], displacement, view, spacing)

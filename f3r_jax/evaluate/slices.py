@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.colors import to_rgb
+from matplotlib.colors import PowerNorm, to_rgb
 from matplotlib.image import AxesImage
 from matplotlib.patheffects import withStroke
 from matplotlib.typing import LineStyleType
-from scipy.ndimage import binary_fill_holes, gaussian_filter, uniform_filter
+from scipy.ndimage import gaussian_filter, uniform_filter
 
 from f3r_jax.common.arrays import Intensities, LabelMap, Mask, Spacing, VoxelField
+from f3r_jax.evaluate.grey_scale import GreyScale
 
 COLOURS = ("#E69F00", "#56B4E9", "#CC79A7", "#2CC295", "#F0E442", "#D55E00", "#0072B2")
+LIGHTER = 0.45  # what is left of a colour's distance from white, for outlines of other than the fixed image
 INK, MUTED = "#1a1a1a", "#6b6b6b"
 STYLES: dict[str, LineStyleType] = {"fixed": "solid", "moving": (0.0, (3.2, 1.6)), "warped": (0.0, (1.0, 0.8))}
 SMALL, NORMAL, LARGE = 6.5, 7.5, 9.5  # points
@@ -46,9 +48,16 @@ class View:
 
 
 def draw(
-    ax: Axes, volume: np.ndarray, view: View, spacing: Spacing, shown: tuple[float, float], **options: Any
+    ax: Axes, volume: np.ndarray, view: View, spacing: Spacing, shown: GreyScale | tuple[float, float], **options: Any
 ) -> AxesImage:
-    """Draws a slice in mm, voxel centres at multiples of the spacing, with the patient's right on the left."""
+    """Draws a slice in mm, voxel centres at multiples of the spacing, with the patient's right on the left.
+
+    `shown` is a grey scale, or the values of both ends of the colour map.
+    """
+    if isinstance(shown, GreyScale):
+        options["norm"] = PowerNorm(shown.power, shown.low, shown.high, clip=True)
+    else:
+        options |= {"vmin": shown[0], "vmax": shown[1]}
     section, (across, up) = view.cut(volume), view.steps(spacing)
     right, top = (section.shape[1] - 0.5) * across, (section.shape[0] - 0.5) * up
     options = {"cmap": "gray", "interpolation": "bilinear", **options}
@@ -56,8 +65,6 @@ def draw(
         section,
         origin="lower",
         extent=(-across / 2, right, -up / 2, top),
-        vmin=shown[0],
-        vmax=shown[1],
         aspect="auto",
         **options,
     )
@@ -70,7 +77,7 @@ def outline_organs(ax: Axes, labels: LabelMap, view: View, spacing: Spacing, org
     section = view.cut(labels)
     for number, values in enumerate(organs.values()):
         colour = np.array(to_rgb(COLOURS[number % len(COLOURS)]))
-        colour = colour if role == "fixed" else 1 - 0.45 * (1 - colour)
+        colour = colour if role == "fixed" else 1 - LIGHTER * (1 - colour)
         mask = np.isin(section, values)
         outline(ax, mask, view, spacing, color=[tuple(colour)], linewidth=1.0, linestyle=STYLES[role])
 
@@ -94,13 +101,6 @@ def outline(
     # A dark line below keeps thin and broken lines readable on bright tissue.
     ax.contour(x, y, section, levels=[0.5], colors="black", linewidths=linewidth + 0.7, alpha=0.55)
     ax.contour(x, y, section, levels=[0.5], colors=color, linewidths=linewidth, linestyles=[linestyle])
-
-
-def body(volume: Intensities) -> Mask:
-    """Rough mask of the patient: voxels brighter than a tenth of the grey scale, filled slice by slice."""
-    low, high = display_range(volume)
-    bright = gaussian_filter(volume, 1.0) > low + 0.1 * (high - low)
-    return np.stack([binary_fill_holes(section) for section in np.moveaxis(bright, 2, 0)], axis=2)
 
 
 def draw_grid(ax: Axes, displacement: VoxelField, view: View, spacing: Spacing) -> None:
@@ -177,9 +177,3 @@ def aspect(shape: Sequence[int], spacing: Spacing, view: View) -> float:
     """Height of a slice divided by its width."""
     across, up = view.steps(spacing)
     return shape[3 - view.axis] * up / (shape[0] * across)
-
-
-def display_range(volume: Intensities) -> tuple[float, float]:
-    """Intensities shown as black and white: robust extremes, so that a few bright voxels do not darken the rest."""
-    low, high = np.percentile(volume, (0.5, 99.7))
-    return float(low), float(high) if high > low else float(low) + 1.0

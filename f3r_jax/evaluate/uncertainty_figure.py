@@ -8,6 +8,7 @@ from f3r_jax.common.arrays import Intensities, Spacing
 from f3r_jax.evaluate import slices
 from f3r_jax.evaluate.drawing import colour_bar, save
 from f3r_jax.evaluate.figures import SCALES, panel_page
+from f3r_jax.evaluate.grey_scale import body_mask, grey_scale
 
 
 def uncertainty(
@@ -22,7 +23,7 @@ def uncertainty(
       spacing: voxel size in mm.
       title: the title of the page.
     """
-    body = slices.body(fixed)
+    body = body_mask(fixed)
     inside = spread[body] if body.any() else spread
     facts = (
         f"inside the body: median {np.median(inside):.1f} mm, 95 % of voxels below {np.percentile(inside, 95):.1f} mm"
@@ -32,7 +33,7 @@ def uncertainty(
     figure, panels = panel_page(aspects, ["Fixed", "Uncertainty"], list(views), title, note=facts, foot=0.36)
     limit = max(float(np.percentile(inside, 99)), 1.0)
     for line, (name, view) in zip(panels, views.items(), strict=True):
-        slices.draw(line[0], fixed, view, spacing, slices.display_range(fixed))
+        slices.draw(line[0], fixed, view, spacing, grey_scale(fixed))
         shown = slices.draw(line[1], spread, view, spacing, (0.0, limit), cmap="magma")
         slices.outline(line[1], view.cut(body), view, spacing, color="white", linewidth=0.6)
         slices.annotate(line[0], scale_mm=SCALES[name])

@@ -1,22 +1,15 @@
-"""The figures of a registration."""
+"""The figures of a registration, and its viewer."""
 
-import dataclasses
 import threading
 from pathlib import Path
 
-import jax.numpy as jnp
-import numpy as np
-
-from f3r_jax.common.arrays import LabelMap
-from f3r_jax.config import ORGANS
-from f3r_jax.data import resample
-from f3r_jax.data.transforms import Transform
 from f3r_jax.evaluate import figures
 from f3r_jax.evaluate.uncertainty_figure import uncertainty
-from f3r_jax.ops.warp import warp, warp_nearest
 from f3r_jax.register.pipeline import RegistrationResult
 from f3r_jax.register.scans import OrganLabels, Scan
+from f3r_jax.register.shown import shown_volumes
 from f3r_jax.register.uncertainty import Uncertainty
+from f3r_jax.register.viewer import Viewer, make_viewer
 
 _MATPLOTLIB_LOCK = threading.Lock()  # several pairs may be drawn at once, and Matplotlib is not thread-safe
 
@@ -28,47 +21,23 @@ def draw(
     outcome: RegistrationResult,
     organs: OrganLabels | None,
     spread: Uncertainty | None,
-) -> None:
-    """Draws the figures on the working grid, where the moving scan is shown after the affine step."""
-    grid, u = outcome.transform.grid, outcome.transform.displacement
-    field = jnp.asarray(u)[None]
-    warped = np.asarray(warp(jnp.asarray(outcome.moving)[None, ..., None], field))[0, ..., 0]
-    title, spacing = f"{Path(moving.image.path).name} on {Path(fixed.image.path).name}", grid.spacing
-    labels = (None, None, None) if organs is None else _drawn_labels(organs, outcome.transform, fixed)
+    viewer: bool,
+) -> Viewer | None:
+    """Draws the figures on the working grid, where the moving scan is shown after the affine step.
+
+    Returns the viewer of the same volumes if `viewer` is set.
+    """
+    shown = shown_volumes(fixed, outcome, organs, spread)
+    title = f"{Path(moving.image.path).name} on {Path(fixed.image.path).name}"
+    scans = {"fixed": shown.fixed, "moving": shown.moving, "warped": shown.warped}
+    labels = {f"{side}_labels": shown.labels.get(side) for side in scans}
+    common = {"spacing": shown.grid.spacing, "title": title}
     with _MATPLOTLIB_LOCK:
-        figures.overlay(
-            folder / "overlay.png",
-            fixed=outcome.fixed,
-            moving=outcome.moving,
-            warped=warped,
-            fixed_labels=labels[0],
-            moving_labels=labels[1],
-            warped_labels=labels[2],
-            spacing=spacing,
-            title=title,
-            organs=ORGANS if organs is None else organs.values,
-        )
-        figures.checkerboard(
-            folder / "checkerboard.png",
-            fixed=outcome.fixed,
-            moving=outcome.moving,
-            warped=warped,
-            spacing=spacing,
-            title=title,
-        )
+        figures.overlay(folder / "overlay.png", **scans, **labels, organs=shown.organs, **common)
+        figures.checkerboard(folder / "checkerboard.png", **scans, **common)
         figures.deformation(
-            folder / "deformation.png", fixed=outcome.fixed, displacement=u, spacing=spacing, title=title
+            folder / "deformation.png", fixed=shown.fixed, displacement=shown.displacement, **common
         )
         if spread is not None:
-            uncertainty(folder / "uncertainty.png", fixed=outcome.fixed, spread=spread, spacing=spacing, title=title)
-
-
-def _drawn_labels(organs: OrganLabels, transform: Transform, fixed: Scan) -> tuple[LabelMap, LabelMap, LabelMap]:
-    """The fixed, the moving and the warped labels on the working grid, inside the fixed scan's field of view."""
-    grid = transform.grid
-    there = dataclasses.replace(grid, affine=transform.matrix @ grid.affine)
-    moving = resample.resample_labels(organs.moving, there)
-    nearest = warp_nearest(jnp.asarray(moving)[None, ..., None], jnp.asarray(transform.displacement)[None])
-    warped = np.asarray(nearest)[0, ..., 0]
-    inside = resample.field_of_view(fixed.image.grid, grid)
-    return resample.resample_labels(organs.fixed, grid), np.where(inside, moving, 0), np.where(inside, warped, 0)
+            uncertainty(folder / "uncertainty.png", fixed=shown.fixed, spread=spread, **common)
+    return make_viewer(shown) if viewer else None

@@ -97,17 +97,19 @@ def write(
     learn2reg: bool,
     facts: Mapping[str, Any],
     formats: Sequence[str] = (),
+    viewer: bool = True,
 ) -> dict[str, Any]:
     """Writes all files of a result to a folder and returns the content of `summary.json`, including `facts`.
 
     `organs` are scored and drawn; None: there are none. `spread` is the uncertainty on the working grid, or None.
+    `viewer` adds the interactive viewer to the page.
 
     Raises:
       UserError: `learn2reg` is set and the scans do not share a grid.
     """
     start, transform = time.perf_counter(), outcome.transform
     with background_writes() as save:
-        save(drawing.draw, folder, fixed, moving, outcome, organs, spread)
+        drawn = save(drawing.draw, folder, fixed, moving, outcome, organs, spread, viewer)
         warped_labels = _write_volumes(folder, fixed, moving, transform, formats, learn2reg=learn2reg, save=save)
         inverse, residual = transforms.inverse(transform)
         back = scans.no_finer(moving.image.grid, transform.grid.spacing.min())
@@ -132,9 +134,8 @@ def write(
     seconds = outcome.seconds | {"writing": time.perf_counter() - start}
     found["seconds"] = seconds | {"total": sum(seconds.values())}
     summary = {name: files.json_safe(value) for name, value in {**found, **facts}.items()}
-    write_text(
-        folder / "report.html", page.page(summary, [folder / name for name in FIGURES if (folder / name).exists()])
-    )
+    images = [folder / name for name in FIGURES if (folder / name).exists()]
+    write_text(folder / "report.html", page.page(summary, images, drawn.result()))
     write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
 
@@ -147,7 +148,7 @@ def _write_volumes(
     formats: Sequence[str],
     *,
     learn2reg: bool,
-    save: Callable[..., Future[None]],
+    save: Callable[..., Future[Any]],
 ) -> LabelMap | None:
     """Writes the matrix and all volumes on the fixed scan's grid; returns the warped labels or None."""
     grid = fixed.stored
@@ -177,15 +178,15 @@ def _write_volumes(
 
 
 @contextmanager
-def background_writes() -> Iterator[Callable[..., Future[None]]]:
+def background_writes() -> Iterator[Callable[..., Future[Any]]]:
     """Yields `save(function, *args)`, which runs slow file writes in background threads.
 
     All writes are finished when the block ends.
     """
     with ThreadPoolExecutor(2) as threads:  # one draws, one compresses
-        jobs: list[Future[None]] = []
+        jobs: list[Future[Any]] = []
 
-        def save(function: Callable[..., None], *args: object) -> Future[None]:
+        def save(function: Callable[..., Any], *args: object) -> Future[Any]:
             jobs.append(threads.submit(on_same_device(function), *args))
             return jobs[-1]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import jinja2
 
 from f3r_jax.register.guidance_report import facts as of_guidance
+from f3r_jax.register.viewer import Viewer
 
 CAPTIONS = {
     "overlay": "Before and after: the moving scan after the affine step, the fixed scan, and the moving scan warped.",
@@ -22,8 +23,8 @@ VERDICTS = {
 MEASURES = {"dice": "Dice, %", "asd_mm": "ASD, mm", "hd95_mm": "HD95, mm"}
 
 
-def page(summary: Mapping, images: Sequence[Path]) -> str:
-    """Renders the report as HTML from the content of `summary.json` and the PNG files."""
+def page(summary: Mapping, images: Sequence[Path], viewer: Viewer | None = None) -> str:
+    """Renders the report as HTML from the content of `summary.json`, the PNG files and the viewer, if there is one."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("f3r_jax.register"),
         autoescape=True,
@@ -44,6 +45,7 @@ def page(summary: Mapping, images: Sequence[Path]) -> str:
         measures=MEASURES,
         facts=_facts(summary),
         verdicts=VERDICTS,
+        viewer=viewer,
     )
 
 

@@ -15,6 +15,7 @@ from matplotlib.patches import Rectangle
 
 from f3r_jax.data.cases import Case
 from f3r_jax.evaluate import metrics, slices
+from f3r_jax.evaluate.grey_scale import GreyScale, grey_scale
 from f3r_jax.evaluate.inference import Registration
 from f3r_jax.evaluate.slices import COLOURS, INK, MUTED, View
 from f3r_jax.report.charts import NORMAL, SMALL, page
@@ -68,7 +69,7 @@ def comparison(case: Case, shown: Sequence[Shown], organs: Mapping[str, Sequence
         text: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "center"}
         figure.text((EDGE + 0.09) / WIDTH, middle, label, size=NORMAL, color=INK, weight="bold", **text)
         figure.text((EDGE + 0.23) / WIDTH, middle, note, size=SMALL - 1, color=MUTED, **text)
-        grey = slices.display_range(case.fixed if row == 0 else case.moving)
+        grey = grey_scale(case.fixed if row == 0 else case.moving)
         _image(panel(row, 0), case, volume, view, grey, organs, window)
         zoom = panel(row, 1)
         _image(zoom, case, volume, view, grey, organs)
@@ -141,7 +142,7 @@ def _image(
     case: Case,
     volume: np.ndarray,
     view: View,
-    grey: tuple[float, float],
+    grey: GreyScale,
     organs: Mapping[str, Sequence[int]],
     window: Window | None = None,
 ) -> None:
@@ -154,7 +155,7 @@ def _image(
 
 
 def _grid(ax: Axes, case: Case, registration: Registration, view: View) -> None:
-    slices.draw(ax, case.fixed, view, case.spacing, slices.display_range(case.fixed))
+    slices.draw(ax, case.fixed, view, case.spacing, grey_scale(case.fixed))
     slices.draw_grid(ax, registration.displacement, view, case.spacing)
 
 
@@ -164,7 +165,7 @@ def _jacobian(ax: Axes, case: Case, registration: Registration, view: View) -> N
     bounds = (-JACOBIAN_RANGE, JACOBIAN_RANGE)
     slices.draw(ax, logarithm, view, case.spacing, bounds, cmap="RdBu_r")
     # Black, because the panel is bright on a dark page too.
-    slices.outline(ax, view.cut(slices.body(case.fixed)), view, case.spacing, color="black", linewidth=0.6)
+    slices.outline(ax, view.cut(body(case.fixed)), view, case.spacing, color="black", linewidth=0.6)
     folds = np.where(determinant <= 0, 1.0, np.nan)
     slices.draw(ax, folds, view, case.spacing, (0.0, 1.0), cmap="gray_r", interpolation="nearest")
 
