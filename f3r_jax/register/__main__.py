@@ -39,9 +39,7 @@ _ROWS = flags.DEFINE_string(
 )
 _DEMO = flags.DEFINE_bool("demo", False, f"Make a phantom pair and register it, in --output or {choices.DEMO_FOLDER}.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the result; with --pairs, one subfolder per pair.")
-_OVERWRITE = flags.DEFINE_bool(
-    "overwrite", False, "Replace an existing result; with --pairs, results of other settings."
-)
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a result; with --pairs, results of other settings.")
 _SIDES = {
     side: {
         "modality": flags.DEFINE_enum(
@@ -98,9 +96,7 @@ _LAM = flags.DEFINE_float(
 )
 _MIND = flags.DEFINE_enum("mind", choices.PRESET, choices.MIND, "MIND descriptor of instance optimisation.")
 _DIFFEOMORPHIC = flags.DEFINE_bool(
-    "diffeomorphic",
-    choices.DIFFEOMORPHIC,
-    "Optimise a stationary velocity field, which does not fold; otherwise --lam=0.4 is best.",
+    "diffeomorphic", choices.DIFFEOMORPHIC, "Optimise a stationary velocity field, which does not fold; else --lam=0.4."
 )
 _FORMAT = flags.DEFINE_list(
     "format", [], f"Further formats of the result: {', '.join(choices.FORMATS)} (own: the moving scan's own)."
@@ -109,6 +105,7 @@ _LEARN2REG = flags.DEFINE_bool("learn2reg", False, "Also write the field in Lear
 _UNCERTAINTY = flags.DEFINE_bool(
     "uncertainty", False, "Also write the spread of the displacement over other settings and positions, mm."
 )
+_VIEWER = flags.DEFINE_bool("viewer", True, "Embed the interactive viewer in the report, 2 to 10 MB.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check flags and files, register nothing and write nothing.")
 _STRICT = flags.DEFINE_bool("strict", False, "Exit status 4 if the verdict on a registration is `failed`.")
 _ORGANS = flags.DEFINE_list("organs", None, "Labels to score, such as liver=1,spleen=2+3; by default all.")
@@ -130,7 +127,9 @@ GROUPS = {
     "Affine step and working grid": ("affine", "spacing", "memory", "ct_window"),
     "Network": ("checkpoint", "step"),
     "Instance optimisation": ("refine", "iterations", "lam", "mind", "diffeomorphic"),
-    "Output": ("output", "overwrite", "organs", "format", "learn2reg", "uncertainty", "strict", "json", "dry_run"),
+    "Output": (
+        *("output", "overwrite", "organs", "format", "learn2reg", "uncertainty", "viewer", "strict", "json", "dry_run"),
+    ),
 }
 
 
@@ -218,7 +217,7 @@ def _task(fixed: "Files", moving: "Files") -> "PairSpec":
         for files in (fixed, moving)
     )
     organs, window, formats = flag_values.organs(_ORGANS.value), flag_values.window(_CT_WINDOW.value), _FORMAT.value
-    last = (_LEARN2REG.value, _UNCERTAINTY.value, tuple(formats))
+    last = (_LEARN2REG.value, _UNCERTAINTY.value, tuple(formats), _VIEWER.value)
     return pair_spec.PairSpec(fixed, moving, _settings(), organs, window, *last)
 
 

@@ -30,14 +30,22 @@ def draw(
     shown = shown_volumes(fixed, outcome, organs, spread)
     title = f"{Path(moving.image.path).name} on {Path(fixed.image.path).name}"
     scans = {"fixed": shown.fixed, "moving": shown.moving, "warped": shown.warped}
-    labels = {f"{side}_labels": shown.labels.get(side) for side in scans}
-    common = {"spacing": shown.grid.spacing, "title": title}
+    spacing = shown.grid.spacing
     with _MATPLOTLIB_LOCK:
-        figures.overlay(folder / "overlay.png", **scans, **labels, organs=shown.organs, **common)
-        figures.checkerboard(folder / "checkerboard.png", **scans, **common)
-        figures.deformation(
-            folder / "deformation.png", fixed=shown.fixed, displacement=shown.displacement, **common
+        figures.overlay(
+            folder / "overlay.png",
+            **scans,
+            fixed_labels=shown.labels.get("fixed"),
+            moving_labels=shown.labels.get("moving"),
+            warped_labels=shown.labels.get("warped"),
+            spacing=spacing,
+            title=title,
+            organs=shown.organs,
         )
+        figures.checkerboard(folder / "checkerboard.png", **scans, spacing=spacing, title=title)
+        path = folder / "deformation.png"
+        figures.deformation(path, fixed=shown.fixed, displacement=shown.displacement, spacing=spacing, title=title)
         if spread is not None:
-            uncertainty(folder / "uncertainty.png", fixed=shown.fixed, spread=spread, **common)
+            path = folder / "uncertainty.png"
+            uncertainty(path, fixed=shown.fixed, spread=spread, spacing=spacing, title=title)
     return make_viewer(shown) if viewer else None

@@ -9,7 +9,7 @@
   warped_labels.nii.gz, warped_landmarks.csv   if the moving scan has labels or landmarks
   warped.nrrd, transform.h5 and others   on request, see `exports.py`
   learn2reg_displacement.nii.gz    on request: in voxels of the fixed grid, (x y z 3)
-  summary.json, report.html, overlay.png, checkerboard.png, deformation.png, uncertainty.png
+  report.html (`page.py`, `viewer.py`), overlay.png, checkerboard.png, deformation.png, uncertainty.png, summary.json
 
 All files are written to a temporary folder and moved at the end, `summary.json` last (`common/result_folder.py`). A
 folder with a `summary.json` therefore holds a complete result. Letters: x y z voxels.
@@ -101,8 +101,7 @@ def write(
 ) -> dict[str, Any]:
     """Writes all files of a result to a folder and returns the content of `summary.json`, including `facts`.
 
-    `organs` are scored and drawn; None: there are none. `spread` is the uncertainty on the working grid, or None.
-    `viewer` adds the interactive viewer to the page.
+    `organs` are scored and drawn, if there are any. `spread` is the uncertainty on the working grid, or None.
 
     Raises:
       UserError: `learn2reg` is set and the scans do not share a grid.

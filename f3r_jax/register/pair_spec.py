@@ -57,6 +57,7 @@ class PairSpec:
     learn2reg: bool  # whether to write the field in Learn2Reg's format too
     uncertainty: bool = False  # whether to register again in other ways and write the spread
     formats: tuple[str, ...] = ()  # of `exports.FORMATS`, written in addition to NIfTI
+    viewer: bool = True  # whether the page has the interactive viewer
 
 
 def check_pair(task: PairSpec, network: Network | None) -> None:
@@ -173,6 +174,7 @@ def register_pair(
             learn2reg=task.learn2reg,
             facts=facts,
             formats=formats,
+            viewer=task.viewer,
         )
 
 
@@ -188,6 +190,7 @@ def recorded(task: PairSpec, network: Network | None) -> dict[str, object]:
     values |= {"format": task.formats} if task.formats else {}
     values |= {} if task.fixed.check_modality else {"check_modality": False}
     values |= {"uncertainty": True} if task.uncertainty else {}
+    values |= {} if task.viewer else {"viewer": False}
     values |= {name: value for name, value in vars(task.settings).items() if value is not None or name != "memory"}
     values |= {"step": network and network.step}
     values |= values.pop("guidance").changed()

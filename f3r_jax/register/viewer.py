@@ -1,8 +1,8 @@
 """The interactive viewer of a registration: NiiVue and the volumes that it shows, for the page `report.html`.
 
-All volumes are on the working grid, or on a coarser one if that has more than `MOST_VOXELS` voxels. They are NIfTI files
-of 8 bits, compressed and in base64. NiiVue is embedded in the same way, so that the page needs no other file and no
-network. Letters: x y z voxels of that grid.
+All volumes are on the working grid, or on a coarser one if that has more than `MOST_VOXELS` voxels. They are NIfTI
+files of 8 bits, compressed and in base64. NiiVue is embedded in the same way, so that the page needs no other file and
+no network. Letters: x y z voxels of that grid.
 """
 
 import base64
@@ -73,12 +73,12 @@ class Viewer:
     @property
     def library(self) -> str:
         """NiiVue's script, compressed, as text."""
-        return base64.b64encode(_file(LIBRARY)).decode()
+        return base64.b64encode(packaged_file(LIBRARY)).decode()
 
     @property
     def licence(self) -> str:
         """The licences of NiiVue and of the packages that it contains."""
-        return _file(LICENCE).decode()
+        return packaged_file(LICENCE).decode()
 
 
 def make_viewer(shown: Shown) -> Viewer:
@@ -138,7 +138,7 @@ def _maps(shown: Shown, grid: Grid) -> Iterator[Volume]:
         yield Volume(name, "map", name, data, most / 255, "mm", "length", high=high, note=notes[name])
     determinant = _on(grid, metrics.jacobian_determinant(shown.displacement) - 1, shown) + 1
     stored = np.where(determinant > 0, np.clip(np.rint(ONE * determinant), 1, 2 * ONE), 0).astype(np.uint8)
-    note = "Below 1 the moving tissue grows, above 1 it shrinks; magenta: the field folds."
+    note = "Above 1 the moving tissue is larger than the fixed, below 1 smaller; magenta: folds."
     yield Volume("jacobian", "map", "Jacobian determinant", stored, 1 / ONE, "", "volume", high=2.0, note=note)
 
 
@@ -156,7 +156,8 @@ def _labels(shown: Shown, grid: Grid) -> Iterator[Volume]:
 def _colours(number: int) -> tuple[str, str]:
     """The colour of an organ in the fixed scan and in the other ones."""
     colour = COLOURS[number % len(COLOURS)]
-    return colour, to_hex(1 - LIGHTER * (1 - np.array(to_rgb(colour))))
+    red, green, blue = (1 - LIGHTER * (1 - level) for level in to_rgb(colour))
+    return colour, to_hex((red, green, blue))
 
 
 def _start(volumes: Sequence[Volume], grid: Grid) -> list[int]:
@@ -174,5 +175,6 @@ def _text(volume: Volume, grid: Grid) -> str:
     return base64.b64encode(nifti_images.compressed(volume.data, grid.affine, slope=volume.slope)).decode()
 
 
-def _file(name: str) -> bytes:
+def packaged_file(name: str) -> bytes:
+    """The bytes of a file of the package `niivue`."""
     return (importlib.resources.files("f3r_jax.register") / "niivue" / name).read_bytes()

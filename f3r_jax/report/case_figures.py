@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 
 from f3r_jax.data.cases import Case
 from f3r_jax.evaluate import metrics, slices
-from f3r_jax.evaluate.grey_scale import GreyScale, grey_scale
+from f3r_jax.evaluate.grey_scale import GreyScale, body_mask, grey_scale
 from f3r_jax.evaluate.inference import Registration
 from f3r_jax.evaluate.slices import COLOURS, INK, MUTED, View
 from f3r_jax.report.charts import NORMAL, SMALL, page
@@ -165,7 +165,7 @@ def _jacobian(ax: Axes, case: Case, registration: Registration, view: View) -> N
     bounds = (-JACOBIAN_RANGE, JACOBIAN_RANGE)
     slices.draw(ax, logarithm, view, case.spacing, bounds, cmap="RdBu_r")
     # Black, because the panel is bright on a dark page too.
-    slices.outline(ax, view.cut(body(case.fixed)), view, case.spacing, color="black", linewidth=0.6)
+    slices.outline(ax, view.cut(body_mask(case.fixed)), view, case.spacing, color="black", linewidth=0.6)
     folds = np.where(determinant <= 0, 1.0, np.nan)
     slices.draw(ax, folds, view, case.spacing, (0.0, 1.0), cmap="gray_r", interpolation="nearest")
 

@@ -5,7 +5,6 @@
   const status = part("status");
   const fail = (text, error) => {
     part("body").hidden = true;
-    status.hidden = false;
     status.textContent = `${text} The figures below show the same result.`;
     root.dataset.state = "failed";
     if (error) root.dataset.error = String(error);
@@ -18,12 +17,10 @@
   }
 
   const page = JSON.parse(part("settings").textContent);
-  const take = (name) => { const node = part(`data-${name}`), text = node.textContent.trim(); node.remove(); return text; };
-  const MAPS = {
-    length: { R: [0, 59, 33, 94, 253], G: [0, 82, 145, 201, 231], B: [40, 139, 140, 98, 37], A: [10, 150, 210, 240, 255],
-      I: [0, 64, 128, 192, 255] },
-    volume: { R: [255, 5, 67, 247, 247, 214, 103], G: [0, 48, 147, 247, 247, 96, 0], B: [255, 97, 195, 247, 247, 77, 31],
-      A: [255, 255, 220, 10, 10, 220, 255], I: [0, 4, 70, 124, 132, 185, 255] },
+  const take = (name) => {
+    const node = part(`data-${name}`);
+    node.remove();
+    return node.textContent.trim();
   };
   const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 
@@ -35,7 +32,8 @@
     document.head.append(script);
     const load = ({ name, kind, low, high, colours: colormap }) => {
       const cal_min = kind === "map" ? low - (high - low) / 128 : low;  // overlays are not drawn at cal_min
-      return niivue.NVImage.loadFromBase64({ base64: take(name), name: `${name}.nii.gz`, colormap, cal_min, cal_max: high });
+      const file = { base64: take(name), name: `${name}.nii.gz` };
+      return niivue.NVImage.loadFromBase64({ ...file, colormap, cal_min, cal_max: high });
     };
     part("body").hidden = false;
     const options = {
@@ -63,7 +61,6 @@
   const titles = Object.fromEntries(page.volumes.map((volume) => [volume.name, volume.title]));
   const lines = part("lines"), pen = lines.getContext("2d");
   let showsFixed = false;  // in the way "blink"
-
   const at = (volume, [x, y, z]) => volume.img[x + size[0] * (y + size[1] * z)];
 
   const kept = new Map();
@@ -75,74 +72,60 @@
     }
     return kept.get(key);
   }
-
   const other = () => part("with").value;
   const way = () => part("way").value;
   const amount = () => part("amount").value / 100;
-  const voxel = () => [0, 1, 2].map((axis) => Math.min(size[axis] - 1, Math.floor(above.scene.crosshairPos[axis] * size[axis])));
+  const voxel = () => size.map((length, i) => Math.min(length - 1, Math.floor(above.scene.crosshairPos[i] * length)));
 
-  /** Draws outlines and the line of the swipe over the scans, and cuts the upper scan. */
+  /** Draws outlines, crosshair and the line of the swipe over the scans, and cuts the upper scan. */
   function finish() {
     [lines.width, lines.height] = [above.canvas.width, above.canvas.height];
-    const scale = lines.clientWidth / lines.width, images = [], places = [], sizes = [], here = voxel();
-    const shown = [["fixed_labels", part("outline-fixed")], [`${other()}_labels`, part("outline-other")]];
+    const scale = lines.clientWidth / lines.width, swiped = way() === "swipe", layers = [], here = voxel();
     for (const tile of above.screenSlices) {
       const plane = PLANES[tile.axCorSag], [left, top, width, height] = tile.leftTopWidthHeight;
       if (!plane) continue;
-      const ends = [[0, 0, 0], [1, 1, 1]].map((fraction) => above.frac2mm(fraction));
-      const x = (mm) => left + ((mm - tile.leftTopMM[0]) / tile.fovMM[0]) * width;
-      const y = (mm) => top + height - ((mm - tile.leftTopMM[1]) / tile.fovMM[1]) * height;
-      const place = (axis, index, to) => to(ends[0][axis] + ((index + 0.5) / size[axis]) * (ends[1][axis] - ends[0][axis]));
+      const [first, last] = [[0, 0, 0], [1, 1, 1]].map((fraction) => above.frac2mm(fraction));
+      const mm = (axis, index) => first[axis] + ((index + 0.5) / size[axis]) * (last[axis] - first[axis]);
+      const place = ([h, v]) => [
+        left + ((mm(plane.across, h) - tile.leftTopMM[0]) / tile.fovMM[0]) * width,
+        top + height - ((mm(plane.up, v) - tile.leftTopMM[1]) / tile.fovMM[1]) * height,
+      ];
       pen.save();
-      pen.beginPath(); pen.rect(left, top, width, height); pen.clip();
-      for (const [name, box] of shown) {
-        if (!labels[name] || !box.checked) continue;
-        const thick = Math.max(1.2, 1.5 / scale);
+      pen.beginPath();
+      pen.rect(left, top, width, height);
+      pen.clip();
+      for (const [name, box] of [["fixed_labels", "outline-fixed"], [`${other()}_labels`, "outline-other"]]) {
+        if (!labels[name] || !part(box).checked) continue;
+        const wide = Math.max(1.2, 1.5 / scale), dashes = DASHES[name].map((length) => length * wide);
         for (const [label, chains] of keptBorders(name, plane, here[plane.through])) {
-          pen.beginPath();
-          for (const chain of chains) {
-            chain.forEach(([h, v], i) => pen[i ? "lineTo" : "moveTo"](place(plane.across, h, x), place(plane.up, v, y)));
-          }
-          const colours = page.organs[label - 1].colours;
-          for (const [colour, wider] of [["#000000a0", 2], [name === "fixed_labels" ? colours[0] : colours[1], 1]]) {
-            const dashes = { fixed_labels: [], moving_labels: [5, 3], warped_labels: [1.6, 1.6] }[name];
-            pen.setLineDash(wider > 1 ? [] : dashes.map((length) => length * thick));
-            pen.lineWidth = wider * thick; pen.strokeStyle = colour; pen.stroke();
-          }
+          const border = chains.map((chain) => chain.map(place));
+          stroke(pen, border, "#000000a0", 2 * wide);
+          stroke(pen, border, page.organs[label - 1].colours[name === "fixed_labels" ? 0 : 1], wide, dashes);
         }
       }
       if (part("crosshair").checked) {
-        const [right, low] = [place(plane.across, here[plane.across], x), place(plane.up, here[plane.up], y)], gap = 8 / scale;
-        pen.setLineDash([]);
-        pen.beginPath();
-        for (const [from, to] of [[left, right - gap], [right + gap, left + width]]) { pen.moveTo(from, low); pen.lineTo(to, low); }
-        for (const [from, to] of [[top, low - gap], [low + gap, top + height]]) { pen.moveTo(right, from); pen.lineTo(right, to); }
-        pen.lineWidth = 1 / scale; pen.strokeStyle = "#ffffff90"; pen.stroke();
+        const [x, y] = place([here[plane.across], here[plane.up]]), gap = 8 / scale;
+        const across = [[[left, y], [x - gap, y]], [[x + gap, y], [left + width, y]]];
+        const up = [[[x, top], [x, y - gap]], [[x, y + gap], [x, top + height]]];
+        stroke(pen, [...across, ...up], "#ffffff90", 1 / scale);
       }
+      const line = left + amount() * width;
+      if (swiped) stroke(pen, [[[line, top], [line, top + height]]], "#ffd24d", 1.5 / scale);
       pen.restore();
-      if (way() === "swipe") {
-        pen.fillStyle = "#ffd24d";
-        pen.fillRect(left + amount() * width - 0.75 / scale, top, 1.5 / scale, height);
-      }
-      const percent = `${100 * amount()}%`;
-      images.push(`linear-gradient(to right, transparent ${percent}, #000 ${percent})`);
-      places.push(`${left * scale}px ${top * scale}px`);
-      sizes.push(`${width * scale}px ${height * scale}px`);
+      layers.push([left, top, width, height].map((length) => `${length * scale}px`));
     }
-    const style = above.canvas.style, swiped = way() === "swipe";
-    for (const prefix of ["mask", "-webkit-mask"]) {
-      style.setProperty(`${prefix}-image`, swiped ? images.join() : "none");
-      style.setProperty(`${prefix}-position`, places.join());
-      style.setProperty(`${prefix}-size`, sizes.join());
-      style.setProperty(`${prefix}-repeat`, "no-repeat");
-    }
+    const style = above.canvas.style, percent = `${100 * amount()}%`;
+    const cut = `linear-gradient(to right, transparent ${percent}, #000 ${percent})`;
+    const mask = layers.map(([left, top, width, height]) => `${cut} ${left} ${top} / ${width} ${height} no-repeat`);
+    for (const name of ["-webkit-mask", "mask"]) style.setProperty(name, swiped ? mask.join() : "none");
     style.opacity = { swipe: 1, blend: amount(), blink: showsFixed ? 0 : 1 }[way()];
   }
 
   const drawn = above.drawScene.bind(above);
   above.drawScene = () => {
     const text = drawn();
-    Object.assign(below.scene, { crosshairPos: [...above.scene.crosshairPos], pan2Dxyzmm: [...above.scene.pan2Dxyzmm] });
+    below.scene.crosshairPos = [...above.scene.crosshairPos];
+    below.scene.pan2Dxyzmm = [...above.scene.pan2Dxyzmm];
     below.drawScene();
     finish();
     return text;
@@ -237,7 +220,6 @@
       go(position);
     });
   });
-  const STEPS = { ArrowLeft: [0, 1], ArrowRight: [0, -1], ArrowUp: [1, 1], ArrowDown: [1, -1], PageUp: [2, 1], PageDown: [2, -1] };
   above.canvas.addEventListener("keydown", (event) => {
     if (!(event.key in STEPS)) return;
     event.preventDefault();
@@ -252,16 +234,7 @@
 
   setVolumes();
   go(page.start.map((index, axis) => (index + 0.5) / size[axis]));
-  /** The number of pixels of a canvas that are not black, which shows that a scan was drawn. */
-  const bright = ({ gl, canvas }) => {
-    const pixels = new Uint8Array(4 * canvas.width * canvas.height);
-    gl.readPixels(0, 0, canvas.width, canvas.height, gl.RGBA, gl.UNSIGNED_BYTE, pixels);
-    return pixels.reduce((count, value, i) => count + (i % 4 < 1 && value + pixels[i + 1] + pixels[i + 2] > 30), 0);
-  };
-  for (const [name, view] of [["fixed", below], ["other", above]]) {
-    view.drawScene();
-    root.dataset[name] = bright(view);
-  }
+  root.viewers = { fixed: below, other: above };  // for tests, and for the console
   root.dataset.volumes = page.volumes.length;
   root.dataset.state = "ready";
   status.hidden = true;
