@@ -1,15 +1,20 @@
 """The viewer in headless Chromium, from `file://`; a script that is added to the page uses its controls."""
 
+import contextlib
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
+import time
 
 import pytest
 
 from viewer_pages import BLOB, html_of, shown_of
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+SECONDS = 240  # Chromium takes 10 on a busy core
 # Without WebGL's software renderer a machine without a graphics card draws nothing.
 SOFTWARE = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 SCRIPT = """
@@ -101,6 +106,23 @@ const waiting = setInterval(() => {
 """
 
 
+def dumped(command, path):
+    """What Chromium prints. It sometimes does not exit, and its children keep pipes open: so it prints to a file."""
+    with open(path, "wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + SECONDS
+    try:
+        while process.poll() is None and time.monotonic() < deadline:
+            if (text := path.read_text(encoding="utf-8", errors="replace")).rstrip().endswith("</html>"):
+                return text
+            time.sleep(0.3)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return path.read_text(encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def visit(tmp_path_factory):
     """A function that opens a page in Chromium and returns what the script found."""
@@ -114,8 +136,7 @@ def visit(tmp_path_factory):
         path.write_text(html.replace("</body>", f"<script>{SCRIPT}</script></body>"), encoding="utf-8")
         command = [program, "--headless", "--no-sandbox", f"--user-data-dir={folder / 'profile'}", *options]
         command += ["--disable-background-networking", "--virtual-time-budget=60000", "--dump-dom", path.as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        (found,) = re.findall(r'<output id="found">(.*?)</output>', done.stdout)
+        (found,) = re.findall(r'<output id="found">(.*?)</output>', dumped(command, folder / "dom.html"))
         return json.loads(found.replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
 
     return open_page
