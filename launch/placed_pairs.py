@@ -170,7 +170,7 @@ def _scan(data: np.ndarray, axes: list[np.ndarray], centre: np.ndarray, planes: 
     """A scan of some planes; `centre` is that of all planes."""
     spacing = float(axes[0][1] - axes[0][0])
     affine = np.diag([spacing, spacing, spacing, 1.0])
-    affine[:3, 3] = centre + [axes[0][0], axes[1][0], axes[2][planes.start]]
+    affine[:3, 3] = centre + np.array([axes[0][0], axes[1][0], axes[2][planes.start]])
     image = Image(np.ascontiguousarray(data[:, :, planes]), affine, f"phantom {modality}")
     normalised = preprocess.normalise(image, modality, ct_window=CT_WINDOW, mr_percentiles=MR_PERCENTILES)
     return Scan(image, normalised, modality, image.grid)

@@ -110,7 +110,7 @@ def measured(seed: int, case: int, method: str) -> Row:
         row |= {f"{stage}_{points}": f"{value:.2f}" for points, value in zip(POINTS, values, strict=True)}
     if result.verdict is not None:
         row |= {"level": result.verdict.level, "reasons": "; ".join(result.verdict.reasons)}
-    return {column: "" for column in COLUMNS} | row | pair.placement.values()
+    return dict.fromkeys(COLUMNS, "") | row | pair.placement.values()
 
 
 def controls(pair: PlacedPair) -> dict[str, tuple[float, float]]:

@@ -11,7 +11,7 @@ from f3r_jax.data.affine.coarse import CoarseScan, coarse_scan
 from f3r_jax.data.affine.fit import fit
 from f3r_jax.data.affine.guided import start_from
 from f3r_jax.data.affine.initial import initial_alignment
-from f3r_jax.data.affine.start import Start, find_start
+from f3r_jax.data.affine.start import ALIKE, Start, find_start
 from f3r_jax.register.guidance import UNGUIDED, Guidance
 from f3r_jax.register.known_position import known_position
 from f3r_jax.register.scans import Scan
@@ -22,9 +22,6 @@ AFFINE_STEPS = ("none", "rigid", "affine")
 # mm on average over the body. A search that ends closer than this to the headers' frame confirms it: more than the
 # motion of a deep breath.
 CONFIRMED = 48.0
-# Scans with a higher mismatch after the coarse deformation are of different people: 16 real pairs had 0.117 and more,
-# five of six phantom pairs at most 0.07. Instance optimisation without the coarse deformation then ends far worse.
-ALIKE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
