@@ -73,7 +73,8 @@ def optimise_turned(start: Matrix, pair: Compared, fixed: Grid, moving: Grid) ->
     Args:
       start: mm of the fixed frame to mm of the moving frame; its shears are left out.
       pair: the points and the moving volume.
-      fixed, moving: the coarse grids of both scans.
+      fixed: the coarse grid of the fixed scan.
+      moving: the coarse grid of the moving scan.
     """
     turn, stretch = linalg.polar(start[:3, :3])
     shift = start[:3, :3] @ centre(fixed) + start[:3, 3] - centre(moving)
