@@ -183,11 +183,17 @@ def deformed(
     further: Sequence[Source] = (),
     restraints: Restraints = NONE,
 ) -> Candidate:
-    """Deforms the moving scan from a matrix; `further` and `restraints` are those of `refine`, on the fixed grid."""
+    """Deforms the moving scan from a matrix; `further` and `restraints` are those of `refine`, on the fixed grid.
+
+    Without these, a deformation that increases the mismatch is dropped.
+    """
     moved = coarse.moved_by(moving, matrix, fixed.grid)
     u = deformation(fixed, moved, further=further, restraints=restraints)
     after = warped(moved, u)
     mismatch = coarse.mismatch(fixed, after, moved.seen)
+    # Where the moving field of view ends inside the fixed body, after 100 mm, the deformation has moved it by 65 mm.
+    if not further and restraints is NONE and mismatch > (before := coarse.mismatch(fixed, moved, moved.seen)):
+        u, after, mismatch = jnp.zeros_like(u), moved, before
     return Candidate(from_headers, matrix, np.asarray(u)[0], cost, mismatch, mutual_information(fixed, after))
 
 
