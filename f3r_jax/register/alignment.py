@@ -62,9 +62,9 @@ def align(
       guidance: labels or landmarks that drive give the position, and nothing is searched.
 
     Returns:
-      One alignment. Where the position had to be searched and `both` is set, there may be two: the searched one, and
-      its matrix alone, or a fit in the headers' frame if they share one. The second value is the search, also where it
-      confirms the headers; None where there was none.
+      One alignment. Where the position had to be searched and `both` is set, there may be two. The second is the matrix
+      of the search alone, for scans that are alike, or a fit in the headers' frame if they share one. The second value
+      is the search, also where it confirms the headers; None where there was none.
 
     Raises:
       UserError: scans that do not overlap, or a file that is not a matrix.
@@ -86,10 +86,10 @@ def align(
     found = _searched(search, initial, related=related)
     if found and not both:
         return found, search
-    if found and not related:
-        assert search is not None
-        if search.candidates[0].mismatch_deformed > ALIKE:
-            return found, search
+    alike = search is not None and search.candidates[0].mismatch_deformed <= ALIKE
+    if found and not related and not alike:
+        return found, search
+    if found and search is not None and alike and not _headers_are_close(search):
         return [*found, dataclasses.replace(found[0], start=None, line="from its matrix alone")], search
     masks = {"fixed_mask": mask_of(fixed), "moving_mask": mask_of(moving)}
     try:
@@ -151,6 +151,11 @@ def _searched(search: Start | None, initial: Matrix, *, related: bool) -> list[A
         why = "the scans differ much in their headers' frame"
     line = f"affine step: searched for the position, as {why}"
     return [Alignment(search.transform.matrix, initial, search, line)]
+
+
+def _headers_are_close(search: Start) -> bool:
+    """Whether a placement that began in the headers' frame matches about as well as the best one."""
+    return any(each.from_headers for each in (search.candidates[0], *search.close_candidates()))
 
 
 def distance(start: Start) -> float:
