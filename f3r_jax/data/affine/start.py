@@ -191,8 +191,8 @@ def deformed(
     u = deformation(fixed, moved, further=further, restraints=restraints)
     after = warped(moved, u)
     mismatch = coarse.mismatch(fixed, after, moved.seen)
-    # Where the moving field of view ends inside the fixed body, after 100 mm, the deformation has moved it by 65 mm. For
-    # scans of different people nothing is dropped: half of 16 real pairs then ended at another, wrong position.
+    # Where the moving field of view ended inside the fixed body, the deformation moved it by up to 65 mm. For scans of
+    # different people nothing is dropped: eight real pairs with one of the CTs then ended at a Dice of 15 to 21.
     before = coarse.mismatch(fixed, moved, moved.seen)
     if not further and restraints is NONE and before <= min(ALIKE, mismatch):
         u, after, mismatch = jnp.zeros_like(u), moved, before
