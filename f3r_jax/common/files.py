@@ -83,9 +83,9 @@ def errors_of(path: Path, doing: str) -> Iterator[None]:
         raise UserError(f"{shortened(path)}: cannot {doing}: {reason(error)}") from error
 
 
-def check_writable(folder: Path, *, size: int = 0) -> None:
-    """Raises a UserError unless files can be written to the folder, with `size` bytes in total."""
-    with errors_of(folder, "write here"), tempfile.TemporaryFile(dir=folder) as file:
+def reserve_space(folder: Path, size: int) -> None:
+    """Raises an OSError unless a file of `size` bytes fits into the folder, with one page written; removes the file."""
+    with tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(4096))
         file.flush()
         os.fsync(file.fileno())
@@ -94,8 +94,14 @@ def check_writable(folder: Path, *, size: int = 0) -> None:
                 os.posix_fallocate(file.fileno(), 0, size)
             except OSError as error:  # other errors mean that the file system cannot reserve space
                 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                    what = f"write here, the result takes about {size / 1e6:.3g} MB"
-                    raise UserError(f"{shortened(folder)}: cannot {what}: {reason(error)}") from error
+                    raise
+
+
+def check_writable(folder: Path, *, size: int = 0) -> None:
+    """Raises a UserError unless files can be written to the folder, with `size` bytes in total."""
+    what = f"write here, the result takes about {size / 1e6:.3g} MB" if size else "write here"
+    with errors_of(folder, what):
+        reserve_space(folder, size)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -18,10 +18,12 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from f3r_jax.common.errors import UserError
+from f3r_jax.common.files import reserve_space
 from f3r_jax.config import upgraded
 from f3r_jax.workdir.weights import check_architecture
 
 FOLDER = "checkpoints"
+OVERHEAD = 2**18  # bytes: the disk space of a checkpoint without its arrays, about 40 small files
 
 
 class Checkpoints:
@@ -38,11 +40,11 @@ class Checkpoints:
             enable_async_checkpointing=False,
             multiprocessing_options=alone if jax.process_count() > 1 else ocp.options.MultiprocessingOptions(),
         )
-        folder, items = (workdir / FOLDER).absolute(), ("params", "optimiser", "config")
+        self._folder, items = (workdir / FOLDER).absolute(), ("params", "optimiser", "config")
         try:
-            self._manager = ocp.CheckpointManager(folder, options=options, item_names=items)
+            self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=items)
         except FileNotFoundError:  # a late write of a failed save removed its file while the folder was cleared
-            self._manager = ocp.CheckpointManager(folder, options=options, item_names=items)
+            self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=items)
 
     def latest(self) -> int | None:
         """The newest step, or None."""
@@ -67,6 +69,9 @@ class Checkpoints:
             optimiser=ocp.args.StandardSave(optimiser),
             config=ocp.args.JsonSave(json.loads(config.to_json())),
         )
+        # A save that fails halfway leaves threads that print tracebacks, so a full disk should be found before it.
+        arrays = sum(leaf.nbytes for leaf in jax.tree.leaves((params, optimiser)))
+        reserve_space(self._folder, arrays + OVERHEAD)
         _ignore_late_writes()
         with _without_log():
             self._manager.save(step, args=items)
