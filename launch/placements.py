@@ -18,10 +18,9 @@ import csv
 import importlib.util
 import io
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from absl import flags
 
 from f3r_jax.common import cli
@@ -32,24 +31,15 @@ from f3r_jax.common.progress import Progress
 from f3r_jax.data import preprocess
 from f3r_jax.data.affine.search import centre
 from f3r_jax.data.transforms import apply_matrix
-from f3r_jax.register import verdict
 from placed_pairs import PlacedPair, make_pair
 from placement_methods import METHODS, PACKAGES
+from placement_tables import COLUMNS, POINTS, Row, tables
 
 _CASES = flags.DEFINE_integer("cases", 1000, "Number of cases.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", None, "The CSV file to write; finished cases in it are kept.")
 _METHODS = flags.DEFINE_list("methods", ["search"], f"What is measured, of {', '.join(METHODS)}.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the cases.", lower_bound=0)
 GROUPS = {"Placements": ("cases", "output", "methods", "seed")}
-
-RIGHT = 10.0  # mm
-CONTROLS, STAGES = ("headers", "centres", "bodies", "placement"), ("affine", "end", "best")
-POINTS = ("body", "organs")
-ERRORS = tuple(f"{stage}_{points}" for stage in (*CONTROLS, *STAGES) for points in POINTS)
-COLUMNS = ("seed", "case", "method", "cut", "shift_mm", "scale", "rotation", "axis", *ERRORS)
-COLUMNS = (*COLUMNS, "level", "seconds", "reasons")
-Row = dict[str, str]
-Kind = Callable[[Row], bool]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -123,59 +113,6 @@ def controls(pair: PlacedPair) -> dict[str, tuple[float, float]]:
         "bodies": pair.errors(pair.points + bodies),
         "placement": pair.errors(apply_matrix(pair.placement.matrix, pair.points.T).T),
     }
-
-
-def kinds() -> dict[str, Kind]:
-    """The groups of cases of a table."""
-
-    def rotation(low: int) -> Kind:
-        return lambda row: low <= float(row["rotation"]) < low + 5 or float(row["rotation"]) == low + 5 == 20
-
-    return {
-        "all": lambda row: True,
-        "both fields of view whole": lambda row: row["cut"] == "neither",
-        "fixed one cut": lambda row: row["cut"].startswith("fixed"),
-        "moving one cut": lambda row: row["cut"].startswith("moving"),
-        **{f"turned by {low} to {low + 5} degrees": rotation(low) for low in (0, 5, 10, 15)},
-    }
-
-
-def tables(rows: Sequence[Row]) -> Iterator[str]:
-    """One Markdown table for each method and kind of points."""
-    for method in dict.fromkeys(row["method"] for row in rows):
-        here = [row for row in rows if row["method"] == method]
-        for points in POINTS:
-            lines = [
-                f"{method}, error over the {points}",
-                "",
-                f"| cases | number | within {RIGHT:g} mm: headers, centres, bodies, true placement | affine step | end "
-                "| end, mm: median | 95th percentile | flagged of the others | flagged of those within | s per case |",
-                "|---|---|---|---|---|---|---|---|---|---|",
-            ]
-            groups = ((words, [row for row in here if kind(row)]) for words, kind in kinds().items())
-            yield "\n".join(lines + [table_row(words, group, points) for words, group in groups if group])
-
-
-def table_row(words: str, rows: Sequence[Row], points: str) -> str:
-    """One line of a table."""
-
-    def values(stage: str) -> np.ndarray:
-        found = np.array([float(row[f"{stage}_{points}"]) for row in rows])
-        return found[np.isfinite(found)]  # a pair may have no organ in both fields of view
-
-    def share(stage: str) -> str:
-        found = values(stage)
-        return f"{100 * np.mean(found <= RIGHT):.1f}" if len(found) else "-"
-
-    def flagged(*, right: bool) -> str:
-        of = [row for row in rows if (float(row[f"end_{points}"]) <= RIGHT) == right and row["level"]]
-        return f"{sum(row['level'] != verdict.OK for row in of)} of {len(of)}"
-
-    end, seconds = values("end"), np.median([float(row["seconds"]) for row in rows])
-    middle, most = np.percentile(end, [50, 95]) if len(end) else (np.nan, np.nan)
-    cells = [words, str(len(rows)), ", ".join(map(share, CONTROLS)), share("affine"), share("end")]
-    cells += [f"{middle:.1f}", f"{most:.1f}", flagged(right=False), flagged(right=True), f"{seconds:.0f}"]
-    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

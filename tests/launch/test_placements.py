@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import placed_pairs
+import placement_tables
 from conftest import REPOSITORY
 from f3r_jax.data.transforms import apply_matrix
 
@@ -63,6 +64,22 @@ def test_placements_are_inside_their_limits_and_cut_in_half_of_the_cases():
     assert 0.8 <= min(scales) < 0.82 and 1.22 < max(scales) <= 1.25
     assert 0.4 < np.mean([each.cut != "neither" for each in drawn]) < 0.6
     assert {each.cut for each in drawn} == set(placed_pairs.CUTS)
+
+
+def test_a_diverged_result_counts_as_wrong_and_a_pair_without_organs_not_at_all():
+    row = dict.fromkeys(placement_tables.COLUMNS, "") | {
+        "seconds": "1",
+        "level": "ok",
+        "rotation": "3",
+        "method": "search",
+    }
+    row |= dict.fromkeys(placement_tables.ERRORS, "4")
+    rows = [row, row | {"end_body": "nan", "level": "check"}, row | dict.fromkeys(placement_tables.ERRORS[1::2], "nan")]
+    body, organs = (placement_tables.table_row("all", rows, points).split(" | ") for points in placement_tables.POINTS)
+    assert body[1] == "3" and body[4] == "66.7" and body[6] == "inf" and body[7:9] == ["1 of 1", "0 of 2"]
+    assert organs[1] == "2" and organs[4] == "100.0" and organs[7:9] == ["0 of 0", "1 of 2"]
+    text = "\n\n".join(placement_tables.tables(rows))
+    assert text.count("| all | ") == 2 and "| turned by 0 to 5 degrees | 3 |" in text and "5 to 10" not in text
 
 
 @pytest.mark.slow
