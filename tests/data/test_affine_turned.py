@@ -90,3 +90,11 @@ def test_a_deformation_that_increases_the_mismatch_is_dropped_for_alike_scans_wi
     assert (guided.displacement == 3).all() and guided.mismatch_deformed > before
     monkeypatch.setattr(start, "ALIKE", before / 2)
     assert (found().displacement == 3).all()
+
+
+def test_placements_that_end_together_are_one(fixed):
+    near, far = turned((0.0, 0.0, 0.0), shift=(1.0, 0.0, 0.0)), turned((0.0, 0.0, 0.0), shift=(9.0, 0.0, 0.0))
+    ends = [placement.End(True, near, 0.3), placement.End(False, np.eye(4), 0.2), placement.End(False, far, 0.4)]
+    kept = placement.distinct(ends, fixed)
+    assert [(each.cost, each.from_headers) for each in kept] == [(0.2, True), (0.4, False)]
+    assert np.array_equal(kept[0].matrix, np.eye(4))

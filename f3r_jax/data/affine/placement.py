@@ -7,6 +7,8 @@ rotation too. Letters: n points, x y z voxels, c channels.
 """
 
 import functools
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -28,6 +30,7 @@ POINTS = 2**14
 AROUND = 6  # voxels: points outside the fixed body up to this distance are compared too
 ITERATIONS, TOLERANCE = 40, 1e-5
 MILLIMETRES, LOGARITHM, RADIANS = 10.0, 0.1, 0.1  # units of the parameters, which then have similar effects
+TOGETHER = 3.0  # mm, half a coarse voxel: placements that end closer are the same
 PENALTY_OF_COVER = 10.0  # per square of what is missing to `LEAST_COVER`
 
 
@@ -41,6 +44,14 @@ class Compared(NamedTuple):
     moving: Float[Array, "x y z c"]  # descriptors, body and field of view, with a border of one voxel
     centre: Float[Array, "3"]  # of the moving grid, in voxels of `moving`
     smaller: Scalar  # the smaller of both bodies as a fraction of the fixed one
+
+
+class End(NamedTuple):
+    """An optimised placement."""
+
+    from_headers: bool
+    matrix: Matrix
+    cost: float
 
 
 def compared(fixed: CoarseScan, moving: CoarseScan) -> Compared:
@@ -88,6 +99,27 @@ def optimise_turned(start: Matrix, pair: Compared, fixed: Grid, moving: Grid) ->
     matrix[:3, :3] = Rotation.from_rotvec(RADIANS * end[6:]).as_matrix() * np.exp(LOGARITHM * end[3:6])
     matrix[:3, 3] = centre(moving) + MILLIMETRES * end[:3] - matrix[:3, :3] @ centre(fixed)
     return matrix, value
+
+
+def distinct(ends: Sequence[End], fixed: CoarseScan) -> list[End]:
+    """The optimised placements, lowest cost first, without those that end where a better one does.
+
+    The distance is the mean over the corners of the box around the fixed body. If one of those that end together began
+    in the headers' frame, so did the one that stays.
+    """
+    inside = np.argwhere(fixed.body)
+    corners = np.array(list(itertools.product(*zip(inside.min(axis=0), inside.max(axis=0), strict=True))))
+    world = corners @ fixed.grid.affine[:3, :3].T + fixed.grid.affine[:3, 3]
+    kept: list[tuple[np.ndarray, End]] = []
+    for end in sorted(ends, key=lambda each: each.cost):
+        place = world @ end.matrix[:3, :3].T + end.matrix[:3, 3]
+        for i, (other, better) in enumerate(kept):
+            if np.linalg.norm(place - other, axis=1).mean() < TOGETHER:
+                kept[i] = other, better._replace(from_headers=better.from_headers or end.from_headers)
+                break
+        else:
+            kept.append((place, end))
+    return [end for _, end in kept]
 
 
 def _lowest(first: np.ndarray, pair: Compared) -> tuple[np.ndarray, float]:

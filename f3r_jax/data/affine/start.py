@@ -28,7 +28,7 @@ from f3r_jax.common.arrays import Matrix, VoxelField
 from f3r_jax.common.errors import UserError
 from f3r_jax.data.affine import coarse
 from f3r_jax.data.affine.coarse import CoarseScan
-from f3r_jax.data.affine.placement import compared, optimise, optimise_turned
+from f3r_jax.data.affine.placement import End, compared, distinct, optimise, optimise_turned
 from f3r_jax.data.affine.search import Placement, centre, matrix_of, search
 from f3r_jax.data.transforms import Transform
 from f3r_jax.ops.instance_optimisation import NONE, Level, Refinement, refine
@@ -47,7 +47,6 @@ TRUST = 0.03
 # Scans with a higher mismatch after the coarse deformation are of different people: 16 real pairs had 0.117 and more,
 # five of six phantom pairs at most 0.07. Instance optimisation without the coarse deformation then ends far worse.
 ALIKE = 0.1
-BINS = 32  # of the joint histogram, along each axis
 ROBUST = 18.0  # mm: points further from the fitted matrix hardly count
 ROUNDS = 8  # of the reweighted fit
 EVERY = 7  # of the body's voxels, one is used in the fit
@@ -124,13 +123,16 @@ def find_start(fixed: CoarseScan, moving: CoarseScan, *, headers: bool) -> Start
         )
     pair, wide = compared(fixed, moving), coarse.widened(fixed, MARGIN, MULTIPLE)
 
-    def candidate(begin: tuple[bool, Placement]) -> Candidate:
+    def optimised(begin: tuple[bool, Placement]) -> End:
         from_headers, place = begin
         end = optimise(place, pair)
-        matrix = matrix_of(end, fixed.grid, moving.grid)
-        return deformed(matrix, wide, moving, cost=end.cost, from_headers=from_headers)
+        return End(from_headers, matrix_of(end, fixed.grid, moving.grid), end.cost)
 
-    start = chosen(in_threads(candidate, begins), wide, moving)
+    def candidate(end: End) -> Candidate:
+        return deformed(end.matrix, wide, moving, cost=end.cost, from_headers=end.from_headers)
+
+    ends = distinct(in_threads(optimised, begins), fixed)
+    start = chosen(in_threads(candidate, ends), wide, moving)
     best = start.candidates[0]
     if best.mismatch_deformed > ALIKE:
         return start
@@ -152,25 +154,6 @@ def ordered(candidates: Sequence[Candidate]) -> list[Candidate]:
     close = [each for each in candidates if each.cost <= limit]
     others = [each for each in candidates if each.cost > limit]
     return sorted(close, key=lambda each: -each.merit) + sorted(others, key=lambda each: each.cost)
-
-
-def mutual_information(fixed: CoarseScan, moved: CoarseScan) -> float:
-    """Normalised mutual information (Studholme et al., 1999) inside both bodies: 1 for independent intensities, to 2.
-
-    It is 1 where no voxel is inside both bodies.
-    """
-    both = fixed.body & moved.body
-    if not both.any():
-        return 1.0
-    counts = np.histogram2d(fixed.intensities[both], moved.intensities[both], BINS)[0]
-    joint = counts / counts.sum()
-    alone, together = _entropy(joint.sum(axis=0)) + _entropy(joint.sum(axis=1)), _entropy(joint.ravel())
-    return alone / together if together > 0 else 1.0
-
-
-def _entropy(probabilities: np.ndarray) -> float:
-    known = probabilities[probabilities > 0]
-    return float(-np.sum(known * np.log(known)))
 
 
 def deformed(
@@ -196,7 +179,7 @@ def deformed(
     before = coarse.mismatch(fixed, moved, moved.seen)
     if not further and restraints is NONE and before <= min(ALIKE, mismatch):
         u, after, mismatch = jnp.zeros_like(u), moved, before
-    return Candidate(from_headers, matrix, np.asarray(u)[0], cost, mismatch, mutual_information(fixed, after))
+    return Candidate(from_headers, matrix, np.asarray(u)[0], cost, mismatch, coarse.mutual_information(fixed, after))
 
 
 def deformation(
@@ -226,7 +209,11 @@ def warped(scan: CoarseScan, u: jnp.ndarray) -> CoarseScan:
 
 
 def refitted(transform: Transform, fixed: CoarseScan) -> Transform:
-    """The same transform with the matrix that fits it best over the fixed body, and the rest as displacement."""
+    """The same transform with the matrix that fits it best over the fixed body, and the rest as displacement.
+
+    Points beyond the moving field of view count too: without them one of 16 real pairs lost 3.3 points of Dice after
+    the affine step instead of 2.1.
+    """
     inside = np.argwhere(fixed.body)[::EVERY]
     to_world, old = transform.grid.affine, transform.matrix @ transform.grid.affine
     points = np.c_[inside, np.ones(len(inside))] @ to_world.T
