@@ -2,29 +2,29 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 
 from f3r_jax.common.arrays import Mask, Matrix
 from f3r_jax.common.errors import UserError
-from f3r_jax.data import matrix_files, resample
-from f3r_jax.data.affine.coarse import CoarseScan, coarse_scan
+from f3r_jax.data import matrix_files, resample, transforms
+from f3r_jax.data.affine.coarse import CoarseScan, coarse_scan, mismatch, moved_by
 from f3r_jax.data.affine.fit import fit
 from f3r_jax.data.affine.guided import start_from
 from f3r_jax.data.affine.initial import initial_alignment
-from f3r_jax.data.affine.start import Start, find_start
+from f3r_jax.data.affine.start import ALIKE, Start, find_start, warped
+from f3r_jax.data.transforms import Transform
 from f3r_jax.register.guidance import UNGUIDED, Guidance
 from f3r_jax.register.known_position import known_position
 from f3r_jax.register.scans import Scan
 
 AFFINE_STEPS = ("none", "rigid", "affine")
-
-
 # mm on average over the body. A search that ends closer than this to the headers' frame confirms it: more than the
 # motion of a deep breath.
 CONFIRMED = 48.0
-# Scans with a higher mismatch after the coarse deformation are of different people: 16 real pairs had 0.117 and more,
-# five of six phantom pairs at most 0.07. Instance optimisation without the coarse deformation then ends far worse.
-ALIKE = 0.1
+# A fit in the confirmed frame whose mismatch is this many times that of the search has failed: where half of the moving
+# view is missing, some fits ended 50 mm off.
+WORSE = 1.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +65,9 @@ def align(
       guidance: labels or landmarks that drive give the position, and nothing is searched.
 
     Returns:
-      One alignment. Where the position had to be searched and `both` is set, there may be two: the searched one, and
-      its matrix alone, or a fit in the headers' frame if they share one. The second value is the search, also where it
-      confirms the headers; None where there was none.
+      One alignment. Where the position had to be searched and `both` is set, there may be two. The second is the matrix
+      of the search alone, for scans that are alike, or a fit in the headers' frame if they share one. The second value
+      is the search, also where it confirms the headers; None where there was none.
 
     Raises:
       UserError: scans that do not overlap, or a file that is not a matrix.
@@ -89,10 +89,10 @@ def align(
     found = _searched(search, initial, related=related)
     if found and not both:
         return found, search
-    if found and not related:
-        assert search is not None
-        if search.candidates[0].mismatch_deformed > ALIKE:
-            return found, search
+    alike = search is not None and search.candidates[0].mismatch_deformed <= ALIKE
+    if found and not related and not alike:
+        return found, search
+    if found and search is not None and alike and not _headers_are_close(search):
         return [*found, dataclasses.replace(found[0], start=None, line="from its matrix alone")], search
     masks = {"fixed_mask": mask_of(fixed), "moving_mask": mask_of(moving)}
     try:
@@ -101,6 +101,11 @@ def align(
         if found:
             return found, search
         raise
+    if search is not None and not found:
+        known = search.transform.matrix
+        if _mismatch(search, end.matrix) > WORSE * _mismatch(search, known):
+            line = f"affine step: {how}, by the search, as the fit in the headers' frame matches worse"
+            return [Alignment(known, initial, None, line)], search
     line = "from a fit in the headers' frame" if found else f"affine step: {how}"
     return [*found, Alignment(end.matrix, initial, None, line)], search
 
@@ -154,6 +159,24 @@ def _searched(search: Start | None, initial: Matrix, *, related: bool) -> list[A
         why = "the scans differ much in their headers' frame"
     line = f"affine step: searched for the position, as {why}"
     return [Alignment(search.transform.matrix, initial, search, line)]
+
+
+def mismatch_of(start: Start, transform: Transform) -> float:
+    """The mismatch of the coarse scans of a start after a transform."""
+    moved = moved_by(start.moving, transform.matrix, start.fixed.grid)
+    u = jnp.asarray(transforms.resampled(transform, start.fixed.grid))[None]
+    return mismatch(start.fixed, warped(moved, u), moved.seen)
+
+
+def _mismatch(search: Start, matrix: Matrix) -> float:
+    """The same after a matrix alone."""
+    grid = search.fixed.grid
+    return mismatch_of(search, Transform(grid, matrix, np.zeros((*grid.shape, 3), np.float32)))
+
+
+def _headers_are_close(search: Start) -> bool:
+    """Whether a placement that began in the headers' frame matches about as well as the best one."""
+    return any(each.from_headers for each in (search.candidates[0], *search.close_candidates()))
 
 
 def distance(start: Start) -> float:

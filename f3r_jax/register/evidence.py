@@ -14,7 +14,7 @@ from f3r_jax.data import transforms
 from f3r_jax.data.affine import coarse
 from f3r_jax.data.affine.coarse import CoarseScan
 from f3r_jax.data.affine.search import lowest_mismatch
-from f3r_jax.data.affine.start import MARGIN, MULTIPLE, Start, deformation, mutual_information, warped
+from f3r_jax.data.affine.start import MARGIN, MULTIPLE, Start, deformation, warped
 from f3r_jax.data.transforms import Transform
 from f3r_jax.ops.fields import jacobian_determinant
 from f3r_jax.ops.threads import in_threads
@@ -71,14 +71,14 @@ def gather(fixed: CoarseScan, moving: CoarseScan, transform: Transform, start: S
     Returns:
       The measures, or None if the bodies do not meet.
     """
-    upside_down, back_to_front = _flipped(fixed, moving)
-    fixed = coarse.widened(fixed, MARGIN, MULTIPLE)
+    as_given, fixed = fixed, coarse.widened(fixed, MARGIN, MULTIPLE)
     u = transforms.resampled(transform, fixed.grid)
     before = coarse.moved_by(moving, transform.matrix, fixed.grid)
     after = warped(before, jnp.asarray(u)[None])
     both, seen = fixed.body & after.body, fixed.seen & after.seen
     if not both.any():
         return None
+    upside_down, back_to_front = _flipped(as_given, moving)
     sizes = (fixed.body & seen).sum() + (after.body & seen).sum()
     stretch, rotation = _stretch_and_rotation(transform.matrix)
     jacobian = np.asarray(jacobian_determinant(jnp.asarray(u)[None]))[0][fixed.body]
@@ -89,7 +89,7 @@ def gather(fixed: CoarseScan, moving: CoarseScan, transform: Transform, start: S
         scales=stretch,
         rotation=rotation,
         likeness=_likeness(fixed, after, both),
-        information=mutual_information(fixed, after),
+        information=coarse.mutual_information(fixed, after),
         smallest_volume=float(smallest),
         largest_volume=float(largest),
         cycle_mm=_cycle(fixed, moving, Transform(fixed.grid, transform.matrix, u), both),

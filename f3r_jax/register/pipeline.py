@@ -14,14 +14,13 @@ from jaxtyping import Float
 
 from f3r_jax.common.errors import UserError
 from f3r_jax.data import transforms
-from f3r_jax.data.affine import coarse
-from f3r_jax.data.affine.start import Start, warped
+from f3r_jax.data.affine.start import Start
 from f3r_jax.data.transforms import Transform
 from f3r_jax.ops.fields import folding_percent, nondiffeomorphic_percent
 from f3r_jax.ops.instance_optimisation import AFTER_NETWORK, Refinement
 from f3r_jax.ops.instance_optimisation import DEFAULT as REFINEMENT
 from f3r_jax.register import evidence, parts, verdict
-from f3r_jax.register.alignment import Alignment, align, coarse_copies
+from f3r_jax.register.alignment import Alignment, align, coarse_copies, mismatch_of
 from f3r_jax.register.guidance import UNGUIDED, Guidance, driving_labels
 from f3r_jax.register.guidance_report import GuidanceReport, leave_one_out
 from f3r_jax.register.network_stage import check_direction, predict_displacement
@@ -129,13 +128,6 @@ def _result(
     found = f"mismatch {first:.4f} with the coarse deformation, {second:.4f} {alignments[1].line}"
     clock.stop("choice", f"chosen: the {('first', 'second')[better]} result ({found})")
     return results[better]
-
-
-def mismatch_of(start: Start, transform: Transform) -> float:
-    """The mismatch of the coarse scans of a start after a transform."""
-    moved = coarse.moved_by(start.moving, transform.matrix, start.fixed.grid)
-    u = jnp.asarray(transforms.resampled(transform, start.fixed.grid))[None]
-    return coarse.mismatch(start.fixed, warped(moved, u), moved.seen)
 
 
 def continued(

@@ -215,14 +215,14 @@ def test_mutual_information_by_hand():
     inside = np.ones(shape, bool)
     random = np.random.default_rng(0).integers(0, 4, (2, *shape)).astype(np.float32) / 4
     one, other = (coarse.CoarseScan(values, inside, inside, grid) for values in random)
-    assert start.mutual_information(one, one) == pytest.approx(2)
-    assert start.mutual_information(one, dataclasses.replace(one, intensities=1 - one.intensities)) == pytest.approx(2)
-    assert 1 <= start.mutual_information(one, other) < 1.02
-    assert start.mutual_information(one, dataclasses.replace(other, body=~inside)) == 1
+    assert coarse.mutual_information(one, one) == pytest.approx(2)
+    assert coarse.mutual_information(one, dataclasses.replace(one, intensities=1 - one.intensities)) == pytest.approx(2)
+    assert 1 <= coarse.mutual_information(one, other) < 1.02
+    assert coarse.mutual_information(one, dataclasses.replace(other, body=~inside)) == 1
     half = inside.copy()
     half[:4] = False
     mixed = dataclasses.replace(other, intensities=np.where(half, one.intensities, other.intensities), body=half)
-    assert start.mutual_information(one, mixed) == pytest.approx(2)  # only voxels of both bodies count
+    assert coarse.mutual_information(one, mixed) == pytest.approx(2)  # only voxels of both bodies count
 
 
 def test_information_decides_among_close_costs():

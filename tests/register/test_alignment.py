@@ -1,5 +1,7 @@
 """Which alignments a pair gets: the headers' frame, or a search where the frame is wrong."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -7,8 +9,7 @@ import affine_scans
 from f3r_jax.data import resample
 from f3r_jax.data.transforms import Transform
 from f3r_jax.register import alignment
-from f3r_jax.register.alignment import CONFIRMED, align, coarse_copies, distance
-from f3r_jax.register.pipeline import mismatch_of
+from f3r_jax.register.alignment import CONFIRMED, align, coarse_copies, distance, mismatch_of
 from f3r_jax.register.scans import Scan
 
 pytestmark = pytest.mark.usefixtures("few")
@@ -31,6 +32,19 @@ def test_a_frame_that_the_search_confirms_is_kept():
     assert len(found) == 1 and found[0].start is None
     assert search is not None and distance(search) < CONFIRMED
     np.testing.assert_allclose(found[0].matrix[:3, 3], (10, -6, 8), atol=3)
+
+
+def test_a_fit_in_a_confirmed_frame_that_matches_worse_is_replaced_by_the_search(monkeypatch):
+    pair = scan(), scan((10.0, -6.0, 8.0), affine_scans.negative)
+
+    def failed(*args, initial, **options):
+        return SimpleNamespace(matrix=resample.translation((60.0, 0.0, 0.0)) @ initial)
+
+    monkeypatch.setattr(alignment, "fit", failed)
+    found, search = aligned(*pair, "affine")
+    assert len(found) == 1 and found[0].start is None and "matches worse" in found[0].line
+    assert search is not None and np.array_equal(found[0].matrix, search.transform.matrix)
+    np.testing.assert_allclose(found[0].matrix[:3, 3], (10, -6, 8), atol=6)
 
 
 def test_a_confirmed_frame_of_scans_that_differ_much_is_tried_both_ways(monkeypatch):

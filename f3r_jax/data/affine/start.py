@@ -13,6 +13,9 @@
 
 Fitting the matrix and deforming again does not help: on 16 real pairs the mean Dice after the deformation was 69, then
 64, then 62. The coarse deformation is therefore kept, and finer levels continue from it.
+
+5. Scans that are `ALIKE` after the deformation are of one person, who may be turned. Then a rotation is optimised from
+   that matrix, and the deformation from there is a further candidate.
 """
 
 import dataclasses
@@ -25,7 +28,7 @@ from f3r_jax.common.arrays import Matrix, VoxelField
 from f3r_jax.common.errors import UserError
 from f3r_jax.data.affine import coarse
 from f3r_jax.data.affine.coarse import CoarseScan
-from f3r_jax.data.affine.placement import compared, optimise
+from f3r_jax.data.affine.placement import End, compared, distinct, optimise, optimise_turned
 from f3r_jax.data.affine.search import Placement, centre, matrix_of, search
 from f3r_jax.data.transforms import Transform
 from f3r_jax.ops.instance_optimisation import NONE, Level, Refinement, refine
@@ -41,7 +44,9 @@ DEFORMATION = Refinement(mind=coarse.PRESET, lam=0.3, levels=tuple(Level(spacing
 CLOSE = 0.05  # of the lowest cost
 # The identity of the headers wins unless another placement is better by this fraction.
 TRUST = 0.03
-BINS = 32  # of the joint histogram, along each axis
+# Scans with a higher mismatch after the coarse deformation are of different people: 16 real pairs had 0.117 and more,
+# five of six phantom pairs at most 0.07. Instance optimisation without the coarse deformation then ends far worse.
+ALIKE = 0.1
 ROBUST = 18.0  # mm: points further from the fitted matrix hardly count
 ROUNDS = 8  # of the reweighted fit
 EVERY = 7  # of the body's voxels, one is used in the fit
@@ -118,13 +123,22 @@ def find_start(fixed: CoarseScan, moving: CoarseScan, *, headers: bool) -> Start
         )
     pair, wide = compared(fixed, moving), coarse.widened(fixed, MARGIN, MULTIPLE)
 
-    def candidate(begin: tuple[bool, Placement]) -> Candidate:
+    def optimised(begin: tuple[bool, Placement]) -> End:
         from_headers, place = begin
         end = optimise(place, pair)
-        matrix = matrix_of(end, fixed.grid, moving.grid)
-        return deformed(matrix, wide, moving, cost=end.cost, from_headers=from_headers)
+        return End(from_headers, matrix_of(end, fixed.grid, moving.grid), end.cost)
 
-    return chosen(in_threads(candidate, begins), wide, moving)
+    def candidate(end: End) -> Candidate:
+        return deformed(end.matrix, wide, moving, cost=end.cost, from_headers=end.from_headers)
+
+    ends = distinct(in_threads(optimised, begins), fixed)
+    start = chosen(in_threads(candidate, ends), wide, moving)
+    best = start.candidates[0]
+    if best.mismatch_deformed > ALIKE:
+        return start
+    matrix, cost = optimise_turned(start.transform.matrix, pair, fixed.grid, moving.grid)
+    turned = deformed(matrix, wide, moving, cost=cost, from_headers=best.from_headers)
+    return chosen([*start.candidates, turned], wide, moving)
 
 
 def chosen(candidates: Sequence[Candidate], fixed: CoarseScan, moving: CoarseScan) -> Start:
@@ -142,25 +156,6 @@ def ordered(candidates: Sequence[Candidate]) -> list[Candidate]:
     return sorted(close, key=lambda each: -each.merit) + sorted(others, key=lambda each: each.cost)
 
 
-def mutual_information(fixed: CoarseScan, moved: CoarseScan) -> float:
-    """Normalised mutual information (Studholme et al., 1999) inside both bodies: 1 for independent intensities, to 2.
-
-    It is 1 where no voxel is inside both bodies.
-    """
-    both = fixed.body & moved.body
-    if not both.any():
-        return 1.0
-    counts = np.histogram2d(fixed.intensities[both], moved.intensities[both], BINS)[0]
-    joint = counts / counts.sum()
-    alone, together = _entropy(joint.sum(axis=0)) + _entropy(joint.sum(axis=1)), _entropy(joint.ravel())
-    return alone / together if together > 0 else 1.0
-
-
-def _entropy(probabilities: np.ndarray) -> float:
-    known = probabilities[probabilities > 0]
-    return float(-np.sum(known * np.log(known)))
-
-
 def deformed(
     matrix: Matrix,
     fixed: CoarseScan,
@@ -171,12 +166,20 @@ def deformed(
     further: Sequence[Source] = (),
     restraints: Restraints = NONE,
 ) -> Candidate:
-    """Deforms the moving scan from a matrix; `further` and `restraints` are those of `refine`, on the fixed grid."""
+    """Deforms the moving scan from a matrix; `further` and `restraints` are those of `refine`, on the fixed grid.
+
+    Without these, a deformation that increases the mismatch of scans that are `ALIKE` before it is dropped.
+    """
     moved = coarse.moved_by(moving, matrix, fixed.grid)
     u = deformation(fixed, moved, further=further, restraints=restraints)
     after = warped(moved, u)
     mismatch = coarse.mismatch(fixed, after, moved.seen)
-    return Candidate(from_headers, matrix, np.asarray(u)[0], cost, mismatch, mutual_information(fixed, after))
+    # Where the moving field of view ended inside the fixed body, the deformation moved it by up to 65 mm. For scans of
+    # different people nothing is dropped: eight real pairs with one of the CTs then ended at a Dice of 15 to 21.
+    before = coarse.mismatch(fixed, moved, moved.seen)
+    if not further and restraints is NONE and before <= min(ALIKE, mismatch):
+        u, after, mismatch = jnp.zeros_like(u), moved, before
+    return Candidate(from_headers, matrix, np.asarray(u)[0], cost, mismatch, coarse.mutual_information(fixed, after))
 
 
 def deformation(
@@ -206,7 +209,11 @@ def warped(scan: CoarseScan, u: jnp.ndarray) -> CoarseScan:
 
 
 def refitted(transform: Transform, fixed: CoarseScan) -> Transform:
-    """The same transform with the matrix that fits it best over the fixed body, and the rest as displacement."""
+    """The same transform with the matrix that fits it best over the fixed body, and the rest as displacement.
+
+    Points beyond the moving field of view count too: without them one of 16 real pairs lost 3.3 points of Dice after
+    the affine step instead of 2.1.
+    """
     inside = np.argwhere(fixed.body)[::EVERY]
     to_world, old = transform.grid.affine, transform.matrix @ transform.grid.affine
     points = np.c_[inside, np.ones(len(inside))] @ to_world.T
