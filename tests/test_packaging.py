@@ -83,3 +83,11 @@ def test_the_container_copies_what_the_wheel_needs_and_runs_as_a_normal_user():
     (extra,) = [line.split("=")[1] for line in lines if line.startswith("ARG EXTRAS")]
     (entry,) = [line.split('"')[1] for line in lines if line.startswith("ENTRYPOINT")]
     assert extra in PROJECT["optional-dependencies"] and entry in PROJECT["scripts"]
+
+
+def test_every_file_that_is_not_python_is_package_data():
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    folders = {name: ROOT / name.replace(".", "/") for name in patterns}
+    packed = {path for name, given in patterns.items() for each in given for path in folders[name].glob(each)}
+    others = [path for path in (ROOT / "f3r_jax").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    assert set(others) == packed and ROOT / "f3r_jax/register/niivue/LICENSE" in packed
