@@ -79,7 +79,7 @@ def test_the_container_copies_what_the_wheel_needs_and_runs_as_a_normal_user():
     copied = {word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]}
     needed = {"pyproject.toml", "constraints.txt", "f3r_jax", PROJECT["readme"], *PROJECT["license-files"]}
     assert needed == copied and all((ROOT / name).exists() for name in copied)
-    assert lines.index("USER f3r") > max(index for index, line in enumerate(lines) if line.startswith("RUN "))
+    assert lines.index("USER 1000") > max(index for index, line in enumerate(lines) if line.startswith("RUN "))
     (extra,) = [line.split("=")[1] for line in lines if line.startswith("ARG EXTRAS")]
     (entry,) = [line.split('"')[1] for line in lines if line.startswith("ENTRYPOINT")]
     assert extra in PROJECT["optional-dependencies"] and entry in PROJECT["scripts"]

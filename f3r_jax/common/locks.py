@@ -1,18 +1,22 @@
 """Locks of folders, which end with the process that holds them, however it ends."""
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from f3r_jax.common.errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 LOCK_FILE = ".lock"  # only on network file systems, where a folder itself cannot be locked
 
 
 def lock(folder: Path, *, shared: bool = False) -> int | None:
-    """Locks a folder and returns what `release` needs; None if its file system has no locks.
+    """Locks a folder and returns what `release` needs; None if its file system, or Windows, has no such locks.
 
     Several processes can hold a shared lock, if none holds another one.
 
@@ -20,6 +24,8 @@ def lock(folder: Path, *, shared: bool = False) -> int | None:
       BlockingIOError: another process holds the lock.
       OSError: the folder cannot be opened.
     """
+    if fcntl is None:
+        return None
     for path, mode in ((folder, os.O_RDONLY), (folder / LOCK_FILE, os.O_RDWR | os.O_CREAT)):
         descriptor = os.open(path, mode)
         try:

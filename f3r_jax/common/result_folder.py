@@ -110,6 +110,8 @@ def _make(folder: Path) -> list[Path]:
 
 def _sync(folder: Path) -> None:
     """Waits until all files of a folder are on the disk, so that a full disk or quota is found before the move."""
+    if os.name == "nt":  # Windows can neither open folders nor synchronise files that are open for reading
+        return
     for path in (*folder.iterdir(), folder):
         descriptor = os.open(path, os.O_RDONLY)
         try:

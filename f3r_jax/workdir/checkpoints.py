@@ -91,28 +91,31 @@ class Checkpoints:
         self._manager.close()
 
 
-def _print_unless_late(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Prints an error that nothing caught, except that of a late write."""
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-        sys.__excepthook__(kind, error, trace)
-
-
-def _report_unless_late(found: "sys.UnraisableHookArgs") -> None:
-    """The same for an error that could not be raised."""
-    if not (found.exc_type is RuntimeError and str(found.exc_value) == "Event loop is closed"):
-        sys.__unraisablehook__(found)
+def _is_late(kind: type[BaseException] | None, error: BaseException | None) -> bool:
+    """Whether an error is that of a write that ended after its event loop was closed."""
+    return kind is RuntimeError and str(error) == "Event loop is closed"
 
 
 def _ignore_late_writes() -> None:
-    """Keeps Python from printing the error of a write that ends after a failed save.
+    """Keeps Python from printing the error of a write that ends after a failed save; other errors go to the old hooks.
 
     Orbax raises the error of the save, such as a full disk, and closes its event loop. A thread of TensorStore, which
     cannot raise, then prints a traceback because the loop is closed.
     """
-    if sys.excepthook is sys.__excepthook__:
-        sys.excepthook = _print_unless_late
-    if sys.unraisablehook is sys.__unraisablehook__:
-        sys.unraisablehook = _report_unless_late
+    show, report = sys.excepthook, sys.unraisablehook
+
+    def show_unless_late(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not _is_late(kind, error):
+            show(kind, error, trace)
+
+    def report_unless_late(found: "sys.UnraisableHookArgs") -> None:
+        if not _is_late(found.exc_type, found.exc_value):
+            report(found)
+
+    if getattr(show, "__qualname__", "") != show_unless_late.__qualname__:
+        sys.excepthook = show_unless_late
+    if getattr(report, "__qualname__", "") != report_unless_late.__qualname__:
+        sys.unraisablehook = report_unless_late
 
 
 @contextlib.contextmanager

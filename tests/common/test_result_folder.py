@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from conftest import REPOSITORY
-from f3r_jax.common import files, result_folder
+from f3r_jax.common import files, locks, result_folder
 from f3r_jax.common.errors import UserError
 
 NAMES = ("image", "extra", "summary")
@@ -192,3 +192,11 @@ def test_files_that_cannot_be_read(tmp_path, name, words):
     with pytest.raises(UserError, match=words) as caught:
         files.check_readable(tmp_path / name, "a CSV")
     assert "expected a CSV" in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_results_are_written_where_python_has_no_locks(tmp_path, monkeypatch):
+    """As on Windows."""
+    monkeypatch.setattr(locks, "fcntl", None)
+    assert locks.lock(tmp_path) is None
+    write(tmp_path / "out", "new")
+    assert content(tmp_path / "out") == dict.fromkeys(NAMES, "new")
