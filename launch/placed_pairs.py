@@ -19,23 +19,16 @@ from f3r_jax.common.arrays import Matrix
 from f3r_jax.config import CT_WINDOW, MR_PERCENTILES
 from f3r_jax.data import preprocess
 from f3r_jax.data.nifti import Grid, Image
-from f3r_jax.data.phantom.anatomy import draw_anatomy
-from f3r_jax.data.phantom.appearance import (
-    CT_PHASES,
-    MR_SEQUENCES,
-    acquire_mr,
-    add_ct_noise,
-    draw_ct_values,
-    draw_mr_values,
-)
-from f3r_jax.data.phantom.generate import image_of
-from f3r_jax.data.phantom.motion import displacement_mm, draw_motion
+from f3r_jax.data.phantom.appearance import CT_PHASES, MR_SEQUENCES, acquire_mr, add_ct_noise
+from f3r_jax.data.phantom.generate import centred_axis, draw_patient, image_of
+from f3r_jax.data.phantom.motion import displacement_mm
 from f3r_jax.data.transforms import apply_matrix
 from f3r_jax.register.scans import Scan
 
 Points = Float64[np.ndarray, "n 3"]  # mm
 
 FIXED, MOVING, SPACING = (336.0, 288.0, 240.0), (480.0, 384.0, 240.0), 4.0  # mm: fields of view, and voxels
+STREAM = 4  # of random numbers; the patient has the streams before
 MOST_SHIFT, SCALES, MOST_ROTATION = 300.0, (0.8, 1.25), 20.0  # mm, factors, degrees
 OFF_CENTRE = 20.0  # mm, at most, along each axis, between the centres of the moving field of view and of the patient
 CUTS = ("neither", "fixed, lower half", "fixed, upper half", "moving, lower half", "moving, upper half")  # what is kept
@@ -118,23 +111,22 @@ def draw_placement(rng: Generator) -> Placement:
 
 def make_pair(seed: int, index: int, *, spacing: float = SPACING, placement: Placement | None = None) -> PlacedPair:
     """Generates the pair of phantom case (seed, index), with voxels of `spacing` mm; the placement is drawn if None."""
-    streams = [default_rng([seed, index, stream]) for stream in range(5)]
-    anatomy_rng, motion_rng, look_rng, noise_rng, placement_rng = streams
-    placement = placement or draw_placement(placement_rng)
-    anatomy = draw_anatomy(anatomy_rng)
-    motion = draw_motion(motion_rng, anatomy.frame)
-    ct_values, mr_values = draw_ct_values(look_rng, tuple(CT_PHASES)), draw_mr_values(look_rng, tuple(MR_SEQUENCES))
-    axes, axes_there = ([_axis(length, spacing) for length in lengths] for lengths in (FIXED, MOVING))
+    placement = placement or draw_placement(default_rng([seed, index, STREAM]))
+    drawn = draw_patient(seed, index, tuple(CT_PHASES), tuple(MR_SEQUENCES))
+    anatomy, motion, ct_values, mr_values, look, noise = drawn
+    axes, axes_there = (
+        [centred_axis(round(length / spacing), spacing) for length in lengths] for lengths in (FIXED, MOVING)
+    )
     to_ct = displacement_mm(motion, axes, backward=False)
     clean, labels = image_of(anatomy, axes, to_ct, mr_values, spacing)
-    mr = acquire_mr(look_rng, noise_rng, clean, axes)
+    mr = acquire_mr(look, noise, clean, axes)
 
     centre = apply_matrix(placement.matrix, placement.off_centre[:, None])[:, 0]
     there = np.stack(np.meshgrid(*axes_there, indexing="ij"))
     inverse = np.linalg.inv(placement.matrix)
     patient = apply_matrix(inverse, there.reshape(3, -1) + centre[:, None]).reshape(there.shape)
     ct, _ = image_of(anatomy, axes_there, np.moveaxis(patient - there, 0, -1), ct_values, spacing / placement.scale)
-    ct = add_ct_noise(noise_rng, ct, np.full(3, spacing))
+    ct = add_ct_noise(noise, ct, np.full(3, spacing))
 
     fixed_kept, moving_kept = (_kept(placement.cut, side, len(a[2])) for side, a in enumerate((axes, axes_there)))
     fixed = _scan(mr, axes, np.zeros(3), fixed_kept, "mr")
@@ -150,12 +142,6 @@ def make_pair(seed: int, index: int, *, spacing: float = SPACING, placement: Pla
         sets.append((at[visible][::every], counterpart[visible][::every]))
     points, patients = (np.concatenate(each) for each in zip(*sets, strict=True))
     return PlacedPair(fixed, moving, placement, points, patients, len(sets[0][0]))
-
-
-def _axis(length: float, spacing: float) -> np.ndarray:
-    """The centres of voxels in mm, from the middle of a field of view."""
-    count = round(length / spacing)
-    return (np.arange(count) - (count - 1) / 2) * spacing
 
 
 def _kept(cut: str, side: int, planes: int) -> slice:

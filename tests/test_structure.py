@@ -153,11 +153,11 @@ def test_flags_are_defined_in_entry_points_alone(path):
 
 
 def published():
-    """What a reader of the project opens: sources, configs, scripts and the files beside them."""
+    """What a reader of the project opens: sources, configs, scripts and the files next to them."""
     names = ("f3r_jax", "configs", "launch", "docs/mkdocs", ".ci")
     folders = [path for folder in names for path in (ROOT / folder).rglob("*")]
-    beside = [ROOT / name for name in ("README.md", "Makefile", "pyproject.toml", ".gitignore")]
-    return [path for path in folders + beside if path.is_file() and path.suffix not in (".pyc", ".gz")]
+    others = [ROOT / name for name in ("README.md", "Makefile", "pyproject.toml", ".gitignore")]
+    return [path for path in folders + others if path.is_file() and path.suffix not in (".pyc", ".gz")]
 
 
 def test_no_file_names_a_path_of_one_machine():

@@ -1,7 +1,6 @@
 """Reading and atomic writing of files, and values that JSON can represent."""
 
 import contextlib
-import errno
 import math
 import os
 import shutil
@@ -10,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from f3r_jax.common.errors import UserError, reason
+from f3r_jax.common.errors import FULL, UserError, reason
 from f3r_jax.common.locks import lock, release
 
 WRITING = ".writing-"  # prefix of the names of temporary folders
@@ -93,15 +92,18 @@ def reserve_space(folder: Path, size: int) -> None:
             try:
                 os.posix_fallocate(file.fileno(), 0, size)
             except OSError as error:  # other errors mean that the file system cannot reserve space
-                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                if error.errno in FULL.values():
                     raise
 
 
 def check_writable(folder: Path, *, size: int = 0) -> None:
     """Raises a UserError unless files can be written to the folder, with `size` bytes in total."""
-    what = f"write here, the result takes about {size / 1e6:.3g} MB" if size else "write here"
-    with errors_of(folder, what):
+    try:
         reserve_space(folder, size)
+    except OSError as error:
+        size = size if error.errno in FULL.values() else 0
+        what = f"write here, the result takes about {size / 1e6:.3g} MB" if size else "write here"
+        raise UserError(f"{shortened(folder)}: cannot {what}: {reason(error)}") from error
 
 
 def write_text(path: Path, text: str) -> None:

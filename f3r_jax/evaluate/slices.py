@@ -76,10 +76,15 @@ def outline_organs(ax: Axes, labels: LabelMap, view: View, spacing: Spacing, org
     """Draws the border of each organ in its colour, lighter if not of the fixed image, in the line style of a role."""
     section = view.cut(labels)
     for number, values in enumerate(organs.values()):
-        colour = np.array(to_rgb(COLOURS[number % len(COLOURS)]))
-        colour = colour if role == "fixed" else 1 - LIGHTER * (1 - colour)
-        mask = np.isin(section, values)
-        outline(ax, mask, view, spacing, color=[tuple(colour)], linewidth=1.0, linestyle=STYLES[role])
+        colour = organ_colour(number, fixed=role == "fixed")
+        outline(ax, np.isin(section, values), view, spacing, color=[colour], linewidth=1.0, linestyle=STYLES[role])
+
+
+def organ_colour(number: int, *, fixed: bool) -> tuple[float, float, float]:
+    """The colour of an organ's outline, red, green and blue from 0 to 1; lighter for other than the fixed image."""
+    part = 1.0 if fixed else LIGHTER
+    red, green, blue = (1 - part * (1 - level) for level in to_rgb(COLOURS[number % len(COLOURS)]))
+    return red, green, blue
 
 
 def outline(

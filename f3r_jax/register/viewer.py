@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import to_hex
 
 from f3r_jax.common.arrays import Intensities
 from f3r_jax.data import nifti_images
@@ -24,7 +24,7 @@ from f3r_jax.data.resample import working_grid as grid_of
 from f3r_jax.evaluate import metrics
 from f3r_jax.evaluate.drawing import as_words
 from f3r_jax.evaluate.grey_scale import grey_scale
-from f3r_jax.evaluate.slices import COLOURS, LIGHTER
+from f3r_jax.evaluate.slices import organ_colour
 from f3r_jax.register.shown import Shown
 
 VERSION = "0.69.0"  # of NiiVue
@@ -71,7 +71,7 @@ class Viewer:
     version: str = VERSION
 
     @property
-    def library(self) -> str:
+    def niivue(self) -> str:
         """NiiVue's script, compressed, as text."""
         return base64.b64encode(packaged_file(LIBRARY)).decode()
 
@@ -155,9 +155,7 @@ def _labels(shown: Shown, grid: Grid) -> Iterator[Volume]:
 
 def _colours(number: int) -> tuple[str, str]:
     """The colour of an organ in the fixed scan and in the other ones."""
-    colour = COLOURS[number % len(COLOURS)]
-    red, green, blue = (1 - LIGHTER * (1 - level) for level in to_rgb(colour))
-    return colour, to_hex((red, green, blue))
+    return to_hex(organ_colour(number, fixed=True)), to_hex(organ_colour(number, fixed=False))
 
 
 def _start(volumes: Sequence[Volume], grid: Grid) -> list[int]:

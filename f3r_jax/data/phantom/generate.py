@@ -11,9 +11,10 @@ that a registration cannot gain anything without the images of the pair. Letters
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from numpy.random import default_rng
+from numpy.random import Generator, default_rng
 
 from f3r_jax.data.phantom.anatomy import draw_anatomy
 from f3r_jax.data.phantom.appearance import (
@@ -24,7 +25,7 @@ from f3r_jax.data.phantom.appearance import (
     draw_ct_values,
     draw_mr_values,
 )
-from f3r_jax.data.phantom.motion import displacement_mm, draw_motion
+from f3r_jax.data.phantom.motion import Motion, displacement_mm, draw_motion
 from f3r_jax.data.phantom.shapes import Anatomy, paint
 
 SLAB_VOXELS = 400_000  # painted at a time, to limit the memory
@@ -42,6 +43,31 @@ class PhantomCase:
     mr_to_ct: np.ndarray  # (x y z 3) float32, its inverse
 
 
+class Patient(NamedTuple):
+    """What a case shows, at any shape and spacing, and the generators of its MR's look and of the noise."""
+
+    anatomy: Anatomy
+    motion: Motion
+    ct_values: dict
+    mr_values: dict
+    look: Generator
+    noise: Generator
+
+
+def draw_patient(seed: int, index: int, ct_phases: Sequence[str], mr_sequences: Sequence[str]) -> Patient:
+    """Draws the patient of case `index` of the data set `seed`, its motion, and the intensities of both scans."""
+    anatomy_rng, motion_rng, look_rng, noise_rng = (default_rng([seed, index, stream]) for stream in range(4))
+    anatomy = draw_anatomy(anatomy_rng)
+    motion = draw_motion(motion_rng, anatomy.frame)
+    ct_values, mr_values = draw_ct_values(look_rng, ct_phases), draw_mr_values(look_rng, mr_sequences)
+    return Patient(anatomy, motion, ct_values, mr_values, look_rng, noise_rng)
+
+
+def centred_axis(count: int, spacing: float) -> np.ndarray:
+    """The centres of voxels in mm, from the middle of a field of view."""
+    return (np.arange(count) - (count - 1) / 2) * spacing
+
+
 def make_case(
     seed: int,
     index: int,
@@ -55,18 +81,15 @@ def make_case(
 
     The CT phase and the MR sequence are drawn from the given ones; patient and motion do not depend on them.
     """
-    anatomy_rng, motion_rng, look_rng, noise_rng = (default_rng([seed, index, stream]) for stream in range(4))
+    anatomy, motion, ct_values, mr_values, look, noise = draw_patient(seed, index, ct_phases, mr_sequences)
     spacing = np.asarray(spacing, float)
-    axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing, strict=True)]
-    anatomy = draw_anatomy(anatomy_rng)
-    motion = draw_motion(motion_rng, anatomy.frame)
-    ct_values, mr_values = draw_ct_values(look_rng, ct_phases), draw_mr_values(look_rng, mr_sequences)
+    axes = [centred_axis(n, s) for n, s in zip(shape, spacing, strict=True)]
     ct_to_mr, mr_to_ct = (displacement_mm(motion, axes, backward=backward) for backward in (False, True))
     ct, ct_labels = image_of(anatomy, axes, None, ct_values, float(spacing.mean()))
     mr, mr_labels = image_of(anatomy, axes, ct_to_mr, mr_values, float(spacing.mean()))
     return PhantomCase(
-        ct=add_ct_noise(noise_rng, ct, spacing),
-        mr=acquire_mr(look_rng, noise_rng, mr, axes),
+        ct=add_ct_noise(noise, ct, spacing),
+        mr=acquire_mr(look, noise, mr, axes),
         ct_labels=ct_labels,
         mr_labels=mr_labels,
         ct_to_mr=(ct_to_mr / spacing).astype(np.float32),
