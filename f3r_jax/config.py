@@ -11,6 +11,7 @@ from f3r_jax.common.errors import UserError
 
 OPTIONS = ("", "paper")
 SYN, INSTANCE = "syn", "instance"
+SYNTHETIC = "synthetic"  # the value of data.source for synthetic pairs
 UNTRAINED = (SYN, INSTANCE)
 CT_WINDOW = (-160.0, 240.0)  # HU: soft tissue
 MR_PERCENTILES = (1.0, 99.0)
@@ -77,7 +78,7 @@ def network_config(*, option: str, lam: float, paper_lam: float, **model: str) -
     """
     config = _shared(option)
     paper = option == "paper"
-    config.init = ""  # run or file of weights (.npz) from whose parameters training starts; "": random parameters
+    config.init = ""  # run, file of weights (.npz) or "builtin", from which training starts; "": random parameters
 
     config.model = ConfigDict(model)
     config.model.flow_init = 1e-5  # standard deviation of the last kernel; small, to start near the identity
@@ -132,7 +133,7 @@ def synthetic_config(*, option: str, lam: float, **model: str) -> ConfigDict:
     if option:
         raise UserError(f"unknown option {option!r} of the config, expected none")
     config = network_config(option="", lam=lam, paper_lam=lam, **model)
-    config.data.source = "synthetic"
+    config.data.source = SYNTHETIC
     config.data.ct_phases, config.data.mr_sequences = CT_PHASES, MR_SEQUENCES
     config.data.cases = 300  # anatomies; each pair has random motions and contrasts
     config.synthesis = ConfigDict(SYNTHESIS)

@@ -29,16 +29,18 @@ from ml_collections import ConfigDict
 
 from f3r_jax.common import memory
 from f3r_jax.common.errors import UserError
+from f3r_jax.config import SYNTHETIC
 from f3r_jax.data import pairs, preprocess
 from f3r_jax.data.cases import DIRECTIONS, Case, Matrices, check_overlap, load_pair
 from f3r_jax.data.nifti_geometry import check_axes
+from f3r_jax.data.phantom import held_out
 from f3r_jax.data.phantom.appearance import CT_PHASES, MR_SEQUENCES
 from f3r_jax.data.phantom.cases import kept_tissue_map, phantom_case, phantom_folder
 
 CACHE_BYTES = 2 << 30  # enough for the paper's 50 pairs (27 MB each) and a train step on a machine of 8 GB
 MOST_CASES = 1_000_000
 MIN_TRAINING_CASES = 2  # with a single case there is nothing to shuffle and nothing to generalise from
-SOURCES = ("phantom", "nifti", "synthetic")
+SOURCES = ("phantom", "nifti", SYNTHETIC)
 
 
 class _Cache:
@@ -113,7 +115,7 @@ def open_dataset(data_config: ConfigDict, *, seed: int) -> Dataset:
     _check_config(data_config)
     if data_config.source == "phantom":
         return _open_phantom(data_config, seed=seed)
-    if data_config.source == "synthetic":
+    if data_config.source == SYNTHETIC:
         return _open_synthetic(data_config, seed=seed)
     found = pairs.read_pairs(Path(data_config.root), unoriented=data_config.unoriented)
     if data_config.cases > len(found):
@@ -231,7 +233,10 @@ def _check_config(config: ConfigDict) -> None:
 
 
 def _check_protocols(config: ConfigDict) -> None:
-    for key, known in (("ct_phases", CT_PHASES), ("mr_sequences", MR_SEQUENCES)):
+    for key, known in (
+        ("ct_phases", (*CT_PHASES, *held_out.PHASES)),
+        ("mr_sequences", (*MR_SEQUENCES, *held_out.SEQUENCES)),
+    ):
         found = tuple(config[key])
         if not found or not set(found) <= set(known):
             raise UserError(f"data.{key} is {found}, expected some of {', '.join(known)}")

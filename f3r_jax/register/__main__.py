@@ -84,7 +84,7 @@ _SPACING = flags.DEFINE_float(
 )
 _MEMORY = flags.DEFINE_float("memory", None, "GB for the default working grid; default: half of what is free, up to 4.")
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Training run, or weights in a .npz file; without it no network is used."
+    "checkpoint", None, "Training run, weights in a .npz file, or `builtin`; without it no network is used."
 )
 _STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the newest.")
 _REFINE = flags.DEFINE_bool("refine", choices.REFINE, "Run instance optimisation (gradient descent on this pair).")

@@ -3,6 +3,7 @@
 import numpy as np
 
 from f3r_jax.common.errors import UserError
+from f3r_jax.config import SYNTHETIC
 from f3r_jax.data import transforms
 from f3r_jax.data.nifti_geometry import PathLike
 from f3r_jax.data.transforms import Transform
@@ -23,7 +24,12 @@ def predict_displacement(network: Network, fixed: Scan, moving: Scan, volumes: W
 
 
 def check_direction(network: Network, modality: str, moving: PathLike) -> None:
-    """Raises a UserError unless the network was trained with this modality as the moving scan."""
+    """Raises a UserError unless the network was trained with this modality as the moving scan.
+
+    A network that was trained on synthetic pairs has seen contrasts of all kinds on both sides.
+    """
+    if network.config.data.source == SYNTHETIC:
+        return
     expected = "ct" if network.config.data.direction == "ct_to_mr" else "mr"
     if modality != expected:
         raise UserError(

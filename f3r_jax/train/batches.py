@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from f3r_jax.common.errors import UserError
+from f3r_jax.config import SYNTHETIC
 from f3r_jax.data.datasets import Dataset, organs_of
 from f3r_jax.data.synthesis.pairs import make_pairs
 from f3r_jax.data.synthesis.settings import Settings
@@ -40,7 +41,7 @@ class Source(NamedTuple):
 
 def source_of(config: ConfigDict) -> Source:
     """The source that a config describes. Raises a UserError for invalid settings of synthetic pairs."""
-    if config.data.source == "synthetic":
+    if config.data.source == SYNTHETIC:
         settings = synthesis_settings(config)
         labels = jax.ShapeDtypeStruct(tuple(config.data.shape), jnp.uint8)
         return Source(Dataset.tissue_map, labels, partial(_synthetic, config, settings))
@@ -70,7 +71,7 @@ def check_labels(dataset: Dataset, config: ConfigDict) -> None:
 def check_batches(config: ConfigDict) -> None:
     """Raises a UserError for invalid settings of the batches. The settings of the data have been checked before."""
     check_shape(crop_of(config), "train.crop")
-    if config.data.source == "synthetic":
+    if config.data.source == SYNTHETIC:
         synthesis_settings(config)
         if not config.synthesis.curriculum_steps >= 0:
             raise UserError(f"synthesis.curriculum_steps is {config.synthesis.curriculum_steps}, expected 0 or more")

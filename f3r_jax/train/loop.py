@@ -46,7 +46,7 @@ def train(
 
     Training starts at the newest step for which all runs have a checkpoint, and ends after `config.train.steps` steps.
     Each run writes the same files as if it were trained alone. A run ends early when its loss is not finite; its last
-    good checkpoint is kept and the other runs continue.
+    good checkpoint is kept and the other runs continue. With 0 steps, `init` is validated and saved.
 
     `init` has the parameters before the first step, random ones by default. It is not used by a resumed training.
 
@@ -66,7 +66,7 @@ def train(
         states = [devices.broadcast_from_main(_state_of(record, start, first)) for record in records]
         with _progress(config, first, mesh) as progress:
             for record, state, run in zip(records, states, runs, strict=True):
-                record.begin(first, state.params, progress, label=run and f"{run}: ")
+                record.begin(first, state, progress, label=run and f"{run}: ")
             state = devices.replicate(mesh, State(states[0].step, *_together([tuple(state[1:]) for state in states])))
             lams = devices.replicate(mesh, lams)
             step_function = _step_function(network, configs, first, step_future)

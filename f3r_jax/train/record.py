@@ -16,6 +16,7 @@ from f3r_jax.common.progress import Progress
 from f3r_jax.data.datasets import Dataset, organs_of
 from f3r_jax.evaluate.scoring import FOLDING_ADVICE, FOLDING_LIMIT
 from f3r_jax.train.devices import is_main
+from f3r_jax.train.step import State
 from f3r_jax.train.validation import validate
 from f3r_jax.workdir import checkpoints
 from f3r_jax.workdir.checkpoints import Checkpoints
@@ -45,8 +46,10 @@ class Record:
         """Parameters and optimiser state of a checkpoint, with the structure and types of the arguments."""
         return self._checkpoints.restore(step, params, optimiser)
 
-    def begin(self, step: int, params: dict, progress: Progress, *, label: str = "") -> None:
+    def begin(self, step: int, state: State, progress: Progress, *, label: str = "") -> None:
         """Begins the log after `step`. Rows and checkpoints of later steps are deleted, because they are repeated.
+
+        The state before the first step is validated. It is saved only if no step follows.
 
         `label` is printed before the lines of the run if several runs are trained together.
         """
@@ -55,7 +58,9 @@ class Record:
             self._checkpoints.drop_after(step)
             self._log, self._progress = Log(self._workdir, step), progress
             if step == 0:
-                self._validate(0, params)
+                self._validate(0, state.params)
+            if self._config.train.steps == 0:
+                self._checkpoints.save(0, state.params, state.optimiser, self._config)
 
     def add(self, step: int, names: Sequence[str], metrics: Mapping[str, float], state: Callable[[], tuple]) -> None:
         """Logs a step, and at the configured intervals validates or saves a checkpoint.
@@ -127,7 +132,7 @@ class NullRecord:
         """Returns the arguments, which are replaced by the values of process 0 later."""
         return params, optimiser
 
-    def begin(self, step: int, params: dict, progress: Progress, *, label: str = "") -> None:
+    def begin(self, step: int, state: State, progress: Progress, *, label: str = "") -> None:
         """Does nothing."""
 
     def add(self, step: int, names: Sequence[str], metrics: Mapping[str, float], state: Callable[[], tuple]) -> None:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from f3r_jax.common.errors import UserError
+from f3r_jax.config import SYNTHETIC
 from f3r_jax.models import initialise
 from f3r_jax.ops.fields import folding_percent
 from f3r_jax.ops.losses import SIMILARITIES, Batch, Objective, Prepared, terms
@@ -39,7 +40,6 @@ def check_settings(config: ConfigDict) -> None:
     positive = {
         "optim.learning_rate": config.optim.learning_rate,
         "optim.clip_norm": config.optim.clip_norm,
-        "train.steps": config.train.steps,
         "train.batch_size": config.train.batch_size,
         "train.validate_every": config.train.validate_every,
         "train.checkpoint_every": config.train.checkpoint_every,
@@ -48,6 +48,8 @@ def check_settings(config: ConfigDict) -> None:
     for name, value in positive.items():
         if not 0 < value < math.inf:
             raise UserError(f"{name} is {value}, expected a number above 0")
+    if not (0 if config.init else 1) <= config.train.steps < math.inf:
+        raise UserError(f"train.steps is {config.train.steps}, expected a number above 0, or 0 to evaluate config.init")
     for name, value in {
         "loss.lam": config.loss.lam,
         "loss.epe": config.loss.epe,
@@ -68,9 +70,9 @@ def check_settings(config: ConfigDict) -> None:
     if not config.loss.second_after <= 1:
         raise UserError(f"loss.second_after is {config.loss.second_after}, expected a fraction of the steps, 0 to 1")
     augment.of_config(config.augment)
-    if config.loss.labels_weight > 0 and config.data.source == "synthetic":
+    if config.loss.labels_weight > 0 and config.data.source == SYNTHETIC:
         raise UserError('loss.labels_weight needs label maps of pairs, expected data.source "phantom" or "nifti"')
-    if objective_of(config.loss, config.train.steps).needs_truth and config.data.source != "synthetic":
+    if objective_of(config.loss, config.train.steps).needs_truth and config.data.source != SYNTHETIC:
         raise UserError('loss.similarity "clean" and loss.epe need the ground truth, expected data.source "synthetic"')
 
 

@@ -45,13 +45,13 @@ def load(source: Path, step: int | None = None) -> Network:
 def load_network(source: Path, step: int | None = None) -> Loaded:
     """(network, parameters, config, step) of a run's checkpoint of `step`, or of the newest checkpoint.
 
-    `source` may also be a file of `workdir/weights.py`, which holds one step.
+    `source` may also be a file of `workdir/weights.py`, which holds one step, or `weights.BUILTIN`.
 
     Raises:
       UserError: the checkpoint or file does not exist or does not match its config.
     """
-    if source.suffix == weights.SUFFIX:
-        params, config, found = weights.read(source)
+    if str(source) == weights.BUILTIN or source.suffix == weights.SUFFIX:
+        params, config, found = weights.read(weights.BUILTIN_FILE if str(source) == weights.BUILTIN else source)
         if step not in (None, found):
             raise UserError(f"{source}: holds step {found}, expected step {step}")
         network, shapes = _built(config)

@@ -1,6 +1,7 @@
 """Parameters of a network in one file: an `.npz` without pickle, with the config and the step of the run.
 
 A parameter has the key `params/<layer>/<name>`. The config is JSON text. The optimiser state is left out.
+The package contains such a file, `BUILTIN_FILE`. `BUILTIN` names it wherever a run or a file of weights is expected.
 """
 
 import io
@@ -19,6 +20,8 @@ from f3r_jax.common.files import replacing
 from f3r_jax.config import upgraded
 
 SUFFIX = ".npz"
+BUILTIN = "builtin"
+BUILTIN_FILE = Path(__file__).parents[1] / "models" / "builtin.npz"
 _PREFIX = "params/"
 
 

@@ -10,6 +10,7 @@ import pytest
 from scipy.ndimage import map_coordinates
 from scipy.stats import spearmanr
 
+from f3r_jax.data.phantom import held_out
 from f3r_jax.data.phantom.anatomy import draw_frame
 from f3r_jax.data.phantom.appearance import CT_PHASES, MR_SEQUENCES, TISSUES, acquire_mr, draw_ct_values, draw_mr_values
 from f3r_jax.data.phantom.generate import PhantomCase, make_case
@@ -240,6 +241,22 @@ def test_every_protocol_occurs():
     assert len({round(values["fat"] / values["liver"], 1) for values in signals.values()}) == len(MR_SEQUENCES)
     seen = [draw_ct_values(np.random.default_rng(seed), tuple(CT_PHASES))["vein"] > 100 for seed in range(20)]
     assert 0 < sum(seen) < 20
+
+
+def test_held_out_protocols_must_be_asked_for():
+    protocols = {*held_out.PHASES, *held_out.SEQUENCES}
+    assert not protocols & {*CT_PHASES, *MR_SEQUENCES}
+    assert all(set(values) == set(TISSUES) for values in held_out.INTENSITIES.values())
+    (phase,) = held_out.PHASES
+    arterial = draw_ct_values(np.random.default_rng(0), (phase,))
+    assert arterial["artery"] > 250 > 150 > arterial["vein"] and arterial["air"] == -1000
+    ratios = {}
+    for name in (*MR_SEQUENCES, *held_out.SEQUENCES):
+        values = draw_mr_values(np.random.default_rng(0), (name,))
+        ratios[name] = values["liver"] / values["spleen"]
+    # No other sequence has a liver this much brighter or darker than the spleen.
+    others = [ratios[name] for name in MR_SEQUENCES]
+    assert ratios["hepatobiliary"] > 1.3 * max(others) and ratios["diffusion"] < 0.7 * min(others)
 
 
 def test_some_stacks_end_within_the_grid():

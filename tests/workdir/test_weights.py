@@ -106,6 +106,19 @@ def test_training_starts_from_the_weights(commands, arguments, source, run, tmp_
     assert validation[0]["dice"] == pytest.approx(before["dice"], abs=1e-3)
 
 
+def test_without_steps_the_weights_are_evaluated(commands, arguments, source, run, tmp_path):
+    result = commands.run("main", *arguments({"init": source, "train.steps": 0}))
+    assert result.status == 0 and result.err == "", result
+    assert "step 0" in result.out and checkpoints.steps(tmp_path / "run") == [0]
+    _assert_same(load_network(tmp_path / "run")[1], load_network(run)[1])
+    found, known = (json.loads((each / "evaluation/summary.json").read_text()) for each in (tmp_path / "run", run))
+    assert found["organs"] == known["organs"] and found["epe_mm"] == known["epe_mm"] is not None
+    again = commands.run("main", *arguments({"init": source, "train.steps": 0}))
+    assert again.status == 0 and checkpoints.steps(tmp_path / "run") == [0], again
+    refused = commands.run("main", *arguments({"train.steps": 0}, workdir=tmp_path / "other"))
+    assert refused.status == 2 and "train.steps is 0, expected a number above 0" in refused.err, refused
+
+
 def test_a_resumed_run_does_not_need_its_source(commands, arguments, file, tmp_path):
     settings = {"init": file, "train.steps": 2, "train.checkpoint_every": 1}
     assert commands.run("main", *arguments(settings)).status == 0

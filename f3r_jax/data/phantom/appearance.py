@@ -2,7 +2,7 @@
 
 MR signals are those of typical abdominal protocols, in arbitrary units. In fat-suppressed sequences the signal of fat
 is almost 0. In opposed phase it is subtracted from the signal of water. The image is the absolute value, so that a
-voxel with half of each is black, as on a scanner.
+voxel with half of each is black, as on a scanner. `held_out` has further protocols, for tests alone.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.random import Generator
 from scipy.ndimage import gaussian_filter
 
+from f3r_jax.data.phantom import held_out
 from f3r_jax.data.phantom.shapes import draw_waves, sum_of_waves
 
 
@@ -73,7 +74,7 @@ def draw_ct_values(rng: Generator, phases: Sequence[str]) -> dict[str, float]:
     phase = phases[int(rng.integers(len(phases)))]
     offsets = np.clip(rng.normal(size=len(TISSUES)), -2, 2) * 5.0
     return {
-        name: getattr(tissue, phase) + (0.0 if name in GASES else offset)
+        name: _intensity(name, tissue, phase) + (0.0 if name in GASES else offset)
         for (name, tissue), offset in zip(TISSUES.items(), offsets.tolist(), strict=True)
     }
 
@@ -83,14 +84,22 @@ def draw_mr_values(rng: Generator, sequences: Sequence[str]) -> dict[str, float]
 
     The signal of each tissue varies by some percent, and the fat fraction of the liver is up to a quarter.
     """
-    signal, factor = MR_SEQUENCES[sequences[int(rng.integers(len(sequences)))]]
+    sequence = sequences[int(rng.integers(len(sequences)))]
+    signal, factor = MR_SEQUENCES.get(sequence) or (sequence, held_out.SEQUENCES[sequence])
     spread = np.exp(0.1 * np.clip(rng.normal(size=len(TISSUES)), -2, 2)).tolist()
     steatosis = float(np.clip(rng.exponential(0.05), 0, 0.25))
     values = {}
     for (name, tissue), off in zip(TISSUES.items(), spread, strict=True):
         fat = max(tissue.fat, steatosis) if name == "liver" else tissue.fat
-        values[name] = getattr(tissue, signal) * off * (1 - fat + factor * fat)
+        values[name] = _intensity(name, tissue, signal) * off * (1 - fat + factor * fat)
     return values
+
+
+def _intensity(name: str, tissue: Tissue, protocol: str) -> float:
+    """The intensity of a tissue in a protocol, of the table above or of `held_out`."""
+    if protocol in held_out.INTENSITIES:
+        return float(held_out.INTENSITIES[protocol][name])
+    return float(getattr(tissue, protocol))
 
 
 def add_ct_noise(rng: Generator, image: np.ndarray, spacing: np.ndarray) -> np.ndarray:
