@@ -155,7 +155,7 @@ def continued(
     u: np.ndarray | None = None
     left_out: tuple[float, ...] = ()
     if network is not None:
-        u = predict_displacement(network, fixed, moving, volumes)
+        u = predict_displacement(network, fixed, moving, volumes, start)
         similarity["network"] = volumes.similarity(u, settings.mind)
         release_memory(grid)
         clock.stop("network", f"network: similarity {_change(similarity, 'network')}")

@@ -8,7 +8,8 @@ import pytest
 from conftest import TINY_DATA, make_case
 from f3r_jax.common.errors import UserError
 from f3r_jax.config import instance_config
-from f3r_jax.evaluate import metrics
+from f3r_jax.data.phantom.cases import phantom_case
+from f3r_jax.evaluate import controls, instance, metrics
 from f3r_jax.evaluate.instance import optimise_case, settings_of
 
 
@@ -30,6 +31,22 @@ def test_moves_a_case_towards_the_ground_truth_and_keeps_a_good_start(section):
     assert error(case, found) < 0.7 * error(case, zero)
     started = optimise_case(case, settings_of(section), start=case.displacement).displacement
     assert error(case, started) < 0.5 * error(case, zero)
+
+
+def test_noise_around_a_dark_body_does_not_decide(tmp_path, monkeypatch):
+    """In an MR of little signal the optimisation once moved the whole body out of the view."""
+    config = instance_config(option="")
+    config.data.update(ct_phases=("arterial",), mr_sequences=("diffusion", "hepatobiliary"))
+    case = phantom_case("dark", 3, tmp_path, config.data, seed=5)
+    settings, organs = settings_of(config.instance), {name: tuple(of) for name, of in config.data.organs.items()}
+
+    def dice():
+        found = optimise_case(case, settings)
+        return np.mean([*controls.organ_dices(case.fixed_labels, found.warped_labels, organs).values()])
+
+    assert dice() > 75
+    monkeypatch.setattr(instance, "body_of", lambda image: np.ones(image.shape, bool))
+    assert dice() < 20
 
 
 @pytest.mark.parametrize(
