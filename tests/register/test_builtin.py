@@ -1,0 +1,128 @@
+"""The weights in the package: their file, and what they register that they have never seen."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from f3r_jax.common.errors import UserError
+from f3r_jax.config import CT_WINDOW, MR_PERCENTILES, SYNTHETIC, network_config
+from f3r_jax.data import preprocess
+from f3r_jax.data.affine.start import Start
+from f3r_jax.data.nifti import Image
+from f3r_jax.data.phantom.cases import phantom_case
+from f3r_jax.data.phantom.generate import make_case
+from f3r_jax.data.transforms import Transform, field_on, warp_image
+from f3r_jax.evaluate import controls
+from f3r_jax.evaluate.inference import apply_displacement, register_case
+from f3r_jax.ops.shapes import as_volume
+from f3r_jax.register import network_stage
+from f3r_jax.register.alignment import coarse_copies
+from f3r_jax.register.pipeline import Settings, register_scans
+from f3r_jax.register.scans import Scan
+from f3r_jax.register.volumes import WorkingVolumes
+from f3r_jax.workdir import trained_network, weights
+
+SHA256 = "to be filled"
+BUILTIN = Path(weights.BUILTIN)
+HELD_OUT = {"ct_phases": ("arterial",), "mr_sequences": ("diffusion", "hepatobiliary")}
+
+
+@pytest.fixture(scope="module")
+def network():
+    return trained_network.load(BUILTIN)
+
+
+def test_the_file_is_the_one_that_was_measured(network):
+    """The card has the figures of this file; other weights need a new card."""
+    content = weights.BUILTIN_FILE.read_bytes()
+    assert hashlib.sha256(content).hexdigest() == SHA256 and len(content) < 2_000_000
+    assert network.config.data.source == SYNTHETIC
+    assert sum(leaf.size for leaf in jax.tree.leaves(network.params)) == 297_289
+    assert SHA256 in Path(__file__).parents[2].joinpath("docs", "weights", "builtin.md").read_text()
+
+
+def test_registers_contrasts_that_it_has_never_seen(network, tmp_path):
+    config = network_config(option="", lam=0.3, paper_lam=0.3, name="f3rnet", variant="mrb").data
+    config.update(HELD_OUT)
+    organs = {name: tuple(values) for name, values in config.organs.items()}
+    cases = [phantom_case(str(index), index, tmp_path, config, seed=6) for index in range(6)]
+    found = [register_case(network.predict, network.params, case) for case in cases]
+    mean = np.mean([each.displacement for each in found], axis=0)
+
+    def dice(case, labels):
+        return np.mean([*controls.organ_dices(case.fixed_labels, labels, organs).values()])
+
+    before = np.mean([dice(case, case.moving_labels) for case in cases])
+    after = np.mean([dice(case, each.warped_labels) for case, each in zip(cases, found, strict=True)])
+    average = np.mean([dice(case, apply_displacement(case, mean).warped_labels) for case in cases])
+    assert after > before + LEAST_GAIN and after > average + LEAST_GAIN
+
+
+LEAST_GAIN = 3.0  # points of Dice
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """A CT and an MR of a phantom in one frame, as scans, and the labels of both."""
+    case = make_case(7, 0, shape=(64, 48, 48), spacing=(4.8,) * 3)
+    affine = np.diag([4.8, 4.8, 4.8, 1.0])
+    scans = {}
+    for modality in ("ct", "mr"):
+        image = Image(getattr(case, modality), affine, modality)
+        normalised = preprocess.normalise(image, modality, ct_window=CT_WINDOW, mr_percentiles=MR_PERCENTILES)
+        labels = Image(getattr(case, f"{modality}_labels"), affine, f"labels of the {modality}")
+        scans[modality] = Scan(image, normalised, modality, image.grid, labels=labels)
+    return scans
+
+
+@pytest.mark.parametrize("moving", ["ct", "mr"])
+def test_either_scan_may_be_the_moving_one(pair, network, moving):
+    fixed, moved = pair["mr" if moving == "ct" else "ct"], pair[moving]
+    settings = Settings(affine="none", refine=False, checkpoint=BUILTIN)
+    result = register_scans(fixed, moved, settings, network=network)
+    grid = fixed.image.grid
+    warped = warp_image(moved.labels, field_on(result.transform, grid), grid, order=0)
+    organs = {str(value): (value,) for value in (1, 2, 3, 4)}
+    before, after = (
+        np.mean([*controls.organ_dices(fixed.labels.data, each, organs).values()])
+        for each in (moved.labels.data, warped)
+    )
+    assert after > before + LEAST_GAIN and result.similarity["network"] < result.similarity["affine"]
+
+
+def test_another_network_is_still_refused_the_other_way(pair, network):
+    config = network.config.copy_and_resolve_references()
+    config.data.source = "phantom"
+    with pytest.raises(UserError, match="was trained with the CT as the moving scan"):
+        network_stage.check_direction(network._replace(config=config), "mr", "mr.nii.gz")
+
+
+def test_continues_from_the_coarse_deformation_of_a_search(pair, network):
+    """A network that predicts no motion leaves the coarse deformation as it is."""
+    fixed, moving = pair["mr"], pair["ct"]
+    grid = fixed.image.grid
+    shift = np.zeros((*grid.shape, 3), np.float32)
+    shift[..., 0] = 2.0
+
+    start = Start(Transform(grid, np.eye(4), shift), *coarse_copies(fixed, moving), candidates=())
+    still = network._replace(predict=lambda params, m, f: (jnp.zeros((*m.shape[:-1], 3)), m))
+    volumes = WorkingVolumes(fixed, moving, grid, np.eye(4))
+    found = network_stage.predict_displacement(still, fixed, moving, volumes, start)
+    np.testing.assert_allclose(found, shift, atol=1e-5)
+    seen = []
+    watching = network._replace(predict=lambda params, m, f: (seen.append(m), still.predict(params, m, f))[1])
+    network_stage.predict_displacement(watching, fixed, moving, volumes, start)
+    plain = as_volume(np.asarray(volumes.moving)[0, ..., 0])
+    np.testing.assert_allclose(np.asarray(seen[0])[0, 5:-5], np.asarray(plain)[0, 7:-3], atol=1e-5)
+
+
+def test_a_training_may_start_from_them(commands, arguments, tmp_path):
+    settings = {"init": "builtin", "train.steps": 0, "model.name": "f3rnet"}
+    result = commands.run("main", *arguments(settings))
+    assert result.status == 0 and "init: builtin, step" in result.out, result
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["init"] == "builtin"
