@@ -42,7 +42,7 @@ STEP = 0.05  # of the finite differences, in units of 10 mm and of a tenth of th
 PENALTY = 0.2
 # A part of a label outside the other field of view may be right or wrong. It counts as this share of a mismatch, or an
 # overlap would become perfect by moving labels out of view.
-UNSEEN = 0.25
+UNSEEN = 0.1
 APART = 40.0  # mm between the shifts that are compared where a field of view cuts a label: its centroid is elsewhere
 
 
