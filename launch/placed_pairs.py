@@ -16,19 +16,21 @@ from numpy.random import Generator, default_rng
 from scipy.spatial.transform import Rotation
 
 from f3r_jax.common.arrays import Matrix
-from f3r_jax.config import CT_WINDOW, MR_PERCENTILES
+from f3r_jax.config import CT_WINDOW, MR_PERCENTILES, ORGANS
 from f3r_jax.data import preprocess
 from f3r_jax.data.nifti import Grid, Image
 from f3r_jax.data.phantom.appearance import CT_PHASES, MR_SEQUENCES, acquire_mr, add_ct_noise
 from f3r_jax.data.phantom.generate import centred_axis, draw_patient, image_of
 from f3r_jax.data.phantom.motion import displacement_mm
-from f3r_jax.data.transforms import apply_matrix
+from f3r_jax.data.transforms import Transform, apply_matrix, field_on, warp_image
 from f3r_jax.register.scans import Scan
 
 Points = Float64[np.ndarray, "n 3"]  # mm
 
 FIXED, MOVING, SPACING = (336.0, 288.0, 240.0), (480.0, 384.0, 240.0), 4.0  # mm: fields of view, and voxels
 STREAM = 4  # of random numbers; the patient has the streams before
+LANDMARKS, NOISE, LANDMARK_STREAM = 8, 2.0, 5  # number, mm (root mean square) of the patient, random numbers
+KIDNEYS = tuple(ORGANS[name][0] for name in ("right_kidney", "left_kidney"))
 MOST_SHIFT, SCALES, MOST_ROTATION = 300.0, (0.8, 1.25), 20.0  # mm, factors, degrees
 OFF_CENTRE = 20.0  # mm, at most, along each axis, between the centres of the moving field of view and of the patient
 CUTS = ("neither", "fixed, lower half", "fixed, upper half", "moving, lower half", "moving, upper half")  # what is kept
@@ -69,7 +71,7 @@ class Placement:
 
 @dataclasses.dataclass(frozen=True)
 class PlacedPair:
-    """An MR and a CT, and points of the MR with their counterparts.
+    """An MR and a CT, points of the MR with their counterparts, and what a user may know of both scans.
 
     Attributes:
       fixed: the MR.
@@ -78,6 +80,11 @@ class PlacedPair:
       points: mm of the fixed frame, inside both fields of view; of the body, then of the four organs.
       patient: their counterparts in mm of the patient in the position of the CT, before the placement.
       body: the number of points of the body.
+      organ: the label of each point of the four organs.
+      labels: the label maps of the MR and of the CT.
+      landmarks: eight points of the organs, none of `points`, and their counterparts with noise, in mm of both frames.
+        Without an organ in both fields of view they are points of the body.
+      visible: which voxels of the MR have their counterpart in the CT's field of view.
     """
 
     fixed: Scan
@@ -86,13 +93,35 @@ class PlacedPair:
     points: Points
     patient: Points
     body: int
+    organ: np.ndarray
+    labels: tuple[Image, Image]
+    landmarks: tuple[Points, Points]
+    visible: np.ndarray
 
     def errors(self, found: Points) -> tuple[float, float]:
         """Mean distances of found counterparts, in mm of the patient, over the body and over the organs."""
+        away = self._away(found)
+        return _mean(away[: self.body]), _mean(away[self.body :])
+
+    def kidney_error(self, found: Points) -> float:
+        """The mean distance over the kidneys, as in `errors`; NaN if neither is in both fields of view."""
+        return _mean(self._away(found)[self.body :][np.isin(self.organ, KIDNEYS)])
+
+    def kidney_dice(self, transform: Transform) -> float:
+        """The mean Dice of the kidneys in % over `visible` voxels; NaN if neither is there."""
+        grid = self.fixed.image.grid
+        found = warp_image(self.labels[1], field_on(transform, grid), grid, order=0)[self.visible]
+        wanted = self.labels[0].data[self.visible]
+        sides = [(wanted == value, found == value) for value in KIDNEYS if (wanted == value).any()]
+        return _mean(np.array([200 * np.sum(a & b) / (a.sum() + b.sum()) for a, b in sides]))
+
+    def _away(self, found: Points) -> np.ndarray:
         there = apply_matrix(np.linalg.inv(self.placement.matrix), found.T).T
-        away = np.linalg.norm(there - self.patient, axis=1)
-        organs = away[self.body :]
-        return float(away[: self.body].mean()), float(organs.mean()) if len(organs) else float("nan")
+        return np.linalg.norm(there - self.patient, axis=1)
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
 
 
 def draw_placement(rng: Generator) -> Placement:
@@ -125,23 +154,41 @@ def make_pair(seed: int, index: int, *, spacing: float = SPACING, placement: Pla
     there = np.stack(np.meshgrid(*axes_there, indexing="ij"))
     inverse = np.linalg.inv(placement.matrix)
     patient = apply_matrix(inverse, there.reshape(3, -1) + centre[:, None]).reshape(there.shape)
-    ct, _ = image_of(anatomy, axes_there, np.moveaxis(patient - there, 0, -1), ct_values, spacing / placement.scale)
+    ct, ct_labels = image_of(
+        anatomy, axes_there, np.moveaxis(patient - there, 0, -1), ct_values, spacing / placement.scale
+    )
     ct = add_ct_noise(noise, ct, np.full(3, spacing))
 
     fixed_kept, moving_kept = (_kept(placement.cut, side, len(a[2])) for side, a in enumerate((axes, axes_there)))
     fixed = _scan(mr, axes, np.zeros(3), fixed_kept, "mr")
     moving = _scan(ct, axes_there, centre, moving_kept, "ct")
-    sets = []
-    for mask in (np.abs(clean) > SIGNAL, labels > 0):
-        mask[:, :, : fixed_kept.start], mask[:, :, fixed_kept.stop :] = False, False
-        index_of = np.argwhere(mask)
-        at = np.stack([axis[i] for axis, i in zip(axes, index_of.T, strict=True)], axis=1)
-        counterpart = at + to_ct[tuple(index_of.T)]
-        visible = _inside(moving.image.grid, apply_matrix(placement.matrix, counterpart.T).T)
-        every = -(-int(visible.sum()) // POINTS) or 1
-        sets.append((at[visible][::every], counterpart[visible][::every]))
-    points, patients = (np.concatenate(each) for each in zip(*sets, strict=True))
-    return PlacedPair(fixed, moving, placement, points, patients, len(sets[0][0]))
+    at = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    counterpart = at + to_ct
+    visible = _inside(moving.image.grid, apply_matrix(placement.matrix, counterpart.reshape(-1, 3).T).T)
+    visible = visible.reshape(labels.shape)
+    visible[:, :, : fixed_kept.start], visible[:, :, fixed_kept.stop :] = False, False
+    sets = [np.argwhere(mask & visible) for mask in (np.abs(clean) > SIGNAL, labels > 0)]
+    rng = default_rng([seed, index, LANDMARK_STREAM])
+    marks = rng.permutation(sets[1] if len(sets[1]) >= LANDMARKS else sets[0])[:LANDMARKS]
+    marked = counterpart[tuple(marks.T)] + rng.normal(0, NOISE / np.sqrt(3), (len(marks), 3))
+    sets = [each[:: -(-len(each) // POINTS) or 1] for each in sets]
+    body, organs = (each[~(each[:, None] == marks).all(axis=2).any(axis=1)] for each in sets)
+    chosen = tuple(np.concatenate([body, organs]).T)
+    return PlacedPair(
+        fixed=fixed,
+        moving=moving,
+        placement=placement,
+        points=at[chosen],
+        patient=counterpart[chosen],
+        body=len(body),
+        organ=labels[tuple(organs.T)],
+        labels=(
+            Image(labels[:, :, fixed_kept], fixed.image.affine, "labels of the mr"),
+            Image(ct_labels[:, :, moving_kept], moving.image.affine, "labels of the ct"),
+        ),
+        landmarks=(at[tuple(marks.T)], apply_matrix(placement.matrix, marked.T).T),
+        visible=visible[:, :, fixed_kept],
+    )
 
 
 def _kept(cut: str, side: int, planes: int) -> slice:

@@ -1,5 +1,8 @@
 """Methods that `launch/placements.py` measures: the search of `register`, all of `register`, greedy and SyN.
 
+`register-landmarks` and `register-labels` are `register` with what a user may know, `landmarks-alone` and
+`labels-alone` the trivial controls: a least squares fit to the same landmarks or labels, without the scans.
+
 Each takes a `PlacedPair` and returns where it maps points of the fixed frame: after its affine step, and at its end.
 greedy and SyN begin with the centres of the volumes or of the intensities, and have an affine step of their own.
 """
@@ -13,16 +16,21 @@ import numpy as np
 
 from f3r_jax.common.arrays import Matrix
 from f3r_jax.data import transforms
+from f3r_jax.data.affine import guided
 from f3r_jax.data.affine.start import Start
 from f3r_jax.data.itk_affine import FLIP
 from f3r_jax.data.nifti import Image
 from f3r_jax.data.transforms import Transform, apply_matrix, to_moving
 from f3r_jax.register import evidence, verdict
 from f3r_jax.register.alignment import align, coarse_copies
+from f3r_jax.register.guidance import UNGUIDED, Guidance
 from f3r_jax.register.pipeline import Settings, register_scans
+from f3r_jax.register.scans import Scan
 from f3r_jax.register.verdict import Verdict
 from placed_pairs import PlacedPair, Points
 
+LANDMARKS_WEIGHT, LABELS_WEIGHT = 0.1, 0.2  # as the documentation recommends
+DRIVE = (1, 2)  # liver and spleen
 GREEDY_AFFINE, GREEDY = "100x50x10", "100x100x50"  # iterations per level, as in greedy's manual and in `classical`
 
 
@@ -30,13 +38,14 @@ GREEDY_AFFINE, GREEDY = "100x50x10", "100x100x50"  # iterations per level, as in
 class Result:
     """The points after the affine step and at the end, in mm of the moving frame, and the verdict if there is one.
 
-    `candidates` has the points of all candidates of a search.
+    `candidates` has the points of all candidates of a search, and `transform` is the whole transform.
     """
 
     affine: Points
     end: Points
     verdict: Verdict | None = None
     candidates: tuple[Points, ...] = ()
+    transform: Transform | None = None
 
 
 def search(pair: PlacedPair) -> Result:
@@ -52,8 +61,66 @@ def search(pair: PlacedPair) -> Result:
 
 def register(pair: PlacedPair) -> Result:
     """`register` with its default settings."""
-    result = register_scans(pair.fixed, pair.moving, Settings())
+    return _registered(pair, pair.fixed, pair.moving, UNGUIDED)
+
+
+def register_with_landmarks(pair: PlacedPair) -> Result:
+    """`register` with the eight landmarks of the pair."""
+    sides = zip((pair.fixed, pair.moving), pair.landmarks, strict=True)
+    fixed, moving = (dataclasses.replace(scan, landmarks=points) for scan, points in sides)
+    return _registered(pair, fixed, moving, Guidance(landmarks_weight=LANDMARKS_WEIGHT))
+
+
+def register_with_labels(pair: PlacedPair) -> Result:
+    """`register` with liver and spleen, as far as both scans show them; without guidance if they show neither."""
+    drive = _driving(pair)
+    sides = zip((pair.fixed, pair.moving), pair.labels, strict=True)
+    fixed, moving = (dataclasses.replace(scan, labels=labels) for scan, labels in sides)
+    return _registered(
+        pair, fixed, moving, Guidance(labels_weight=LABELS_WEIGHT, labels_drive=drive) if drive else UNGUIDED
+    )
+
+
+def _driving(pair: PlacedPair) -> tuple[int, ...]:
+    return tuple(value for value in DRIVE if all((labels.data == value).any() for labels in pair.labels))
+
+
+def _registered(pair: PlacedPair, fixed: Scan, moving: Scan, guidance: Guidance) -> Result:
+    result = register_scans(fixed, moving, Settings(guidance=guidance))
     return _result(pair, result.transform, result.verdict, result.search)
+
+
+def landmarks_alone(pair: PlacedPair, *, fit: Callable[[Points, Points], Matrix]) -> Result:
+    """A least squares fit to the eight landmarks."""
+    return _of_matrix(pair, fit(*pair.landmarks))
+
+
+def labels_alone(pair: PlacedPair) -> Result:
+    """The shift and scales at which liver and spleen overlap best; the headers' frame if there is neither."""
+    drive = _driving(pair)
+    return _of_matrix(pair, guided.from_labels(*pair.labels, drive) if drive else np.eye(4))
+
+
+def similarity(x: Points, y: Points) -> Matrix:
+    """The least squares rigid motion with one scale from points to points (Umeyama)."""
+    turn = guided.rigid_motion(x, y)[:3, :3]
+    x0, y0 = x - x.mean(axis=0), y - y.mean(axis=0)
+    matrix = np.eye(4)
+    matrix[:3, :3] = turn * np.sum((x0 @ turn.T) * y0) / np.sum(x0**2)
+    matrix[:3, 3] = y.mean(axis=0) - matrix[:3, :3] @ x.mean(axis=0)
+    return matrix
+
+
+def affine(x: Points, y: Points) -> Matrix:
+    """The least squares affine map from points to points."""
+    matrix = np.eye(4)
+    matrix[:3] = np.linalg.lstsq(np.c_[x, np.ones(len(x))], y, rcond=None)[0].T
+    return matrix
+
+
+def _of_matrix(pair: PlacedPair, matrix: Matrix) -> Result:
+    grid = pair.fixed.image.grid
+    return _result(pair, Transform(grid, matrix, np.zeros((*grid.shape, 3), np.float32)), None, None)
 
 
 def _result(pair: PlacedPair, transform: Transform, found: Verdict | None, start: Start | None) -> Result:
@@ -63,6 +130,7 @@ def _result(pair: PlacedPair, transform: Transform, found: Verdict | None, start
         end=to_moving(transform, pair.points),
         verdict=found,
         candidates=tuple(to_moving(each, pair.points) for each in candidates),
+        transform=transform,
     )
 
 
@@ -124,6 +192,12 @@ def _mapped(matrix: Matrix, points: Points) -> Points:
 METHODS: dict[str, Callable[[PlacedPair], Result]] = {
     "search": search,
     "register": register,
+    "register-landmarks": register_with_landmarks,
+    "landmarks-alone": partial(landmarks_alone, fit=similarity),
+    "landmarks-alone-rigid": partial(landmarks_alone, fit=guided.rigid_motion),
+    "landmarks-alone-affine": partial(landmarks_alone, fit=affine),
+    "register-labels": register_with_labels,
+    "labels-alone": labels_alone,
     "greedy": greedy,
     "greedy-moments": partial(greedy, begin="-moments 2"),
     "syn": syn,

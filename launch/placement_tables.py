@@ -11,7 +11,9 @@ CONTROLS, STAGES = ("headers", "centres", "bodies", "placement"), ("affine", "en
 POINTS = ("body", "organs")
 ERRORS = tuple(f"{stage}_{points}" for stage in (*CONTROLS, *STAGES) for points in POINTS)
 DRAWN = ("cut", "shift_mm", "scale", "rotation", "axis")  # of the placement
-COLUMNS = ("seed", "case", "method", *DRAWN, *ERRORS, "level", "seconds", "reasons")
+REQUIRED = ("seed", "case", "method", *DRAWN, *ERRORS, "level", "seconds", "reasons")
+KIDNEYS = ("kidneys_mm", "kidneys_dice")  # columns that earlier tables lack
+COLUMNS = (*REQUIRED, *KIDNEYS)
 Row = dict[str, str]
 Kind = Callable[[Row], bool]
 

@@ -33,13 +33,14 @@ from f3r_jax.data.affine.search import centre
 from f3r_jax.data.transforms import apply_matrix
 from placed_pairs import PlacedPair, make_pair
 from placement_methods import METHODS, PACKAGES
-from placement_tables import COLUMNS, POINTS, Row, tables
+from placement_tables import COLUMNS, KIDNEYS, POINTS, REQUIRED, Row, tables
 
 _CASES = flags.DEFINE_integer("cases", 1000, "Number of cases.", lower_bound=1)
+_FIRST = flags.DEFINE_integer("first", 0, "The first case.", lower_bound=0)
 _OUTPUT = flags.DEFINE_string("output", None, "The CSV file to write; finished cases in it are kept.")
 _METHODS = flags.DEFINE_list("methods", ["search"], f"What is measured, of {', '.join(METHODS)}.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the cases.", lower_bound=0)
-GROUPS = {"Placements": ("cases", "output", "methods", "seed")}
+GROUPS = {"Placements": ("cases", "first", "output", "methods", "seed")}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     rows = read(output) if output.exists() else []
     keep_compiled_programs()
     done = {(row["seed"], row["case"], row["method"]) for row in rows}
-    wanted = [(case, name) for case in range(_CASES.value) for name in methods]
+    wanted = [(case, name) for case in range(_FIRST.value, _FIRST.value + _CASES.value) for name in methods]
     left = [(case, name) for case, name in wanted if (str(_SEED.value), str(case), name) not in done]
     with Progress("placements", len(wanted), done=len(wanted) - len(left)) as progress:
         for case, name in left:
@@ -69,12 +70,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of an earlier run; raises a UserError for another table."""
+    """The rows of an earlier run, which may lack the columns of the kidneys; raises a UserError for another table."""
     with path.open(newline="") as file:
         table = csv.DictReader(file)
-        if tuple(table.fieldnames or ()) != COLUMNS:
+        if tuple(name for name in table.fieldnames or () if name not in KIDNEYS) != REQUIRED:
             raise UserError(f"{path}: columns {table.fieldnames}, expected those that this script writes")
-        return list(table)
+        return [dict.fromkeys(COLUMNS, "") | row for row in table]
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
@@ -98,6 +99,9 @@ def measured(seed: int, case: int, method: str) -> Row:
     row = {"seed": str(seed), "case": str(case), "method": method, "seconds": f"{seconds:.1f}"}
     for stage, values in errors.items():
         row |= {f"{stage}_{points}": f"{value:.2f}" for points, value in zip(POINTS, values, strict=True)}
+    row["kidneys_mm"] = f"{pair.kidney_error(result.end):.2f}"
+    if result.transform is not None:
+        row["kidneys_dice"] = f"{pair.kidney_dice(result.transform):.1f}"
     if result.verdict is not None:
         row |= {"level": result.verdict.level, "reasons": "; ".join(result.verdict.reasons)}
     return dict.fromkeys(COLUMNS, "") | row | pair.placement.values()

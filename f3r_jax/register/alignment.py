@@ -62,7 +62,7 @@ def align(
       how: one of `AFFINE_STEPS`, or the path of a matrix file.
       both: whether a second alignment is wanted in addition to a searched position, from which instance optimisation
         continues without the coarse deformation.
-      guidance: labels or landmarks that drive give the position, and nothing is searched.
+      guidance: labels or landmarks that drive give the position; a search only adds one that they allow.
 
     Returns:
       One alignment. Where the position had to be searched and `both` is set, there may be two. The second is the matrix
@@ -84,7 +84,7 @@ def align(
         return [Alignment(np.eye(4), np.eye(4), None, "affine step: none")], None
     initial, related = initial_alignment(fixed.image, fixed.modality, moving.image, moving.modality)
     if guidance.drives:
-        return [_guided(fixed, moving, coarse, how, guidance, initial, related=related)], None
+        return _guided(fixed, moving, coarse, how, guidance, initial, related=related, both=both), None
     search = _search(coarse, related=related) if how == "affine" else None
     found = _searched(search, initial, related=related)
     if found and not both:
@@ -119,19 +119,26 @@ def _guided(
     initial: Matrix,
     *,
     related: bool,
-) -> Alignment:
-    """The alignment from the labels or landmarks that drive, continued by MIND."""
+    both: bool,
+) -> list[Alignment]:
+    """The alignments from the labels or landmarks that drive, continued by MIND."""
     known = known_position(fixed, moving, guidance, scales=how == "affine")
     line = f"affine step: {how}, from the {known.what} that drive"
     if how == "affine" and not (related and known.away < CONFIRMED):
-        start = start_from(known.matrix, *coarse, known.on_grid)
-        return Alignment(start.transform.matrix, initial, start, line)
+        search = _search(coarse, related=related)
+        searched = [] if search is None else [search.transform.matrix]
+        start = start_from([known.matrix, *filter(known.allows, searched)], *coarse, known.on_grid)
+        found, best = Alignment(start.transform.matrix, initial, start, line), start.candidates[0]
+        if not both or best.mismatch_deformed > ALIKE:
+            return [found]
+        # Not the matrix that fits the deformation: beyond the moving field of view, that is extrapolated.
+        return [found, Alignment(best.matrix, initial, None, "from its matrix alone")]
     masks = {"fixed_mask": mask_of(fixed), "moving_mask": mask_of(moving)}
     try:
         end = fit(fixed.normalised, moving.normalised, initial=known.matrix, degrees=how, related=True, **masks).matrix
     except UserError:
         end = known.matrix
-    return Alignment(known.better(end), initial, None, line)
+    return [Alignment(end if known.allows(end) else known.matrix, initial, None, line)]
 
 
 def coarse_copies(fixed: Scan, moving: Scan) -> tuple[CoarseScan, CoarseScan]:

@@ -41,15 +41,15 @@ class KnownPosition:
     slack: float
     on_grid: Callable[[Grid, Matrix], tuple[tuple[Source, ...], Restraints]]
 
-    def better(self, other: Matrix) -> Matrix:
-        """The other matrix, unless what drives contradicts it."""
-        return other if self.error(other) <= self.error(self.matrix) + self.slack else self.matrix
+    def allows(self, other: Matrix) -> bool:
+        """Whether what drives does not contradict another matrix."""
+        return self.error(other) <= self.error(self.matrix) + self.slack
 
 
 def known_position(fixed: Scan, moving: Scan, guidance: Guidance, *, scales: bool) -> KnownPosition:
     """The position from three or more landmarks, else from labels, else from fewer landmarks.
 
-    `scales` lets labels give scales along x, y and z too. Labels or landmarks drive.
+    `scales` lets labels give scales along x, y and z too, and landmarks one scale. Labels or landmarks drive.
     """
 
     def on_grid(grid: Grid, matrix: Matrix) -> tuple[tuple[Source, ...], Restraints]:
@@ -71,7 +71,7 @@ def known_position(fixed: Scan, moving: Scan, guidance: Guidance, *, scales: boo
             return 1 - guided.overlap(*maps, labels, matrix)
 
         return KnownPosition(matrix, "labels", _away(matrix, there), mismatch, SLACK_OF_LABELS, on_grid)
-    matrix = guided.from_landmarks(*points)
+    matrix = guided.from_landmarks(*points, scaled=scales)
 
     def distance(matrix: Matrix) -> float:
         return float(np.median(np.linalg.norm(guided.moved(matrix, points[0]) - points[1], axis=1)))

@@ -3,14 +3,17 @@
 import csv
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import placed_pairs
+import placement_methods
 import placement_tables
 from conftest import REPOSITORY
-from f3r_jax.data.transforms import apply_matrix
+from f3r_jax.data.transforms import Transform, apply_matrix
+from f3r_jax.register.guidance import Guidance
 
 SCRIPT = REPOSITORY / "launch" / "placements.py"
 SMALL = f"""
@@ -56,6 +59,72 @@ def test_a_cut_field_of_view_keeps_the_stated_half(pair):
     assert pair.points[:, 2].min() > 0 and pair.fixed.image.affine[2, 3] == 4.0
 
 
+def test_landmarks_have_the_stated_noise_and_are_not_among_the_points(pair):
+    here, there = pair.landmarks
+    assert here.shape == there.shape == (8, 3)
+    assert not (pair.points[:, None] == here).all(axis=2).any()
+    exact = np.linalg.norm(pair.points[pair.body :, None] - here, axis=2).argmin(axis=0)  # organ voxels beside them
+    back = apply_matrix(np.linalg.inv(pair.placement.matrix), there.T).T
+    motion = (pair.patient - pair.points)[pair.body :][exact]
+    noise = np.linalg.norm(back - here - motion, axis=1)
+    assert 1 < np.sqrt(np.mean(noise**2)) < 4  # 2 mm, and the motion between neighbours
+
+
+def test_the_label_maps_of_a_placed_pair_show_the_same_organs(pair):
+    there = apply_matrix(pair.placement.matrix, pair.patient[pair.body :].T).T
+    voxels = apply_matrix(np.linalg.inv(pair.labels[1].affine), there.T).T
+    index = np.clip(np.round(voxels).astype(int), 0, np.array(pair.labels[1].data.shape) - 1)
+    assert np.mean(pair.labels[1].data[tuple(index.T)] == pair.organ) > 0.85
+    grid = pair.fixed.image.grid
+    assert pair.labels[0].data.shape == pair.visible.shape == grid.shape
+    still = np.zeros((*grid.shape, 3), np.float32)
+    right, wrong = (
+        pair.kidney_dice(Transform(grid, matrix @ pair.placement.matrix, still))
+        for matrix in (np.eye(4), np.eye(4) + 40 * np.eye(4, k=3))
+    )
+    assert right > 50 > 20 > wrong
+    assert pair.kidney_error(apply_matrix(pair.placement.matrix, pair.patient.T).T) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_controls_use_only_landmarks_or_labels(pair):
+    errors = {
+        name: pair.errors(placement_methods.METHODS[name](pair).end)
+        for name in ("landmarks-alone", "landmarks-alone-rigid", "landmarks-alone-affine", "labels-alone")
+    }
+    assert errors["landmarks-alone"][1] < 0.8 * errors["landmarks-alone-rigid"][1]  # the scale is 1.2
+    assert max(body for body, _ in errors.values()) < pair.errors(pair.points)[0]
+    x = np.random.default_rng(0).normal(0, 50, (8, 3))
+    y = apply_matrix(pair.placement.matrix, x.T).T
+    for fit in (placement_methods.similarity, placement_methods.affine):
+        np.testing.assert_allclose(fit(x, y), pair.placement.matrix, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("method", "guidance", "given"),
+    [
+        ("register", Guidance(), ()),
+        ("register-landmarks", Guidance(landmarks_weight=0.1), ("landmarks",)),
+        ("register-labels", Guidance(labels_weight=0.2, labels_drive=(1, 2)), ("labels",)),
+    ],
+)
+def test_a_guided_method_passes_on_what_is_known(monkeypatch, pair, method, guidance, given):
+    calls, grid = [], pair.fixed.image.grid
+    transform = Transform(grid, pair.placement.matrix, np.zeros((*grid.shape, 3), np.float32))
+
+    def registered(fixed, moving, settings):
+        calls.append((fixed, moving, settings))
+        return SimpleNamespace(transform=transform, verdict=None, search=None)
+
+    monkeypatch.setattr(placement_methods, "register_scans", registered)
+    result = placement_methods.METHODS[method](pair)
+    ((*scans, settings),) = calls
+    assert settings.guidance == guidance
+    for side, scan in enumerate(scans):
+        for kind in ("landmarks", "labels"):
+            assert getattr(scan, kind) is (getattr(pair, kind)[side] if kind in given else None)
+    assert pair.errors(result.end) == pytest.approx(pair.errors(apply_matrix(pair.placement.matrix, pair.points.T).T))
+
+
 def test_placements_are_inside_their_limits_and_cut_in_half_of_the_cases():
     drawn = [placed_pairs.draw_placement(np.random.default_rng(seed)) for seed in range(400)]
     assert 290 < max(np.linalg.norm(each.shift) for each in drawn) <= placed_pairs.MOST_SHIFT
@@ -88,6 +157,8 @@ def test_rows_are_kept_and_a_second_run_goes_on(tmp_path):
     assert done.returncode == 0 and done.stderr == "", done
     first = (tmp_path / "rows.csv").read_text()
     again = run(tmp_path, "--cases=2", "--output=rows.csv")
+    last = run(tmp_path, "--cases=1", "--first=1", "--output=rows.csv")
+    assert last.returncode == 0 and (tmp_path / "rows.csv").read_text().count("\n") == 3
     assert again.returncode == 0 and "placements 2/2" in again.stdout and "placements 1/" not in again.stdout
     text = (tmp_path / "rows.csv").read_text()
     assert text.startswith(first)

@@ -1,5 +1,6 @@
 """Which alignments a pair gets: the headers' frame, or a search where the frame is wrong."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,9 +8,12 @@ import pytest
 
 import affine_scans
 from f3r_jax.data import resample
+from f3r_jax.data.affine import guided
 from f3r_jax.data.transforms import Transform
+from f3r_jax.ops.restraints import Restraints
 from f3r_jax.register import alignment
 from f3r_jax.register.alignment import CONFIRMED, align, coarse_copies, distance, mismatch_of
+from f3r_jax.register.guidance import Guidance
 from f3r_jax.register.scans import Scan
 
 pytestmark = pytest.mark.usefixtures("few")
@@ -83,6 +87,42 @@ def test_headers_that_overlap_by_accident_are_not_trusted():
     wrong = Transform(grid, np.eye(4), np.zeros((*grid.shape, 3), np.float32))
     right = Transform(grid, resample.translation(shift), np.zeros((*grid.shape, 3), np.float32))
     assert mismatch_of(searched.start, right) < 0.8 * mismatch_of(searched.start, wrong)
+
+
+@pytest.mark.parametrize(("limit", "count"), [(np.inf, 2), (0.0, 1)])
+def test_landmarks_give_the_position_and_a_search_only_what_they_allow(monkeypatch, limit, count):
+    shift = np.array([900.0, 0.0, 0.0])
+    here = np.random.default_rng(0).uniform(-60, 60, (8, 3))
+    fixed = dataclasses.replace(scan(), landmarks=here)
+    moving = dataclasses.replace(scan(tuple(shift), affine_scans.negative), landmarks=here + shift)
+    copies = coarse_copies(fixed, moving)
+    start = guided.start_from([resample.translation(shift)], *copies, lambda grid, matrix: ((), Restraints()))
+
+    def searched(x):
+        transform = dataclasses.replace(start.transform, matrix=resample.translation((x, 0.0, 0.0)))
+        monkeypatch.setattr(
+            alignment, "find_start", lambda *scans, headers: dataclasses.replace(start, transform=transform)
+        )
+
+    searched(860.0)
+    monkeypatch.setattr(alignment, "ALIKE", limit)
+    tried = []
+
+    def start_from(matrices, *others):
+        tried.extend(matrices)
+        return guided.start_from(matrices, *others)
+
+    monkeypatch.setattr(alignment, "start_from", start_from)
+    found, search = align(fixed, moving, copies, "affine", guidance=Guidance(landmarks_weight=0.1))
+    assert search is None and [each.start is None for each in found] == [False, True][:count]
+    (matrix,) = tried
+    np.testing.assert_allclose(matrix, resample.translation(shift), atol=1e-9)
+    for each in found:
+        away = np.linalg.norm(here @ each.matrix[:3, :3].T + each.matrix[:3, 3] - here - shift, axis=1)
+        assert away.mean() < 12
+    searched(901.0)
+    align(fixed, moving, copies, "affine", both=False, guidance=Guidance(landmarks_weight=0.1))
+    assert len(tried) == 3 and tried[2][0, 3] == 901.0
 
 
 @pytest.mark.parametrize("how", ["rigid", "none"])

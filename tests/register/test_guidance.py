@@ -247,6 +247,45 @@ def test_landmarks_give_a_rigid_motion_that_an_outlier_hardly_changes():
     np.testing.assert_allclose(guided.from_landmarks(x[:2], x[:2] + 5), resample.translation((5, 5, 5)), atol=1e-9)
 
 
+def test_landmarks_give_a_scale_if_they_are_enough():
+    rng = np.random.default_rng(1)
+    x, noise = rng.uniform(-100, 100, (8, 3)), rng.normal(0, 1.2, (8, 3))
+    matrix = np.eye(4)
+    matrix[:3, :3] = [[0.0, -0.8, 0.0], [0.8, 0.0, 0.0], [0.0, 0.0, 0.8]]  # a quarter turn and a scale
+    matrix[:3, 3] = (30, -20, OFF)
+    y = guided.moved(matrix, x)
+    np.testing.assert_allclose(guided.from_landmarks(x, y, scaled=True), matrix, atol=1e-9)
+    away = [guided.moved(guided.from_landmarks(x, y, scaled=scaled), x) - y for scaled in (False, True)]
+    assert np.linalg.norm(away[0], axis=1).mean() > 10
+    y = y + noise
+    y[2, 0] += 30
+    found = guided.from_landmarks(x, y, scaled=True)
+    assert np.linalg.norm(guided.moved(found, x) - guided.moved(matrix, x), axis=1).max() < 3
+    unscaled = guided.from_landmarks(x[:4], y[:4], scaled=True)
+    np.testing.assert_allclose(np.linalg.det(unscaled[:3, :3]), 1)
+    same = guided.from_landmarks(x, x + noise, scaled=True)
+    np.testing.assert_allclose(np.cbrt(np.linalg.det(same[:3, :3])), 1, atol=0.02)
+    line = np.arange(8.0)[:, None] * [30.0, 0.0, 0.0]
+    np.testing.assert_allclose(guided.from_landmarks(line, 2 * line, scaled=True)[:3, :3], np.eye(3))
+
+
+def test_labels_that_a_field_of_view_cuts_off_give_the_same_scales():
+    data = np.zeros((40, 36, 40), np.uint8)
+    data[8:24, 8:20, 4:36], data[24:34, 20:30, 8:30] = 1, 2
+    whole = Image(data, np.diag([3.0, 3, 3, 1]), "fixed")
+    known = np.diag([1.1, 0.95, 1.0, 1.0])
+    known[:3, 3] = (OFF, -20, 15)
+    moving = Image(data, known @ whole.affine, "moving")
+    upper = whole.affine @ resample.translation((0, 0, 18))
+    fixed = Image(data[:, :, 18:], upper, "the upper half")
+    points = np.argwhere(fixed.data > 0) @ upper[:3, :3].T + upper[:3, 3]
+    for pair, here, truth in (((fixed, moving), points, known), ((moving, fixed), None, np.linalg.inv(known))):
+        here = guided.moved(known, points) if here is None else here
+        found = guided.from_labels(*pair, (1, 2))
+        assert np.linalg.norm(guided.moved(found, here) - guided.moved(truth, here), axis=1).mean() < 4
+        assert guided.overlap(*pair, (1, 2), truth) > 0.93
+
+
 def test_labels_give_a_shift_and_scales():
     data = np.zeros((40, 36, 32), np.uint8)
     data[8:24, 8:20, 8:20], data[24:34, 20:30, 12:24] = 1, 2
