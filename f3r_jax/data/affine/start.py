@@ -168,7 +168,7 @@ def deformed(
 ) -> Candidate:
     """Deforms the moving scan from a matrix; `further` and `restraints` are those of `refine`, on the fixed grid.
 
-    Without these, a deformation that increases the mismatch of scans that are `ALIKE` before it is dropped.
+    A deformation that increases the mismatch of scans that are `ALIKE` before it is dropped.
     """
     moved = coarse.moved_by(moving, matrix, fixed.grid)
     u = deformation(fixed, moved, further=further, restraints=restraints)
@@ -177,7 +177,7 @@ def deformed(
     # Where the moving field of view ended inside the fixed body, the deformation moved it by up to 65 mm. For scans of
     # different people nothing is dropped: eight real pairs with one of the CTs then ended at a Dice of 15 to 21.
     before = coarse.mismatch(fixed, moved, moved.seen)
-    if not further and restraints is NONE and before <= min(ALIKE, mismatch):
+    if before <= min(ALIKE, mismatch):
         u, after, mismatch = jnp.zeros_like(u), moved, before
     return Candidate(from_headers, matrix, np.asarray(u)[0], cost, mismatch, coarse.mutual_information(fixed, after))
 
