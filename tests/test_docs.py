@@ -23,6 +23,7 @@ LEFT_OUT = {
     "cohort.py": "tests/launch/test_cohort.py runs it",
     "export_weights": "tests/workdir/test_weights.py runs it",
     "guidance.py": "tests/launch/test_guidance_script.py runs it",
+    "placements.py": "tests/launch/test_placements.py runs it",
     "verdicts.py": "tests/launch/test_verdicts.py runs it",
     "--slurm": "needs a cluster",
     "srun": "needs a cluster",

@@ -157,7 +157,7 @@ def published():
     names = ("f3r_jax", "configs", "launch", "docs/mkdocs", ".ci")
     folders = [path for folder in names for path in (ROOT / folder).rglob("*")]
     others = [ROOT / name for name in ("README.md", "Makefile", "pyproject.toml", ".gitignore")]
-    return [path for path in folders + others if path.is_file() and path.suffix not in (".pyc", ".gz")]
+    return [path for path in folders + others if path.is_file() and path.suffix not in (".pyc", ".gz", ".npz")]
 
 
 def test_no_file_names_a_path_of_one_machine():

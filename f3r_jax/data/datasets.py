@@ -29,7 +29,6 @@ from ml_collections import ConfigDict
 
 from f3r_jax.common import memory
 from f3r_jax.common.errors import UserError
-from f3r_jax.config import SYNTHETIC
 from f3r_jax.data import pairs, preprocess
 from f3r_jax.data.cases import DIRECTIONS, Case, Matrices, check_overlap, load_pair
 from f3r_jax.data.nifti_geometry import check_axes
@@ -40,7 +39,7 @@ from f3r_jax.data.phantom.cases import kept_tissue_map, phantom_case, phantom_fo
 CACHE_BYTES = 2 << 30  # enough for the paper's 50 pairs (27 MB each) and a train step on a machine of 8 GB
 MOST_CASES = 1_000_000
 MIN_TRAINING_CASES = 2  # with a single case there is nothing to shuffle and nothing to generalise from
-SOURCES = ("phantom", "nifti", SYNTHETIC)
+SOURCES = ("phantom", "nifti", "synthetic")
 
 
 class _Cache:
@@ -115,7 +114,7 @@ def open_dataset(data_config: ConfigDict, *, seed: int) -> Dataset:
     _check_config(data_config)
     if data_config.source == "phantom":
         return _open_phantom(data_config, seed=seed)
-    if data_config.source == SYNTHETIC:
+    if data_config.source == "synthetic":
         return _open_synthetic(data_config, seed=seed)
     found = pairs.read_pairs(Path(data_config.root), unoriented=data_config.unoriented)
     if data_config.cases > len(found):
@@ -161,9 +160,9 @@ def _open_synthetic(config: ConfigDict, *, seed: int) -> Dataset:
         raise UserError(
             f"data.cases is {config.cases}, expected the number of anatomies to train on, {MIN_TRAINING_CASES} or more"
         )
-    held_out = config.copy_and_resolve_references()
-    held_out.cases = config.validation_cases + config.test_cases + MIN_TRAINING_CASES
-    phantoms = _open_phantom(held_out, seed=seed)
+    phantom_config = config.copy_and_resolve_references()
+    phantom_config.cases = config.validation_cases + config.test_cases + MIN_TRAINING_CASES
+    phantoms = _open_phantom(phantom_config, seed=seed)
     folder = phantom_folder(config, seed=seed)
     anatomies = {f"anatomy_{index:04d}": index for index in range(config.cases)}
     return Dataset(
