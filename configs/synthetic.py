@@ -3,7 +3,7 @@
 Each step creates a pair on the device: an anatomy of the phantom or random shapes, two random motions and two random
 contrasts (CT-like, MR-like or any). Over the first `synthesis.curriculum_steps` steps, pairs become more varied: they
 start with a CT, a T2-weighted MR and small motions. The loss compares noise-free contrasts that both sides share.
-Validation and test cases are those of the phantom, whose contrasts are not among those of the training.
+Validation and test cases are those of the phantom, whose contrasts the training varies at random.
 
 python -m f3r_jax.main --config=configs/synthetic.py
     64 x 48 x 48 voxels of 4.8 mm, 40,000 steps. It takes more than a night on two cores; an interrupted run resumes.

@@ -24,12 +24,13 @@ from f3r_jax.data.phantom.generate import centred_axis, draw_patient, image_of
 from f3r_jax.data.phantom.motion import displacement_mm
 from f3r_jax.data.transforms import Transform, apply_matrix, field_on, warp_image
 from f3r_jax.register.scans import Scan
+from guided_pairs import LANDMARKS, NOISE
 
 Points = Float64[np.ndarray, "n 3"]  # mm
 
 FIXED, MOVING, SPACING = (336.0, 288.0, 240.0), (480.0, 384.0, 240.0), 4.0  # mm: fields of view, and voxels
 STREAM = 4  # of random numbers; the patient has the streams before
-LANDMARKS, NOISE, LANDMARK_STREAM = 8, 2.0, 5  # number, mm (root mean square) of the patient, random numbers
+LANDMARK_STREAM = 5  # of random numbers
 KIDNEYS = tuple(ORGANS[name][0] for name in ("right_kidney", "left_kidney"))
 MOST_SHIFT, SCALES, MOST_ROTATION = 300.0, (0.8, 1.25), 20.0  # mm, factors, degrees
 OFF_CENTRE = 20.0  # mm, at most, along each axis, between the centres of the moving field of view and of the patient

@@ -27,9 +27,9 @@ from f3r_jax.register.guidance import UNGUIDED, Guidance
 from f3r_jax.register.pipeline import Settings, register_scans
 from f3r_jax.register.scans import Scan
 from f3r_jax.register.verdict import Verdict
+from guided_pairs import GUIDED
 from placed_pairs import PlacedPair, Points
 
-LANDMARKS_WEIGHT, LABELS_WEIGHT = 0.1, 0.2  # as the documentation recommends
 DRIVE = (1, 2)  # liver and spleen
 GREEDY_AFFINE, GREEDY = "100x50x10", "100x100x50"  # iterations per level, as in greedy's manual and in `classical`
 
@@ -68,7 +68,7 @@ def register_with_landmarks(pair: PlacedPair) -> Result:
     """`register` with the eight landmarks of the pair."""
     sides = zip((pair.fixed, pair.moving), pair.landmarks, strict=True)
     fixed, moving = (dataclasses.replace(scan, landmarks=points) for scan, points in sides)
-    return _registered(pair, fixed, moving, Guidance(landmarks_weight=LANDMARKS_WEIGHT))
+    return _registered(pair, fixed, moving, Guidance(landmarks_weight=GUIDED["landmarks_weight"]))
 
 
 def register_with_labels(pair: PlacedPair) -> Result:
@@ -76,9 +76,8 @@ def register_with_labels(pair: PlacedPair) -> Result:
     drive = _driving(pair)
     sides = zip((pair.fixed, pair.moving), pair.labels, strict=True)
     fixed, moving = (dataclasses.replace(scan, labels=labels) for scan, labels in sides)
-    return _registered(
-        pair, fixed, moving, Guidance(labels_weight=LABELS_WEIGHT, labels_drive=drive) if drive else UNGUIDED
-    )
+    guidance = Guidance(labels_weight=GUIDED["labels_weight"], labels_drive=drive) if drive else UNGUIDED
+    return _registered(pair, fixed, moving, guidance)
 
 
 def _driving(pair: PlacedPair) -> tuple[int, ...]:
@@ -99,16 +98,6 @@ def labels_alone(pair: PlacedPair) -> Result:
     """The shift and scales at which liver and spleen overlap best; the headers' frame if there is neither."""
     drive = _driving(pair)
     return _of_matrix(pair, guided.from_labels(*pair.labels, drive) if drive else np.eye(4))
-
-
-def similarity(x: Points, y: Points) -> Matrix:
-    """The least squares rigid motion with one scale from points to points (Umeyama)."""
-    turn = guided.rigid_motion(x, y)[:3, :3]
-    x0, y0 = x - x.mean(axis=0), y - y.mean(axis=0)
-    matrix = np.eye(4)
-    matrix[:3, :3] = turn * np.sum((x0 @ turn.T) * y0) / np.sum(x0**2)
-    matrix[:3, 3] = y.mean(axis=0) - matrix[:3, :3] @ x.mean(axis=0)
-    return matrix
 
 
 def affine(x: Points, y: Points) -> Matrix:
@@ -193,7 +182,7 @@ METHODS: dict[str, Callable[[PlacedPair], Result]] = {
     "search": search,
     "register": register,
     "register-landmarks": register_with_landmarks,
-    "landmarks-alone": partial(landmarks_alone, fit=similarity),
+    "landmarks-alone": partial(landmarks_alone, fit=partial(guided.rigid_motion, scaled=True)),
     "landmarks-alone-rigid": partial(landmarks_alone, fit=guided.rigid_motion),
     "landmarks-alone-affine": partial(landmarks_alone, fit=affine),
     "register-labels": register_with_labels,

@@ -12,7 +12,7 @@ from f3r_jax.data.affine.coarse import CoarseScan, coarse_scan, mismatch, moved_
 from f3r_jax.data.affine.fit import fit
 from f3r_jax.data.affine.guided import start_from
 from f3r_jax.data.affine.initial import initial_alignment
-from f3r_jax.data.affine.start import ALIKE, Start, find_start, warped
+from f3r_jax.data.affine.start import Start, find_start, warped
 from f3r_jax.data.transforms import Transform
 from f3r_jax.register.guidance import UNGUIDED, Guidance
 from f3r_jax.register.known_position import known_position
@@ -89,7 +89,7 @@ def align(
     found = _searched(search, initial, related=related)
     if found and not both:
         return found, search
-    alike = search is not None and search.candidates[0].mismatch_deformed <= ALIKE
+    alike = search is not None and search.alike
     if found and not related and not alike:
         return found, search
     if found and search is not None and alike and not _headers_are_close(search):
@@ -128,11 +128,11 @@ def _guided(
         search = _search(coarse, related=related)
         searched = [] if search is None else [search.transform.matrix]
         start = start_from([known.matrix, *filter(known.allows, searched)], *coarse, known.on_grid)
-        found, best = Alignment(start.transform.matrix, initial, start, line), start.candidates[0]
-        if not both or best.mismatch_deformed > ALIKE:
+        found = Alignment(start.transform.matrix, initial, start, line)
+        if not both or not start.alike:
             return [found]
         # Not the matrix that fits the deformation: beyond the moving field of view, that is extrapolated.
-        return [found, Alignment(best.matrix, initial, None, "from its matrix alone")]
+        return [found, Alignment(start.candidates[0].matrix, initial, None, "from its matrix alone")]
     masks = {"fixed_mask": mask_of(fixed), "moving_mask": mask_of(moving)}
     try:
         end = fit(fixed.normalised, moving.normalised, initial=known.matrix, degrees=how, related=True, **masks).matrix
@@ -161,7 +161,7 @@ def _searched(search: Start | None, initial: Matrix, *, related: bool) -> list[A
         return []
     why = "the headers' frame matches worse" if related else "the headers share no frame"
     if related and distance(search) < CONFIRMED:
-        if search.candidates[0].mismatch_deformed <= ALIKE:
+        if search.alike:
             return []
         why = "the scans differ much in their headers' frame"
     line = f"affine step: searched for the position, as {why}"

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from f3r_jax.common.errors import UserError
 from f3r_jax.data import transforms
-from f3r_jax.data.affine.start import ALIKE, Start
+from f3r_jax.data.affine.start import Start
 from f3r_jax.data.transforms import Transform
 from f3r_jax.ops.fields import folding_percent, nondiffeomorphic_percent
 from f3r_jax.ops.instance_optimisation import AFTER_NETWORK, Refinement
@@ -202,7 +202,7 @@ def differ(start: Start | None) -> bool:
     result. On 16 real pairs of different people the mean Dice was 72.0 by the network, 71.4 after instance optimisation
     and 72.7 for the mean. Without a network: 69.6, 70.7 and 71.0.
     """
-    return start is not None and start.candidates[0].mismatch_deformed > ALIKE
+    return start is not None and not start.alike
 
 
 def _change(similarity: Mapping[str, float | None], stage: str) -> str:

@@ -50,8 +50,9 @@ def load_network(source: Path, step: int | None = None) -> Loaded:
     Raises:
       UserError: the checkpoint or file does not exist or does not match its config.
     """
-    if str(source) == weights.BUILTIN or source.suffix == weights.SUFFIX:
-        params, config, found = weights.read(weights.BUILTIN_FILE if str(source) == weights.BUILTIN else source)
+    file = weights.BUILTIN_FILE if str(source) == weights.BUILTIN else source
+    if file.suffix == weights.SUFFIX:
+        params, config, found = weights.read(file)
         if step not in (None, found):
             raise UserError(f"{source}: holds step {found}, expected step {step}")
         network, shapes = _built(config)

@@ -3,6 +3,7 @@
 import csv
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ import placed_pairs
 import placement_methods
 import placement_tables
 from conftest import REPOSITORY
+from f3r_jax.data.affine import guided
 from f3r_jax.data.transforms import Transform, apply_matrix
 from f3r_jax.register.guidance import Guidance
 
@@ -63,9 +65,9 @@ def test_landmarks_have_the_stated_noise_and_are_not_among_the_points(pair):
     here, there = pair.landmarks
     assert here.shape == there.shape == (8, 3)
     assert not (pair.points[:, None] == here).all(axis=2).any()
-    exact = np.linalg.norm(pair.points[pair.body :, None] - here, axis=2).argmin(axis=0)  # organ voxels beside them
+    nearest = np.linalg.norm(pair.points[pair.body :, None] - here, axis=2).argmin(axis=0)  # of the organs
     back = apply_matrix(np.linalg.inv(pair.placement.matrix), there.T).T
-    motion = (pair.patient - pair.points)[pair.body :][exact]
+    motion = (pair.patient - pair.points)[pair.body :][nearest]
     noise = np.linalg.norm(back - here - motion, axis=1)
     assert 1 < np.sqrt(np.mean(noise**2)) < 4  # 2 mm, and the motion between neighbours
 
@@ -95,7 +97,7 @@ def test_the_controls_use_only_landmarks_or_labels(pair):
     assert max(body for body, _ in errors.values()) < pair.errors(pair.points)[0]
     x = np.random.default_rng(0).normal(0, 50, (8, 3))
     y = apply_matrix(pair.placement.matrix, x.T).T
-    for fit in (placement_methods.similarity, placement_methods.affine):
+    for fit in (partial(guided.rigid_motion, scaled=True), placement_methods.affine):
         np.testing.assert_allclose(fit(x, y), pair.placement.matrix, atol=1e-9)
 
 

@@ -9,6 +9,7 @@ import pytest
 import affine_scans
 from f3r_jax.data import resample
 from f3r_jax.data.affine import guided
+from f3r_jax.data.affine import start as start_module
 from f3r_jax.data.transforms import Transform
 from f3r_jax.ops.restraints import Restraints
 from f3r_jax.register import alignment
@@ -55,7 +56,7 @@ def test_a_confirmed_frame_of_scans_that_differ_much_is_tried_both_ways(monkeypa
     """Two people's scans in one frame: a mean Dice of 47 without the coarse deformation, and 68 with it."""
     pair = scan(), scan((10.0, -6.0, 8.0), affine_scans.negative)
     mismatch = aligned(*pair, "affine")[1].candidates[0].mismatch_deformed
-    monkeypatch.setattr(alignment, "ALIKE", mismatch / 2)
+    monkeypatch.setattr(start_module, "ALIKE", mismatch / 2)
     (searched, fitted), search = aligned(*pair, "affine")
     assert searched.start is search and fitted.start is None and distance(search) < CONFIRMED
     assert "differ much" in searched.line
@@ -66,7 +67,7 @@ def test_a_confirmed_frame_of_scans_that_differ_much_is_tried_both_ways(monkeypa
 def test_scans_in_unrelated_frames_go_on_from_the_matrix_too_if_they_are_alike(monkeypatch, part, count):
     pair = scan(), scan((900.0, 0.0, 0.0), affine_scans.negative)
     mismatch = aligned(*pair, "affine")[1].candidates[0].mismatch_deformed
-    monkeypatch.setattr(alignment, "ALIKE", mismatch * part)
+    monkeypatch.setattr(start_module, "ALIKE", mismatch * part)
     found, search = aligned(*pair, "affine")
     assert [each.start for each in found] == [search, None][:count]
     assert all(np.array_equal(each.matrix, search.transform.matrix) for each in found)
@@ -105,7 +106,7 @@ def test_landmarks_give_the_position_and_a_search_only_what_they_allow(monkeypat
         )
 
     searched(860.0)
-    monkeypatch.setattr(alignment, "ALIKE", limit)
+    monkeypatch.setattr(start_module, "ALIKE", limit)
     tried = []
 
     def start_from(matrices, *others):

@@ -269,15 +269,20 @@ def test_landmarks_give_a_scale_if_they_are_enough():
     np.testing.assert_allclose(guided.from_landmarks(line, 2 * line, scaled=True)[:3, :3], np.eye(3))
 
 
-def test_labels_that_a_field_of_view_cuts_off_give_the_same_scales():
-    data = np.zeros((40, 36, 40), np.uint8)
-    data[8:24, 8:20, 4:36], data[24:34, 20:30, 8:30] = 1, 2
-    whole = Image(data, np.diag([3.0, 3, 3, 1]), "fixed")
+def two_labels(planes, first, second):
+    """A fixed and a moving map of two labels in the given planes, and the matrix between them."""
+    data = np.zeros((40, 36, planes), np.uint8)
+    data[8:24, 8:20, first], data[24:34, 20:30, second] = 1, 2
+    fixed = Image(data, np.diag([3.0, 3, 3, 1]), "fixed")
     known = np.diag([1.1, 0.95, 1.0, 1.0])
     known[:3, 3] = (OFF, -20, 15)
-    moving = Image(data, known @ whole.affine, "moving")
+    return fixed, Image(data, known @ fixed.affine, "moving"), known
+
+
+def test_labels_that_a_field_of_view_cuts_off_give_the_same_scales():
+    whole, moving, known = two_labels(40, slice(4, 36), slice(8, 30))
     upper = whole.affine @ resample.translation((0, 0, 18))
-    fixed = Image(data[:, :, 18:], upper, "the upper half")
+    fixed = Image(whole.data[:, :, 18:], upper, "the upper half")
     points = np.argwhere(fixed.data > 0) @ upper[:3, :3].T + upper[:3, 3]
     for pair, here, truth in (((fixed, moving), points, known), ((moving, fixed), None, np.linalg.inv(known))):
         here = guided.moved(known, points) if here is None else here
@@ -287,13 +292,8 @@ def test_labels_that_a_field_of_view_cuts_off_give_the_same_scales():
 
 
 def test_labels_give_a_shift_and_scales():
-    data = np.zeros((40, 36, 32), np.uint8)
-    data[8:24, 8:20, 8:20], data[24:34, 20:30, 12:24] = 1, 2
-    fixed = Image(data, np.diag([3.0, 3, 3, 1]), "fixed")
-    known = np.diag([1.1, 0.95, 1.0, 1.0])
-    known[:3, 3] = (OFF, -20, 15)
-    moving = Image(data, known @ fixed.affine, "moving")
+    fixed, moving, known = two_labels(32, slice(8, 20), slice(12, 24))
     found = guided.from_labels(fixed, moving, (1, 2))
-    points = np.argwhere(data > 0) * 3.0
+    points = np.argwhere(fixed.data > 0) * 3.0
     assert np.linalg.norm(guided.moved(found, points) - guided.moved(known, points), axis=1).mean() < 1.5
     assert guided.overlap(fixed, moving, (1, 2), found) > 0.93 > 0.1 > guided.overlap(fixed, moving, (1, 2), np.eye(4))

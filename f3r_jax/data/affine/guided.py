@@ -20,8 +20,8 @@ from f3r_jax.data.affine import coarse
 from f3r_jax.data.affine.coarse import CoarseScan
 from f3r_jax.data.affine.placement import compared, optimise, optimise_turned
 from f3r_jax.data.affine.search import Placement, centre, matrix_of
-from f3r_jax.data.affine.start import ALIKE, MULTIPLE, Candidate, Start, chosen, deformed
 from f3r_jax.data.affine.start import MARGIN as MARGIN_OF_START
+from f3r_jax.data.affine.start import MULTIPLE, Candidate, Start, chosen, deformed
 from f3r_jax.data.nifti import Grid, Image
 from f3r_jax.data.transforms import apply_matrix
 from f3r_jax.ops.restraints import Restraints
@@ -184,7 +184,7 @@ def start_from(matrices: Sequence[Matrix], fixed: CoarseScan, moving: CoarseScan
     else:
         optimised = turned(first)
     start = chosen([candidate(each) for each in (*matrices, optimised)], wide, moving)
-    if start.candidates[0].mismatch_deformed > ALIKE:
+    if not start.alike:
         return start
     return chosen([*start.candidates, candidate(turned(start.transform.matrix))], wide, moving)
 

@@ -92,6 +92,11 @@ class Start:
     moving: CoarseScan  # on its own grid
     candidates: tuple[Candidate, ...]
 
+    @property
+    def alike(self) -> bool:
+        """Whether the scans match well after the deformation, as those of one person do."""
+        return self.candidates[0].mismatch_deformed <= ALIKE
+
     def transform_of(self, candidate: Candidate) -> Transform:
         """The transform of one of the candidates, on the coarse grid."""
         return Transform(self.fixed.grid, candidate.matrix, candidate.displacement)
@@ -133,11 +138,10 @@ def find_start(fixed: CoarseScan, moving: CoarseScan, *, headers: bool) -> Start
 
     ends = distinct(in_threads(optimised, begins), fixed)
     start = chosen(in_threads(candidate, ends), wide, moving)
-    best = start.candidates[0]
-    if best.mismatch_deformed > ALIKE:
+    if not start.alike:
         return start
     matrix, cost = optimise_turned(start.transform.matrix, pair, fixed.grid, moving.grid)
-    turned = deformed(matrix, wide, moving, cost=cost, from_headers=best.from_headers)
+    turned = deformed(matrix, wide, moving, cost=cost, from_headers=start.candidates[0].from_headers)
     return chosen([*start.candidates, turned], wide, moving)
 
 

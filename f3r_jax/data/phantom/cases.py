@@ -16,15 +16,8 @@ from f3r_jax.data.cases import Case, in_order, normalised
 from f3r_jax.data.phantom import generate
 from f3r_jax.data.synthesis.labels import tissue_map
 
-GENERATOR = (
-    "anatomy",
-    "appearance",
-    "body",
-    "generate",
-    "held_out",
-    "motion",
-    "shapes",
-)  # modules that determine the voxels
+# Modules that determine the voxels
+GENERATOR = ("anatomy", "appearance", "body", "generate", "held_out", "motion", "shapes")
 
 
 def kept_tissue_map(index: int, folder: Path, config: ConfigDict, seed: int) -> np.ndarray:
