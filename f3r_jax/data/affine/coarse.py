@@ -32,8 +32,6 @@ PRESET = "mind_ssc_near"
 # A little less than the mean of |f - m|^2 for places that have nothing in common, 0.17. With 0.08 the bodies are pushed
 # apart; 0.15 and 0.25 give the same result on most pairs.
 PENALTY = 0.15
-CLOSING = OPENING = 2  # voxels
-DIMMEST = 0.005  # of the brightest signal: less is noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,24 +72,10 @@ def coarse_scan(image: Image, normalised: Image, modality: str, mask: Mask | Non
 
 
 def body_of(data: Float32[np.ndarray, "x y z"], modality: str) -> Bool[np.ndarray, "x y z"]:
-    """The body in a coarse volume, without table and arms that are apart from it.
-
-    In an MR, fat may be suppressed and lungs give hardly any signal. So the threshold is Otsu's for the logarithm, and
-    gaps are closed. All voxels are body if none stands out.
-    """
-    if modality == "ct":
-        return preprocess.body_mask(Image(data, np.diag([SPACING, SPACING, SPACING, 1.0])), "ct")
-    brightest = float(np.percentile(data, 98))
-    if brightest <= 0:
+    """The body in a coarse volume (`preprocess.body_mask`); all voxels of a constant one."""
+    if data.min() == data.max():
         return np.ones(data.shape, bool)
-    signal = np.log(np.clip(ndimage.gaussian_filter(data, 0.5), DIMMEST * brightest, brightest))
-    body = np.pad(signal > preprocess.otsu(signal), CLOSING + 1)
-    body = ndimage.binary_closing(body, iterations=CLOSING)[(slice(CLOSING + 1, -CLOSING - 1),) * 3]
-    for z in range(body.shape[2]):
-        body[:, :, z] = ndimage.binary_fill_holes(body[:, :, z])
-    opened = ndimage.binary_opening(np.pad(body, OPENING, mode="edge"), iterations=OPENING)
-    parts, count = ndimage.label(opened[(slice(OPENING, -OPENING),) * 3])
-    return parts == 1 + np.argmax(np.bincount(parts.ravel())[1:]) if count else np.ones(data.shape, bool)
+    return preprocess.body_mask(Image(data, np.diag([SPACING, SPACING, SPACING, 1.0])), modality)
 
 
 def descriptors(intensities: Float32[np.ndarray, "x y z"]) -> Float32[np.ndarray, "x y z k"]:
