@@ -165,24 +165,29 @@ def body_mask(image: Image, modality: str) -> Bool[np.ndarray, "x y z"]:
     if count == 0:
         raise UserError(f"{image.path}: no body found, {what}")
     sizes = np.bincount(parts.ravel())
-    body = parts == 1 + np.argmax(sizes[1:])
-    for z in range(body.shape[2]):
-        body[:, :, z] = ndimage.binary_fill_holes(body[:, :, z])
-    return body
+    return _filled(parts == 1 + np.argmax(sizes[1:]))
 
 
 def _with_signal(data: Shaped[np.ndarray, "x y z"]) -> Bool[np.ndarray, "x y z"]:
-    """Where an MR has more than noise; gaps are closed and slices filled."""
+    """Where an MR has more than noise; gaps and holes are closed.
+
+    Planes at the ends without any signal are padding. Their zeros are darker than noise, so they are left out.
+    """
     brightest = float(np.percentile(data, BRIGHTEST))
-    if brightest <= 0:
-        return data > 0
-    smooth = ndimage.gaussian_filter(data.astype(np.float32), 0.5)
+    if brightest <= max(0, data.min()):
+        return data > max(0, data.min())
+    (shown,) = ndimage.find_objects((data > data.min()).astype(np.uint8))
+    smooth = ndimage.gaussian_filter(data[shown].astype(np.float32), 0.5)
     signal = np.log(np.clip(smooth, DIMMEST * brightest, brightest))
-    body = np.pad(signal > otsu(signal), CLOSING + 1)
-    body = ndimage.binary_closing(body, iterations=CLOSING)[(slice(CLOSING + 1, -CLOSING - 1),) * 3]
-    for z in range(body.shape[2]):
-        body[:, :, z] = ndimage.binary_fill_holes(body[:, :, z])
-    return body
+    body = np.zeros(data.shape, bool)
+    body[shown] = signal > otsu(signal)
+    closed = ndimage.binary_closing(np.pad(body, CLOSING + 1), iterations=CLOSING)
+    return _filled(closed[(slice(CLOSING + 1, -CLOSING - 1),) * 3])
+
+
+def _filled(body: Bool[np.ndarray, "x y z"]) -> Bool[np.ndarray, "x y z"]:
+    """Fills holes slice by slice, because lungs and bowel may be open towards the ends of the volume."""
+    return np.stack([ndimage.binary_fill_holes(body[..., z]) for z in range(body.shape[2])], axis=2)
 
 
 def otsu(data: Shaped[np.ndarray, "*shape"]) -> float:

@@ -48,9 +48,7 @@ def body_of(image: Float32[np.ndarray, "x y z"]) -> Bool[np.ndarray, "x y z"]:
 def optimise_case(case: Case, settings: Refinement, *, start: np.ndarray | None = None) -> Registration:
     """Optimises the displacement of one case, starting from a displacement (x y z 3) in voxels or from zero.
 
-    Only the fixed body is compared. In an MR with little signal the noise of the air decides otherwise: with MR
-    sequences of low signal the mean Dice of 8 phantom cases was 53 % without the mask and 86 % with it. With bright
-    ones it was 91 % both ways.
+    Only the fixed body is compared, because air is no evidence of where tissue belongs.
     """
     found = refine(
         as_volume(case.fixed),

@@ -130,8 +130,10 @@ def test_an_mr_keeps_its_dark_tissues():
     body, organ = (np.sum((index[..., :2] / radii) ** 2, axis=-1) < 1 for radii in ((24, 18), (11, 9)))
     tissue = np.where(organ, 560.0, np.where(body, np.where(index[..., 0] < 0, 110.0, 60.0), 0.0))
     data = np.hypot(tissue, np.random.default_rng(0).normal(0, 15, tissue.shape)).astype(np.float32)
+    data = np.pad(data, ((0, 0), (0, 0), (0, 40)))  # padding, darker than noise, does not take the noise for body
     image = Image(data, np.diag([4.0, 4.0, 4.0, 1.0]), "mr.nii.gz")
-    scaled = preprocess.normalise(image, "mr", ct_window=WINDOW, mr_percentiles=PERCENTILES).data
+    assert preprocess.body_mask(image, "mr")[..., :30].mean() == pytest.approx(body.mean(), abs=0.05)
+    scaled = preprocess.normalise(image, "mr", ct_window=WINDOW, mr_percentiles=PERCENTILES).data[..., :30]
     dark = body & ~organ
     assert (scaled[dark] > 0).mean() > 0.95 and (scaled == 1).mean() < 0.05
     assert scaled[dark & (index[..., 0] < -2)].mean() > 1.3 * scaled[dark & (index[..., 0] > 2)].mean()
