@@ -36,6 +36,7 @@ BRIGHTEST = 99.5  # percentile of an MR's intensities that counts as its brighte
 BODY_SPACING = 4.0  # mm, fine enough for the body's outline; 100 times faster than 0.8 mm
 # An MR's body, in voxels of about `BODY_SPACING` or `coarse.SPACING`
 CLOSING = OPENING = 2  # voxels
+WEAKEST = 5.0  # percentile of the voxels with a signal
 DIMMEST = 0.005  # of the brightest signal: less is noise
 
 
@@ -63,10 +64,11 @@ def normalise(image: Image, modality: str, *, ct_window: Numbers, mr_percentiles
 
 
 def full_range(image: Image, normalised: Image, modality: str) -> Image:
-    """Intensities in [0, 1] for the comparison of scans of unknown place: an MR keeps its darkest tissues.
+    """Intensities in [0, 1] for the comparison of scans of unknown place: an MR keeps its darkest voxels.
 
-    `normalise` takes its percentiles from the bright part of an MR. Where fat is suppressed, muscle, fat and lungs are
-    darker, and become 0. Here an MR is divided by a percentile of the whole volume. A CT is as `normalise` gives it.
+    `normalise` sets what is darker than almost all of the body to 0. Here an MR is divided by a percentile of the whole
+    volume. On 16 real pairs `register` ended at a mean Dice of 70.6 % with this scale, and at 69.4 % with that of
+    `normalise`. A CT is as `normalise` gives it.
     """
     if modality == "ct":
         return normalised
@@ -171,16 +173,16 @@ def body_mask(image: Image, modality: str) -> Bool[np.ndarray, "x y z"]:
 def _with_signal(data: Shaped[np.ndarray, "x y z"]) -> Bool[np.ndarray, "x y z"]:
     """Where an MR has more than noise; gaps and holes are closed.
 
-    Planes at the ends without any signal are padding. Their zeros are darker than noise, so they are left out.
+    Padding and masked air are 0, darker than noise. Their logarithm is limited to that of the weakest signal, so that
+    the threshold is between noise and body, not between padding and noise.
     """
     brightest = float(np.percentile(data, BRIGHTEST))
     if brightest <= max(0, data.min()):
         return data > max(0, data.min())
-    (shown,) = ndimage.find_objects((data > data.min()).astype(np.uint8))
-    smooth = ndimage.gaussian_filter(data[shown].astype(np.float32), 0.5)
-    signal = np.log(np.clip(smooth, DIMMEST * brightest, brightest))
-    body = np.zeros(data.shape, bool)
-    body[shown] = signal > otsu(signal)
+    smooth = ndimage.gaussian_filter(data.astype(np.float32), 0.5)
+    weakest = float(np.percentile(smooth[data > max(0, data.min())], WEAKEST))
+    signal = np.log(np.clip(smooth, max(weakest, DIMMEST * brightest), brightest))
+    body = signal > otsu(signal)
     closed = ndimage.binary_closing(np.pad(body, CLOSING + 1), iterations=CLOSING)
     return _filled(closed[(slice(CLOSING + 1, -CLOSING - 1),) * 3])
 

@@ -26,7 +26,7 @@ from f3r_jax.register.scans import Scan
 from f3r_jax.register.volumes import WorkingVolumes
 from f3r_jax.workdir import trained_network, weights
 
-SHA256 = "6c4ac12822fd38e29b5500f68a3c1d1fee0bb07945dd092b49295c2d3c6b18e2"
+SHA256 = "c65713b03c50a83f9f8e627af6186459e2c1d08e85545400dba5e67d552ff9d9"
 BUILTIN = Path(weights.BUILTIN)
 LEAST_GAIN = 3.0  # points of Dice
 HELD_OUT = {"ct_phases": ("arterial",), "mr_sequences": ("diffusion", "hepatobiliary")}
@@ -60,7 +60,7 @@ def test_registers_contrasts_that_it_has_never_seen(network, tmp_path):
     before = np.mean([dice(case, case.moving_labels) for case in cases])
     after = np.mean([dice(case, each.warped_labels) for case, each in zip(cases, found, strict=True)])
     average = np.mean([dice(case, apply_displacement(case, mean).warped_labels) for case in cases])
-    assert after > before + 1 and after > average + 4, (before, after, average)  # the average motion scores 68.7
+    assert after > before + 6 and after > average + 6, (before, after, average)
 
 
 @pytest.fixture(scope="module")
