@@ -37,7 +37,7 @@ BODY_SPACING = 4.0  # mm, fine enough for the body's outline; 100 times faster t
 # An MR's body, in voxels of about `BODY_SPACING` or `coarse.SPACING`
 CLOSING = OPENING = 2  # voxels
 WEAKEST = 5.0  # percentile of the voxels with a signal
-DIMMEST = 0.005  # of the brightest signal: less is noise
+DIMMEST, NOISIEST = 0.005, 0.05  # of the brightest signal: less is noise, more is not
 
 
 def normalise(image: Image, modality: str, *, ct_window: Numbers, mr_percentiles: Numbers) -> Image:
@@ -161,13 +161,20 @@ def body_mask(image: Image, modality: str) -> Bool[np.ndarray, "x y z"]:
     else:
         body, opening = _with_signal(image.data), OPENING
         what = "no voxel has a signal above 0; expected an MR with contrast"
-    opened = ndimage.binary_opening(np.pad(body, opening, mode="edge"), iterations=opening)
-    opened = opened[(slice(opening, -opening),) * 3]
-    parts, count = ndimage.label(opened if opened.any() else body)
-    if count == 0:
+    if not body.any():
         raise UserError(f"{image.path}: no body found, {what}")
-    sizes = np.bincount(parts.ravel())
-    return _filled(parts == 1 + np.argmax(sizes[1:]))
+    return largest_body(body, opening=opening)
+
+
+def largest_body(above: Bool[np.ndarray, "x y z"], *, opening: int = 1) -> Bool[np.ndarray, "x y z"]:
+    """The largest connected part of voxels above a threshold, filled slice by slice; there must be one.
+
+    An opening by `opening` voxels first removes tables and noise.
+    """
+    opened = ndimage.binary_opening(np.pad(above, opening, mode="edge"), iterations=opening)
+    opened = opened[(slice(opening, -opening),) * 3]
+    parts, _ = ndimage.label(opened if opened.any() else above)
+    return _filled(parts == 1 + np.argmax(np.bincount(parts.ravel())[1:]))
 
 
 def _with_signal(data: Shaped[np.ndarray, "x y z"]) -> Bool[np.ndarray, "x y z"]:
@@ -181,7 +188,8 @@ def _with_signal(data: Shaped[np.ndarray, "x y z"]) -> Bool[np.ndarray, "x y z"]
         return data > max(0, data.min())
     smooth = ndimage.gaussian_filter(data.astype(np.float32), 0.5)
     weakest = float(np.percentile(smooth[data > max(0, data.min())], WEAKEST))
-    signal = np.log(np.clip(smooth, max(weakest, DIMMEST * brightest), brightest))
+    floor = float(np.clip(weakest, DIMMEST * brightest, NOISIEST * brightest))
+    signal = np.log(np.clip(smooth, floor, brightest))
     body = signal > otsu(signal)
     closed = ndimage.binary_closing(np.pad(body, CLOSING + 1), iterations=CLOSING)
     return _filled(closed[(slice(CLOSING + 1, -CLOSING - 1),) * 3])

@@ -95,8 +95,8 @@ def sample(
 
 def interior(data: Float32[np.ndarray, "x y z"], spacing: float) -> Float32[np.ndarray, "x y z"]:
     """Weights that rise from 0 at the body's surface to 1 at `DEPTH` mm, as fat and skin do not guide the organs."""
-    body = preprocess.body_mask(Image(data, np.diag([spacing, spacing, spacing, 1.0])), "mr")
-    if body.all():
+    bright = data > preprocess.otsu(data)
+    if not bright.any() or (body := preprocess.largest_body(bright)).all():
         return np.ones_like(data)
     return np.minimum(ndimage.distance_transform_edt(body, spacing) / DEPTH, 1).astype(np.float32)
 
