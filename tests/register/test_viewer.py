@@ -205,7 +205,7 @@ def test_the_command_embeds_its_result(result):
     shown = {name: np.asarray(images[name].dataobj)[inside].astype(float) for name in window}
     for name, other in (("warped", "moving"), ("moving", "warped")):  # without an affine step moving is as in the file
         right, wrong = (np.corrcoef(shown[name].ravel(), window[each].ravel())[0, 1] for each in (name, other))
-        # The result of these few steps folds much, so that the viewer's coarser voxels differ from it.
+        # These few steps move the scan far, and the viewer's voxels differ from the result's.
         assert right > 0.85 and right > wrong + 0.01
     np.testing.assert_array_equal(
         np.asarray(images["fixed_labels"].dataobj)[inside], np.where(labels.data <= 4, labels.data, 0)
