@@ -174,7 +174,7 @@ def largest_body(above: Bool[np.ndarray, "x y z"], *, opening: int = 1) -> Bool[
     opened = ndimage.binary_opening(np.pad(above, opening, mode="edge"), iterations=opening)
     opened = opened[(slice(opening, -opening),) * 3]
     parts, _ = ndimage.label(opened if opened.any() else above)
-    return _filled(parts == 1 + np.argmax(np.bincount(parts.ravel())[1:]))
+    return filled(parts == 1 + np.argmax(np.bincount(parts.ravel())[1:]))
 
 
 def _with_signal(data: Shaped[np.ndarray, "x y z"]) -> Bool[np.ndarray, "x y z"]:
@@ -184,19 +184,20 @@ def _with_signal(data: Shaped[np.ndarray, "x y z"]) -> Bool[np.ndarray, "x y z"]
     the threshold is between noise and body, not between padding and noise.
     """
     brightest = float(np.percentile(data, BRIGHTEST))
+    has_signal = data > max(0, data.min())
     if brightest <= max(0, data.min()):
-        return data > max(0, data.min())
+        return has_signal
     smooth = ndimage.gaussian_filter(data.astype(np.float32), 0.5)
-    weakest = float(np.percentile(smooth[data > max(0, data.min())], WEAKEST))
+    weakest = float(np.percentile(smooth[has_signal], WEAKEST))
     floor = float(np.clip(weakest, DIMMEST * brightest, NOISIEST * brightest))
     signal = np.log(np.clip(smooth, floor, brightest))
     body = signal > otsu(signal)
     closed = ndimage.binary_closing(np.pad(body, CLOSING + 1), iterations=CLOSING)
-    return _filled(closed[(slice(CLOSING + 1, -CLOSING - 1),) * 3])
+    return filled(closed[(slice(CLOSING + 1, -CLOSING - 1),) * 3])
 
 
-def _filled(body: Bool[np.ndarray, "x y z"]) -> Bool[np.ndarray, "x y z"]:
-    """Fills holes slice by slice, because lungs and bowel may be open towards the ends of the volume."""
+def filled(body: Bool[np.ndarray, "x y z"]) -> Bool[np.ndarray, "x y z"]:
+    """Fills the holes of a mask slice by slice, because lungs and bowel may be open towards the ends of the volume."""
     return np.stack([ndimage.binary_fill_holes(body[..., z]) for z in range(body.shape[2])], axis=2)
 
 

@@ -5,9 +5,10 @@ import math
 
 import numpy as np
 from jaxtyping import Float32
-from scipy.ndimage import binary_fill_holes, gaussian_filter
+from scipy.ndimage import gaussian_filter
 
 from f3r_jax.common.arrays import Intensities, Mask
+from f3r_jax.data.preprocess import filled
 
 EXTREMES = (0.5, 99.7)  # percentiles of the whole volume: a few bright voxels do not count
 WINDOW = (1.0, 99.0)  # percentiles inside the body
@@ -52,7 +53,7 @@ def body_mask(volume: Intensities) -> Mask:
     """Rough mask of the patient: voxels brighter than a tenth of the grey scale, filled slice by slice."""
     low, high = _extremes(volume)
     bright = gaussian_filter(volume, 1.0) > low + THRESHOLD * (high - low)
-    return np.stack([binary_fill_holes(section) for section in np.moveaxis(bright, 2, 0)], axis=2)
+    return filled(bright)
 
 
 def _extremes(volume: Intensities) -> tuple[float, float]:
