@@ -65,9 +65,9 @@ def align(
       guidance: labels or landmarks that drive give the position; a search only adds one that they allow.
 
     Returns:
-      One alignment. Where the position had to be searched and `both` is set, there may be two. The second is the matrix
-      of the search alone, for scans that are alike, or a fit in the headers' frame if they share one. The second value
-      is the search, also where it confirms the headers; None where there was none.
+      One alignment. Where the position had to be searched and `both` is set, there may be two. The second is a fit that
+      begins at the matrix of the search, for scans that are alike, or in the headers' frame if they share one. The
+      second value is the search, also where it confirms the headers; None where there was none.
 
     Raises:
       UserError: scans that do not overlap, or a file that is not a matrix.
@@ -92,11 +92,12 @@ def align(
     alike = search is not None and search.alike
     if found and not related and not alike:
         return found, search
+    begin, near, line = initial, related, "from a fit in the headers' frame" if found else f"affine step: {how}"
     if found and search is not None and alike and not _headers_are_close(search):
-        return [*found, dataclasses.replace(found[0], start=None, line="from its matrix alone")], search
+        begin, near, line = search.transform.matrix, True, "from a fit that begins at its matrix"
     masks = {"fixed_mask": mask_of(fixed), "moving_mask": mask_of(moving)}
     try:
-        end = fit(fixed.normalised, moving.normalised, initial=initial, degrees=how, related=related, **masks)
+        end = fit(fixed.normalised, moving.normalised, initial=begin, degrees=how, related=near, **masks)
     except UserError:
         if found:
             return found, search
@@ -106,7 +107,6 @@ def align(
         if _mismatch(search, end.matrix) > WORSE * _mismatch(search, known):
             line = f"affine step: {how}, by the search, as the fit in the headers' frame matches worse"
             return [Alignment(known, initial, None, line)], search
-    line = "from a fit in the headers' frame" if found else f"affine step: {how}"
     return [*found, Alignment(end.matrix, initial, None, line)], search
 
 

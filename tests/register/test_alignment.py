@@ -9,6 +9,7 @@ import pytest
 import affine_scans
 from f3r_jax.data import resample
 from f3r_jax.data.affine import guided
+from f3r_jax.data.affine.fit import fit
 from f3r_jax.data.affine import start as start_module
 from f3r_jax.data.transforms import Transform
 from f3r_jax.ops.restraints import Restraints
@@ -64,13 +65,23 @@ def test_a_confirmed_frame_of_scans_that_differ_much_is_tried_both_ways(monkeypa
 
 
 @pytest.mark.parametrize(("part", "count"), [(2.0, 2), (0.5, 1)])
-def test_scans_in_unrelated_frames_go_on_from_the_matrix_too_if_they_are_alike(monkeypatch, part, count):
+def test_scans_in_unrelated_frames_are_fitted_from_the_matrix_too_if_they_are_alike(monkeypatch, part, count):
     pair = scan(), scan((900.0, 0.0, 0.0), affine_scans.negative)
     mismatch = aligned(*pair, "affine")[1].candidates[0].mismatch_deformed
     monkeypatch.setattr(start_module, "ALIKE", mismatch * part)
+    begins = []
+
+    def fitted(*args, initial, **options):
+        begins.append(initial)
+        return fit(*args, initial=initial, **options)
+
+    monkeypatch.setattr(alignment, "fit", fitted)
     found, search = aligned(*pair, "affine")
     assert [each.start for each in found] == [search, None][:count]
-    assert all(np.array_equal(each.matrix, search.transform.matrix) for each in found)
+    assert len(begins) == count - 1 and all(np.array_equal(begin, search.transform.matrix) for begin in begins)
+    np.testing.assert_array_equal(found[0].matrix, search.transform.matrix)
+    for each in found[1:]:  # the fit is more exact than the search
+        np.testing.assert_allclose(each.matrix[:3, 3], (900, 0, 0), atol=3)
 
 
 def test_headers_that_overlap_by_accident_are_not_trusted():
