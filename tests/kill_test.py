@@ -33,7 +33,7 @@ from conftest import Commands  # noqa: E402
 from f3r_jax.data import nifti  # noqa: E402
 from f3r_jax.data.phantom import generate  # noqa: E402
 
-QUICK = ("--affine=none", "--spacing=12", "--iterations=5", "--mind=mind_ssc_near")
+QUICK = ("--affine=none", "--spacing=12", "--iterations=5", "--mind=mind_ssc_near", "--checkpoint=none")
 TINY = {
     "model.name": "tiny",
     "data.shape": "16,16,16",

@@ -56,7 +56,7 @@ def test_main_evaluate_and_report(quiet, arguments, pairs, finished, tmp_path):
 
 
 def test_register_and_apply(quiet, pairs, tmp_path):
-    given = ["--affine=none", "--spacing=20", "--iterations=5", "--mind=mind_ssc_near"]
+    given = ["--affine=none", "--spacing=20", "--iterations=5", "--mind=mind_ssc_near", "--checkpoint=none"]
     one, other = (
         [f"--{side}={pairs / kind}_{index}.nii.gz" for side, kind in (("fixed", "mr"), ("moving", "ct"))]
         for index in (1, 3)

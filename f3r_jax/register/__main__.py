@@ -5,9 +5,9 @@
   python -m f3r_jax.register --pairs=data/pairs.csv --output=out
   python -m f3r_jax.register --demo
 
-The steps are affine registration, the network of `--checkpoint` if one is given, and instance optimisation by gradient
-descent. `f3r_jax/register/output_files.py` lists the output files of one pair, `f3r_jax/register/batch.py` those of
-many pairs. `python -m f3r_jax.apply` applies the transform to further images, label maps and points.
+The steps are affine registration, the network of `--checkpoint` or the one in the package, and instance optimisation
+by gradient descent. `f3r_jax/register/output_files.py` lists the output files of one pair, `f3r_jax/register/batch.py`
+those of many pairs. `python -m f3r_jax.apply` applies the transform to further images, label maps and points.
 """
 
 import dataclasses
@@ -84,7 +84,7 @@ _SPACING = flags.DEFINE_float(
 )
 _MEMORY = flags.DEFINE_float("memory", None, "GB for the default working grid; default: half of what is free, up to 4.")
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Training run, weights in a .npz file, or `builtin`; without it no network is used."
+    "checkpoint", None, "Training run, weights (.npz), `builtin` or `none`; default: builtin, if only scans take part."
 )
 _STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the newest.")
 _REFINE = flags.DEFINE_bool("refine", choices.REFINE, "Run instance optimisation (gradient descent on this pair).")
@@ -177,7 +177,7 @@ def _check_flags() -> None:
         from f3r_jax.data.nifti_geometry import check_axes
 
         check_axes(_UNORIENTED.value, "--unoriented")
-    if _CHECKPOINT.value is None and not _REFINE.value and _AFFINE.value == "none":
+    if _CHECKPOINT.value in (None, choices.NO_NETWORK) and not _REFINE.value and _AFFINE.value == "none":
         raise UserError("nothing to do: --affine=none --norefine needs a --checkpoint")
     if _UNCERTAINTY.value and not _REFINE.value:
         raise UserError("--uncertainty with --norefine, expected instance optimisation: it is repeated in other ways")
@@ -218,18 +218,18 @@ def _task(fixed: "Files", moving: "Files") -> "PairSpec":
     )
     organs, window, formats = flag_values.organs(_ORGANS.value), flag_values.window(_CT_WINDOW.value), _FORMAT.value
     last = (_LEARN2REG.value, _UNCERTAINTY.value, tuple(formats), _VIEWER.value)
-    return pair_spec.PairSpec(fixed, moving, _settings(), organs, window, *last)
+    return pair_spec.PairSpec(fixed, moving, _settings(fixed, moving), organs, window, *last)
 
 
-def _settings() -> "Settings":
-    from f3r_jax.register import pipeline
+def _settings(*pair: "Files") -> "Settings":
+    """The settings of the flags; a pair's files decide whether the default network is used."""
+    from f3r_jax.register import network_choice, pipeline
     from f3r_jax.register.guidance import guidance_of
 
-    return pipeline.Settings(
+    settings = pipeline.Settings(
         affine=_AFFINE.value,
         spacing=_SPACING.value,
         memory=_MEMORY.value,
-        checkpoint=Path(_CHECKPOINT.value) if _CHECKPOINT.value else None,
         step=_STEP.value,
         refine=_REFINE.value,
         iterations=_ITERATIONS.value,
@@ -238,6 +238,7 @@ def _settings() -> "Settings":
         diffeomorphic=_DIFFEOMORPHIC.value,
         guidance=guidance_of(_LABELS_WEIGHT.value, _LABELS_DRIVE.value, _LANDMARKS_WEIGHT.value, _ROBUST.value),
     )
+    return network_choice.with_network(settings, _CHECKPOINT.value or None, pair)
 
 
 def console() -> None:

@@ -24,6 +24,7 @@ from f3r_jax.data import chains, itk_affine, nifti, nifti_images, points, sampli
 from f3r_jax.data.grids import Grid
 from f3r_jax.register import image_kinds, output_files, pair_spec, pipeline, transform_files
 from f3r_jax.register.image_kinds import Make
+from f3r_jax.register.network_choice import with_network
 from f3r_jax.register.pair_spec import SIDES, Files, PairSpec
 
 IMAGES = ("mask", "labels")  # of a scan
@@ -188,8 +189,7 @@ def _task(scans: Mapping[str, Any], options: dict[str, Any], folder: Path) -> Pa
             points.write_points(given["landmarks"], landmarks)
         given |= {name: str(value) for name, value in given.items() if isinstance(value, Path)}
         sides[side] = Files(image_kinds.file_of(scan, folder, side), **given)
-    settings = {name: value for name, value in options.items() if name in of_settings}
-    if settings.get("checkpoint") is not None:
-        settings["checkpoint"] = Path(settings["checkpoint"])
+    given = {name: value for name, value in options.items() if name in of_settings - {"checkpoint"}}
+    settings = with_network(pipeline.Settings(**given), options.get("checkpoint"), tuple(sides.values()))
     rest = {name: value for name, value in options.items() if name in of_pair}
-    return PairSpec(**sides, settings=pipeline.Settings(**settings), **(DEFAULTS | rest))
+    return PairSpec(**sides, settings=settings, **(DEFAULTS | rest))

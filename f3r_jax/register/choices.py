@@ -8,6 +8,7 @@ INTERPOLATIONS = ("linear", "nearest", "bspline", "label")  # `data/sampling.py`
 MIND = ("mind2012", "mind_ssc", "mind_ssc_near", "mind_ssc_robust", "mind_fixed")  # `ops/mind.py`
 AFFINE_STEPS = ("none", "rigid", "affine")  # `register/alignment.py`
 FORMATS = ("own", "nrrd", "mha", "mgz", "h5")  # `register/exports.py`
+NO_NETWORK = "none"  # of --checkpoint
 DEMO_FOLDER = "f3r_demo"  # `register/demo.py`
 # Of `pipeline.Settings`
 AFFINE = "affine"

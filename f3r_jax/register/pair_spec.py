@@ -13,7 +13,7 @@ import numpy as np
 
 from f3r_jax.common import memory, provenance, result_folder
 from f3r_jax.common.errors import UserError
-from f3r_jax.config import ORGANS
+from f3r_jax.config import ORGANS, SYNTHETIC
 from f3r_jax.data import matrix_files, nifti, volumes
 from f3r_jax.data.grids import Grid, sizes
 from f3r_jax.data.landmarks import check_landmarks, read_landmarks
@@ -43,6 +43,11 @@ class Files:
     extra: Sequence[str] = ()  # further sequences in the same frame
     unoriented: str | None = None  # axes of files without orientation codes, such as RAS
     check_modality: bool = True  # whether intensities that contradict the modality are an error
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether a further sequence or a mask other than that of the voxels to compare takes part."""
+        return bool(self.exclude or self.rigid or self.preserve or self.extra)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +81,7 @@ def check_pair(task: PairSpec, network: Network | None) -> None:
             volumes.read_stored_grid(files.path, unoriented=files.unoriented) for files in (task.fixed, task.moving)
         )
         matrix_files.read_matrix(task.settings.affine, *stored)
-    if network is not None and task.moving.modality is not None:
+    if (network := _used(task, network)) is not None and task.moving.modality is not None:
         network_stage.check_direction(network, task.moving.modality, task.moving.path)
     if task.learn2reg:
         _check_one_grid(*grids)
@@ -127,6 +132,11 @@ def network_of(settings: pipeline.Settings) -> Network | None:
     return trained_network.load(settings.checkpoint, settings.step) if settings.checkpoint else None
 
 
+def _used(task: PairSpec, network: Network | None) -> Network | None:
+    """The network of all pairs, for a pair that has a checkpoint."""
+    return network if task.settings.checkpoint else None
+
+
 def register_pair(
     task: PairSpec, output: Path, *, network: Network | None, command: str, note: Callable[[str], None] | None = None
 ) -> dict:
@@ -135,7 +145,7 @@ def register_pair(
     Args:
       task: the pair.
       output: the folder for the result, which `result_folder.reserved` has reserved; an older result is replaced.
-      network: the network of the settings' checkpoint.
+      network: the network of the settings' checkpoint; not used if they have none.
       command: the command line, for `summary.json`.
       note: called with one line of text after each stage; None prints nothing.
 
@@ -143,14 +153,15 @@ def register_pair(
       UserError: files that cannot be read or do not match, or scans that cannot be registered.
     """
     fixed, moving = (_read(task, side, note) for side in SIDES)
-    if note and fixed.modality == moving.modality:
+    network = _used(task, network)
+    if note and network and fixed.modality == moving.modality and network.config.data.source != SYNTHETIC:
         note(f"both scans are {fixed.modality.upper()}: MIND works, a network for CT and MR may not")
     organs = _organs_in(fixed, moving, task.organs)
     found = pipeline.register_scans(fixed, moving, task.settings, network=network, note=note)
     spread = None
     if task.uncertainty:
         begin = time.perf_counter()
-        spread = uncertainty.uncertainty(fixed, moving, found, task.settings)
+        spread = uncertainty.uncertainty(fixed, moving, found, task.settings, network)
         seconds = time.perf_counter() - begin
         found = dataclasses.replace(found, seconds=found.seconds | {"uncertainty": seconds})
         if note:
@@ -192,7 +203,7 @@ def recorded(task: PairSpec, network: Network | None) -> dict[str, object]:
     values |= {"uncertainty": True} if task.uncertainty else {}
     values |= {} if task.viewer else {"viewer": False}
     values |= {name: value for name, value in vars(task.settings).items() if value is not None or name != "memory"}
-    values |= {"step": network and network.step}
+    values |= {"step": (network := _used(task, network)) and network.step}
     values |= values.pop("guidance").changed()
     values |= {"organs": task.organs, "ct_window": task.ct_window, "learn2reg": task.learn2reg}
     return json.loads(json.dumps(values, default=str))

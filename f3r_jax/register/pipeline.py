@@ -157,17 +157,21 @@ def continued(
     if network is not None:
         u = predict_displacement(network, fixed, moving, volumes, start)
         similarity["network"] = volumes.similarity(u, settings.mind)
+        dropped = settings.refine and _worse(similarity, "network", "affine")
         release_memory(grid)
-        clock.stop("network", f"network: similarity {_change(similarity, 'network')}")
-    elif start is not None and settings.refine:
+        line = f"network: similarity {_change(similarity, 'network')}"
+        clock.stop("network", f"{line}, left out as it matches worse" if dropped else line)
+        u = None if dropped else u
+    predicted = u is not None
+    if u is None and start is not None and settings.refine:
         u = transforms.resampled(start.transform, grid)
     if settings.refine:
-        optimisation = refinement(settings, after_start=start is not None)
+        optimisation = refinement(settings, continued=u is not None)
         finest = optimisation.levels[-1].spacing
         known = guides(fixed, moving, grid, matrix, settings.guidance, preset=settings.mind, spacing=finest)
-        if left_out := leave_one_out(volumes, known, optimisation, u if network else None):
+        if left_out := leave_one_out(volumes, known, optimisation, u if predicted else None):
             clock.stop("leave-one-out", f"landmarks: {np.mean(left_out):.2f} mm when left out, on coarse levels")
-        estimate = u if network is not None and differ(start) else None
+        estimate = u if predicted and differ(start) else None
         u = volumes.refined(u, optimisation, shown=clock.shown, guides=known)
         if estimate is not None:
             u = (u + estimate) / 2
@@ -211,13 +215,19 @@ def _change(similarity: Mapping[str, float | None], stage: str) -> str:
     return " -> ".join("-" if value is None else f"{value:.4f}" for value in values)
 
 
-def refinement(settings: Settings, *, after_start: bool = False) -> Refinement:
-    """The settings of instance optimisation; after a network or a start that was searched it has fewer levels.
+def _worse(similarity: Mapping[str, float | None], stage: str, before: str) -> bool:
+    """Whether the scans match worse after a stage than before it, or no longer overlap."""
+    first, second = similarity[before], similarity[stage]
+    return first is not None and (second is None or second > first)
+
+
+def refinement(settings: Settings, *, continued: bool = False) -> Refinement:
+    """The settings of instance optimisation; if it continues from a displacement, it has fewer levels.
 
     Raises:
       UserError: an invalid number of iterations.
     """
-    begin = AFTER_NETWORK if settings.checkpoint is not None or after_start else REFINEMENT
+    begin = AFTER_NETWORK if continued else REFINEMENT
     levels = begin.levels
     if settings.iterations is not None:
         levels = tuple(dataclasses.replace(level, steps=settings.iterations) for level in levels)

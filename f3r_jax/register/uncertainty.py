@@ -18,6 +18,7 @@ from f3r_jax.register.alignment import Alignment
 from f3r_jax.register.pipeline import RegistrationResult, Settings
 from f3r_jax.register.scans import Scan
 from f3r_jax.register.stage_timer import StageTimer
+from f3r_jax.workdir.trained_network import Network
 
 Uncertainty = Float32[np.ndarray, "x y z"]  # mm
 COARSEST = 4.0  # mm: the least voxel size of the repeated registrations
@@ -25,7 +26,9 @@ OTHER_DESCRIPTOR = {"mind_ssc": "mind_ssc_near"}  # for all others it is mind_ss
 STARTS = 2  # other positions, at most
 
 
-def uncertainty(fixed: Scan, moving: Scan, result: RegistrationResult, settings: Settings) -> Uncertainty:
+def uncertainty(
+    fixed: Scan, moving: Scan, result: RegistrationResult, settings: Settings, network: Network | None = None
+) -> Uncertainty:
     """The spread of the displacement in mm at each voxel of the working grid of `result`.
 
     It is the root mean square of the distances of all registrations from their mean. It contains no error that all of
@@ -36,11 +39,12 @@ def uncertainty(fixed: Scan, moving: Scan, result: RegistrationResult, settings:
       moving: the moving scan.
       result: the registration of both.
       settings: its settings; `refine` is set.
+      network: the network of the settings' checkpoint.
     """
     grid = result.transform.grid
     count, mean, squares = 1, transforms.field_on(result.transform, grid), np.zeros(grid.shape, np.float32)
     for alignment, each in _variants(result, settings):
-        again = pipeline.continued(alignment, fixed, moving, each, None, StageTimer(None))
+        again = pipeline.continued(alignment, fixed, moving, each, network, StageTimer(None))
         ends = transforms.field_on(again.transform, grid)
         count += 1  # Welford's recurrence: no run is kept
         step = ends - mean

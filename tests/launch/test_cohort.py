@@ -169,7 +169,14 @@ def test_a_cohort_continues_register_and_register_finds_it_finished(tmp_path):
         rows.append(f"case{index},mr_{index}.nii.gz,ct_{index}.nii.gz,mr,ct")
     table, output = tmp_path / "pairs.csv", tmp_path / "out"
     table.write_text("\n".join(rows) + "\n")
-    given = [f"--output={output}", "--affine=none", "--spacing=20", "--iterations=5", "--mind=mind_ssc_near"]
+    given = [
+        f"--output={output}",
+        "--affine=none",
+        "--spacing=20",
+        "--iterations=5",
+        "--mind=mind_ssc_near",
+        "--checkpoint=none",
+    ]
     register = [sys.executable, "-m", "f3r_jax.register", f"--pairs={table}", *given]
 
     def run(*command):

@@ -9,8 +9,8 @@ import pytest
 import affine_scans
 from f3r_jax.data import resample
 from f3r_jax.data.affine import guided
-from f3r_jax.data.affine.fit import fit
 from f3r_jax.data.affine import start as start_module
+from f3r_jax.data.affine.fit import fit
 from f3r_jax.data.transforms import Transform
 from f3r_jax.ops.restraints import Restraints
 from f3r_jax.register import alignment

@@ -17,7 +17,7 @@ from f3r_jax.data.phantom import generate
 from f3r_jax.register import image_kinds, scans
 
 AFFINE = np.array([[-7.0, 0, 0, 120], [0, -7, 0, -30], [0, 0, 7, 400], [0, 0, 0, 1]])
-QUICK = {"affine": "none", "spacing": 7.0, "iterations": 20, "mind": "mind_ssc_near"}
+QUICK = {"affine": "none", "spacing": 7.0, "iterations": 20, "mind": "mind_ssc_near", "checkpoint": "none"}
 
 
 @pytest.fixture(scope="module")

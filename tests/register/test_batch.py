@@ -22,7 +22,7 @@ from f3r_jax.register.volumes import WorkingVolumes
 from f3r_jax.workdir import trained_network
 
 SHAPE, SPACING = (40, 32, 32), 8.0
-QUICK = ("--affine=none", "--spacing=8", "--iterations=5", "--mind=mind_ssc_near")
+QUICK = ("--affine=none", "--spacing=8", "--iterations=5", "--mind=mind_ssc_near", "--checkpoint=none")
 COLUMNS = "name,fixed,moving,fixed_labels,moving_labels"
 OF_THE_RUN = {"report.html", "summary.json"}  # hold seconds and the command
 

@@ -10,31 +10,22 @@ import numpy as np
 import pytest
 
 from f3r_jax.common.errors import UserError
-from f3r_jax.config import CT_WINDOW, MR_PERCENTILES, SYNTHETIC, network_config
-from f3r_jax.data import preprocess
+from f3r_jax.config import SYNTHETIC, network_config
 from f3r_jax.data.affine.start import Start
-from f3r_jax.data.nifti import Image
 from f3r_jax.data.phantom.cases import phantom_case
-from f3r_jax.data.phantom.generate import make_case
 from f3r_jax.data.transforms import Transform, field_on, warp_image
 from f3r_jax.evaluate import controls
 from f3r_jax.evaluate.inference import apply_displacement, register_case
 from f3r_jax.register import network_stage
 from f3r_jax.register.alignment import coarse_copies
 from f3r_jax.register.pipeline import Settings, register_scans
-from f3r_jax.register.scans import Scan
 from f3r_jax.register.volumes import WorkingVolumes
-from f3r_jax.workdir import trained_network, weights
+from f3r_jax.workdir import weights
 
 SHA256 = "c65713b03c50a83f9f8e627af6186459e2c1d08e85545400dba5e67d552ff9d9"
 BUILTIN = Path(weights.BUILTIN)
 LEAST_GAIN = 3.0  # points of Dice
 HELD_OUT = {"ct_phases": ("arterial",), "mr_sequences": ("diffusion", "hepatobiliary")}
-
-
-@pytest.fixture(scope="module")
-def network():
-    return trained_network.load(BUILTIN)
 
 
 def test_the_file_is_the_one_that_was_measured(network):
@@ -61,20 +52,6 @@ def test_registers_contrasts_that_it_has_never_seen(network, tmp_path):
     after = np.mean([dice(case, each.warped_labels) for case, each in zip(cases, found, strict=True)])
     average = np.mean([dice(case, apply_displacement(case, mean).warped_labels) for case in cases])
     assert after > before + 6 and after > average + 6, (before, after, average)
-
-
-@pytest.fixture(scope="module")
-def pair():
-    """A CT and an MR of a phantom in one frame, as scans, and the labels of both."""
-    case = make_case(7, 0, shape=(64, 48, 48), spacing=(4.8,) * 3)
-    affine = np.diag([4.8, 4.8, 4.8, 1.0])
-    scans = {}
-    for modality in ("ct", "mr"):
-        image = Image(getattr(case, modality), affine, modality)
-        normalised = preprocess.normalise(image, modality, ct_window=CT_WINDOW, mr_percentiles=MR_PERCENTILES)
-        labels = Image(getattr(case, f"{modality}_labels"), affine, f"labels of the {modality}")
-        scans[modality] = Scan(image, normalised, modality, image.grid, labels=labels)
-    return scans
 
 
 @pytest.mark.parametrize("moving", ["ct", "mr"])

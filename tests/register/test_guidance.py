@@ -20,7 +20,7 @@ from f3r_jax.register.scans import Scan
 
 SHAPE, SPACING = (48, 40, 40), 7.0
 AFFINE = np.diag([SPACING, SPACING, SPACING, 1.0])
-QUICK = ("--spacing=7", "--iterations=20", "--mind=mind_ssc_near", "--affine=none")
+QUICK = ("--spacing=7", "--iterations=20", "--mind=mind_ssc_near", "--affine=none", "--checkpoint=none")
 OFF = 60.0  # mm
 
 

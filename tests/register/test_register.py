@@ -31,7 +31,7 @@ FILES = {
     "report.html",
     "summary.json",
 }
-QUICK = ("--spacing=6", "--iterations=40", "--mind=mind_ssc_near")
+QUICK = ("--spacing=6", "--iterations=40", "--mind=mind_ssc_near", "--checkpoint=none")
 
 
 def _stored(path, data, affine, *, order=(0, 1, 2), flip=()):

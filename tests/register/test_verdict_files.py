@@ -10,7 +10,7 @@ from f3r_jax.data import itk_affine, nifti, resample
 from f3r_jax.data.phantom import generate
 
 SHAPE, SPACING = (48, 40, 40), 7.0
-QUICK = ("--spacing=7", "--iterations=20", "--mind=mind_ssc_near", "--affine=none")
+QUICK = ("--spacing=7", "--iterations=20", "--mind=mind_ssc_near", "--affine=none", "--checkpoint=none")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from f3r_jax.register import page, viewer
 from viewer_pages import BLOB, ORGANS, SHAPE, SPACING, grid_of, html_of, shown_of, summary_of
 
 NIIVUE = "47b896b77ec4a5be3ef1949c33ad393b6f45629921f326c279000bcf51bdb4af"  # dist/niivue.umd.js of 0.69.0
-QUICK = ("--spacing=8", "--iterations=20", "--mind=mind_ssc_near", "--affine=none")
+QUICK = ("--spacing=8", "--iterations=20", "--mind=mind_ssc_near", "--affine=none", "--checkpoint=none")
 
 
 class Tags(HTMLParser):
