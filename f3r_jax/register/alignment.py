@@ -60,8 +60,8 @@ def align(
       moving: the moving scan.
       coarse: their coarse copies.
       how: one of `AFFINE_STEPS`, or the path of a matrix file.
-      both: whether a second alignment is wanted in addition to a searched position, from which instance optimisation
-        continues without the coarse deformation.
+      both: whether a second alignment is wanted in addition to a searched position, for a registration without the
+        coarse deformation.
       guidance: labels or landmarks that drive give the position; a search only adds one that they allow.
 
     Returns:

@@ -99,8 +99,9 @@ def register_scans(
     if settings.checkpoint is not None:
         network = network or trained_network.load(settings.checkpoint, settings.step)
         check_direction(network, moving.modality, moving.image.path)
-    copies, both = coarse_copies(fixed, moving), network is None and settings.refine
-    alignments, search = align(fixed, moving, copies, settings.affine, both=both, guidance=settings.guidance)
+    copies = coarse_copies(fixed, moving)
+    both, guidance = settings.refine, settings.guidance
+    alignments, search = align(fixed, moving, copies, settings.affine, both=both, guidance=guidance)
     clock.stop("affine", alignments[0].line)
     result = _result(alignments, fixed, moving, settings, network, clock)
     found = verdict.judge(evidence.gather(*copies, result.transform, search))
