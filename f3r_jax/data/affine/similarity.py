@@ -62,24 +62,10 @@ def affine_map(theta: Parameters, radius: Scalar | float) -> Float[Array, "4 4"]
     return jnp.concatenate([top, jnp.array([[0.0, 0.0, 0.0, 1.0]])])
 
 
-def similarity(
-    theta: Parameters, views: Views, stiffness: Scalar | float, *, preset: str
-) -> tuple[Scalar, tuple[Scalar, Scalar]]:
-    """s; then s without the strain penalty, and its value if the volumes matched everywhere inside both masks."""
-    matrix = _matrix(theta, views)
-    shape = views.weights.shape
-    index = jnp.moveaxis(jnp.indices(shape, jnp.float32), 0, -1).reshape(-1, 3)
-    sampled = sample(views.moving, index @ matrix[:, :3].T + matrix[:, 3])
-    m = mind(sampled[:, 0].reshape(1, *shape, 1), preset=preset)[0]
-    weights = views.weights * sampled[:, 1].reshape(shape)
-    match = jnp.sum(weights * (views.unrelated - jnp.mean((views.fixed - m) ** 2, axis=-1)))
-    return match - _penalty(theta, views, stiffness), (match, views.unrelated * jnp.sum(weights))
-
-
 def similarity_and_gradient(
     theta: Parameters, views: Views, stiffness: Scalar | float, *, preset: str
 ) -> tuple[tuple[Scalar, tuple[Scalar, Scalar]], Parameters]:
-    """The result of `similarity`, and the gradient of s.
+    """s; s without the strain penalty, and its value if the volumes matched inside both masks; and the gradient of s.
 
     The steps are compiled one by one. In one function, XLA on a CPU computes parts of the samples and descriptors once
     per channel: at 64 x 64 x 56 voxels it took 175 ms, the steps take 50 ms.
@@ -122,7 +108,7 @@ def _slopes(moving: Float[Array, "_x _y _z 2"], displacement: Displacement) -> l
 def _compared(
     m: Float[Array, "1 x y z k"], mask: Float[Array, "1 x y z"], views: Views
 ) -> tuple[tuple[Scalar, Scalar], Float[Array, "1 x y z k"], Float[Array, "1 x y z"]]:
-    """The values of `similarity` without the penalty, and the gradient of the first by its two inputs."""
+    """s without the penalty, its value for volumes that match, and the gradient of the first by its two inputs."""
     difference = views.fixed - m[0]
     gain = views.unrelated - jnp.mean(difference**2, axis=-1)
     weights = views.weights * mask[0]
