@@ -1,5 +1,7 @@
 """`f3r-register --demo`: its scans, its mistakes, and what it writes."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -27,6 +29,8 @@ def test_the_command_registers_it_and_writes_other_formats(commands, tmp_path, S
     done = commands.run("register", "--demo", *quick, "--format=own,mha,h5", cwd=tmp_path)
     assert done.status == 0 and "phantom pair: f3r_demo/scans" in done.out, done
     result = tmp_path / "f3r_demo" / "result"
+    assert "network: similarity" in done.out  # the one in the package, by default
+    assert json.loads((result / "summary.json").read_text())["settings"]["checkpoint"] == "builtin"
     assert {"summary.json", "warped.mha", "warped_labels.mha", "transform.h5"} <= {
         path.name for path in result.iterdir()
     }
