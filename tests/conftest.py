@@ -252,3 +252,31 @@ def pairs_folder(tmp_path):
         rows.append(f"mr_{index}.nii.gz,ct_{index}.nii.gz,{split}")
     (folder / "pairs.csv").write_text("\n".join(rows) + "\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def builtin_network():
+    """The network in the package."""
+    from f3r_jax.workdir import trained_network, weights
+
+    return trained_network.load(Path(weights.BUILTIN))
+
+
+@pytest.fixture(scope="session")
+def phantom_pair():
+    """A CT and an MR of a phantom in one frame, as scans, and the labels of both."""
+    from f3r_jax.config import CT_WINDOW, MR_PERCENTILES
+    from f3r_jax.data import preprocess
+    from f3r_jax.data.nifti import Image
+    from f3r_jax.data.phantom import generate
+    from f3r_jax.register.scans import Scan
+
+    case = generate.make_case(7, 0, shape=(64, 48, 48), spacing=(4.8,) * 3)
+    affine = np.diag([4.8, 4.8, 4.8, 1.0])
+    scans = {}
+    for modality in ("ct", "mr"):
+        image = Image(getattr(case, modality), affine, modality)
+        normalised = preprocess.normalise(image, modality, ct_window=CT_WINDOW, mr_percentiles=MR_PERCENTILES)
+        labels = Image(getattr(case, f"{modality}_labels"), affine, f"labels of the {modality}")
+        scans[modality] = Scan(image, normalised, modality, image.grid, labels=labels)
+    return scans

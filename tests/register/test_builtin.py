@@ -28,21 +28,21 @@ LEAST_GAIN = 3.0  # points of Dice
 HELD_OUT = {"ct_phases": ("arterial",), "mr_sequences": ("diffusion", "hepatobiliary")}
 
 
-def test_the_file_is_the_one_that_was_measured(network):
+def test_the_file_is_the_one_that_was_measured(builtin_network):
     """The card has the figures of this file; other weights need a new card."""
     content = weights.BUILTIN_FILE.read_bytes()
     assert hashlib.sha256(content).hexdigest() == SHA256 and len(content) < 2_000_000
-    assert network.config.data.source == SYNTHETIC
-    assert sum(leaf.size for leaf in jax.tree.leaves(network.params)) == 297_289
+    assert builtin_network.config.data.source == SYNTHETIC
+    assert sum(leaf.size for leaf in jax.tree.leaves(builtin_network.params)) == 297_289
     assert SHA256 in Path(__file__).parents[2].joinpath("docs", "weights", "builtin.md").read_text()
 
 
-def test_registers_contrasts_that_it_has_never_seen(network, tmp_path):
+def test_registers_contrasts_that_it_has_never_seen(builtin_network, tmp_path):
     config = network_config(option="", lam=0.3, paper_lam=0.3, name="f3rnet", variant="mrb").data
     config.update(HELD_OUT)
     organs = {name: tuple(values) for name, values in config.organs.items()}
     cases = [phantom_case(str(index), index, tmp_path, config, seed=6) for index in range(6)]
-    found = [register_case(network.predict, network.params, case) for case in cases]
+    found = [register_case(builtin_network.predict, builtin_network.params, case) for case in cases]
     mean = np.mean([each.displacement for each in found], axis=0)
 
     def dice(case, labels):
@@ -55,10 +55,10 @@ def test_registers_contrasts_that_it_has_never_seen(network, tmp_path):
 
 
 @pytest.mark.parametrize("moving", ["ct", "mr"])
-def test_either_scan_may_be_the_moving_one(pair, network, moving):
-    fixed, moved = pair["mr" if moving == "ct" else "ct"], pair[moving]
+def test_either_scan_may_be_the_moving_one(phantom_pair, builtin_network, moving):
+    fixed, moved = phantom_pair["mr" if moving == "ct" else "ct"], phantom_pair[moving]
     settings = Settings(affine="none", refine=False, checkpoint=BUILTIN)
-    result = register_scans(fixed, moved, settings, network=network)
+    result = register_scans(fixed, moved, settings, network=builtin_network)
     grid = fixed.image.grid
     warped = warp_image(moved.labels, field_on(result.transform, grid), grid, order=0)
     organs = {str(value): (value,) for value in (1, 2, 3, 4)}
@@ -69,16 +69,16 @@ def test_either_scan_may_be_the_moving_one(pair, network, moving):
     assert after > before + LEAST_GAIN and result.similarity["network"] < result.similarity["affine"]
 
 
-def test_another_network_is_still_refused_the_other_way(pair, network):
-    config = network.config.copy_and_resolve_references()
+def test_another_network_is_still_refused_the_other_way(phantom_pair, builtin_network):
+    config = builtin_network.config.copy_and_resolve_references()
     config.data.source = "phantom"
     with pytest.raises(UserError, match="was trained with the CT as the moving scan"):
-        network_stage.check_direction(network._replace(config=config), "mr", "mr.nii.gz")
+        network_stage.check_direction(builtin_network._replace(config=config), "mr", "mr.nii.gz")
 
 
-def test_a_coarse_deformation_is_one_of_two_estimates(pair, network):
+def test_a_coarse_deformation_is_one_of_two_estimates(phantom_pair, builtin_network):
     """A network that predicts no motion halves the coarse deformation, and sees the moving scan after it."""
-    fixed, moving = pair["mr"], pair["ct"]
+    fixed, moving = phantom_pair["mr"], phantom_pair["ct"]
     grid, seen = fixed.image.grid, []
     shift = np.zeros((*grid.shape, 3), np.float32)
     shift[..., 0] = 4.0
@@ -88,23 +88,23 @@ def test_a_coarse_deformation_is_one_of_two_estimates(pair, network):
         seen.append(np.asarray(moved)[0, ..., 0])
         return jnp.zeros((*moved.shape[:-1], 3)), moved
 
-    config = network.config.copy_and_resolve_references()
+    config = builtin_network.config.copy_and_resolve_references()
     config.data.source = "phantom"  # not mirrored
     volumes = WorkingVolumes(fixed, moving, grid, np.eye(4))
-    asleep = network._replace(predict=still, config=config)
+    asleep = builtin_network._replace(predict=still, config=config)
     found = network_stage.predict_displacement(asleep, fixed, moving, volumes, start)
     np.testing.assert_allclose(found, shift / 2, atol=1e-5)
     first, second = seen
     np.testing.assert_allclose(second[5:-5], first[7:-3], atol=1e-5)
 
 
-def test_mirrored_scans_get_the_mirrored_displacement(network):
+def test_mirrored_scans_get_the_mirrored_displacement(builtin_network):
     rng = np.random.default_rng(0)
     moving, fixed = (jnp.asarray(rng.random((1, 32, 32, 32, 1)), jnp.float32) for _ in range(2))
-    u = network_stage.predicted(network, moving, fixed)
-    mirrored = network_stage.predicted(network, moving[:, ::-1], fixed[:, ::-1])
+    u = network_stage.predicted(builtin_network, moving, fixed)
+    mirrored = network_stage.predicted(builtin_network, moving[:, ::-1], fixed[:, ::-1])
     np.testing.assert_allclose(mirrored[:, ::-1] * jnp.array([-1.0, 1, 1]), u, atol=1e-4)
-    alone = network.predict(network.params, moving, fixed)[0]
+    alone = builtin_network.predict(builtin_network.params, moving, fixed)[0]
     assert float(jnp.abs(alone - u).max()) > 1e-3
 
 

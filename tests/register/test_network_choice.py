@@ -52,11 +52,11 @@ def test_none_may_be_asked_for():
 
 
 @pytest.mark.parametrize(("named", "expected"), [({}, "builtin"), ({"checkpoint": "none"}, None)])
-def test_the_interface_of_python_has_the_same_default(tmp_path, network, named, expected):
+def test_the_interface_of_python_has_the_same_default(tmp_path, builtin_network, named, expected):
     scans = {"fixed": tmp_path / "mr.nii.gz", "moving": tmp_path / "ct.nii.gz"}
     task = api._task(scans, named, tmp_path)
-    settings = recorded(task, network)
-    assert settings["checkpoint"] == expected and settings["step"] == (network.step if expected else None)
+    settings = recorded(task, builtin_network)
+    assert settings["checkpoint"] == expected and settings["step"] == (builtin_network.step if expected else None)
     assert json.dumps(settings) and task.settings.guidance == UNGUIDED
 
 
@@ -71,34 +71,34 @@ def moved_by(network, voxels):
     return network._replace(predict=predict, config=config)
 
 
-def test_a_displacement_that_matches_worse_is_left_out(pair, network):
-    fixed, moving = pair["mr"], pair["ct"]
+def test_a_displacement_that_matches_worse_is_left_out(phantom_pair, builtin_network):
+    fixed, moving = phantom_pair["mr"], phantom_pair["ct"]
     alone = register_scans(fixed, moving, Settings(affine="none", iterations=20))
     lines = []
     settings = Settings(affine="none", iterations=20, checkpoint=BUILTIN)
-    found = register_scans(fixed, moving, settings, network=moved_by(network, 12.0), note=lines.append)
+    found = register_scans(fixed, moving, settings, network=moved_by(builtin_network, 12.0), note=lines.append)
     assert found.similarity["network"] > found.similarity["affine"]
     assert any("left out as it matches worse" in line for line in lines)
     np.testing.assert_array_equal(found.transform.displacement, alone.transform.displacement)
     network_alone = Settings(affine="none", refine=False, checkpoint=BUILTIN)
-    kept = register_scans(fixed, moving, network_alone, network=moved_by(network, 12.0))
+    kept = register_scans(fixed, moving, network_alone, network=moved_by(builtin_network, 12.0))
     np.testing.assert_allclose(kept.transform.displacement[..., 0], 12.0, rtol=1e-5)  # nothing else is asked for
 
 
-def test_a_displacement_that_matches_better_is_kept(pair, network):
-    fixed, moving = pair["mr"], pair["ct"]
+def test_a_displacement_that_matches_better_is_kept(phantom_pair, builtin_network):
+    fixed, moving = phantom_pair["mr"], phantom_pair["ct"]
     alone = register_scans(fixed, moving, Settings(affine="none", iterations=20))
     lines = []
     settings = Settings(affine="none", iterations=20, checkpoint=BUILTIN)
-    found = register_scans(fixed, moving, settings, network=network, note=lines.append)
+    found = register_scans(fixed, moving, settings, network=builtin_network, note=lines.append)
     assert found.similarity["network"] < found.similarity["affine"] and not any("left out" in line for line in lines)
     assert not np.array_equal(found.transform.displacement, alone.transform.displacement)
 
 
-def test_the_network_takes_part_in_the_uncertainty(pair, network, monkeypatch):
-    fixed, moving = pair["mr"], pair["ct"]
+def test_the_network_takes_part_in_the_uncertainty(phantom_pair, builtin_network, monkeypatch):
+    fixed, moving = phantom_pair["mr"], phantom_pair["ct"]
     settings = Settings(affine="none", iterations=5, spacing=9.6, checkpoint=BUILTIN)
-    found = register_scans(fixed, moving, settings, network=network)
+    found = register_scans(fixed, moving, settings, network=builtin_network)
     seen, continued = [], uncertainty.pipeline.continued
 
     def again(alignment, fixed, moving, each, network, clock):
@@ -107,5 +107,5 @@ def test_the_network_takes_part_in_the_uncertainty(pair, network, monkeypatch):
         return result
 
     monkeypatch.setattr(uncertainty.pipeline, "continued", again)
-    spread = uncertainty.uncertainty(fixed, moving, found, settings, network)
+    spread = uncertainty.uncertainty(fixed, moving, found, settings, builtin_network)
     assert len(seen) == 3 and all("network" in each for each in seen) and float(spread.max()) > 0
