@@ -61,7 +61,7 @@ flags.DEFINE_float(
     "spacing", None, "Voxel size of the pairs in mm; by default the smallest at which the trunk fits into --shape."
 )
 flags.DEFINE_string(
-    "checkpoint", None, "Folder of a training run. Its network is measured too, with and without instance optimisation."
+    "checkpoint", None, "Training run, weights or `builtin`: measured too, with and without instance optimisation."
 )
 flags.DEFINE_string("json", None, "JSON file for all measurements.")
 flags.DEFINE_string(

@@ -25,14 +25,14 @@ from f3r_jax.benchmark.registration_tables import RegisteredPair, Registrations
 from f3r_jax.benchmark.registration_worker import COST_FILE, FIELD_FILE, NETWORKS, OURS, PAIR_FILE, RegistrationCost
 from f3r_jax.common.arrays import VoxelField
 from f3r_jax.common.errors import UserError
-from f3r_jax.config import syn_config
+from f3r_jax.config import SYNTHETIC, syn_config
 from f3r_jax.data import datasets
 from f3r_jax.data.cases import Case
 from f3r_jax.evaluate import inference, metrics, scoring
 from f3r_jax.evaluate.classical import BASELINES
 from f3r_jax.evaluate.scores import FieldScores
 from f3r_jax.evaluate.scoring import Organs
-from f3r_jax.workdir import checkpoints
+from f3r_jax.workdir import trained_network
 
 # Seed of the phantom. Mean Dice of its first two pairs is 72 % before registration. Configs and README use 0, 1 and 2.
 SEED = 1008
@@ -46,9 +46,9 @@ def fitting_spacing(shape: tuple[int, ...]) -> float:
 
 
 def check_checkpoint(checkpoint: str) -> None:
-    """Raises a UserError unless the folder holds a checkpoint of a network that warps CT to MR."""
-    config = checkpoints.load_config(checkpoints.find(Path(checkpoint), None))
-    if config.data.direction != "ct_to_mr":
+    """Raises a UserError unless the run or file of weights holds a network that warps CT to MR."""
+    _, _, config, _ = trained_network.load_network(Path(checkpoint))
+    if config.data.source != SYNTHETIC and config.data.direction != "ct_to_mr":
         raise UserError(
             f"--checkpoint={checkpoint}: trained with data.direction {config.data.direction}, expected ct_to_mr"
         )

@@ -45,7 +45,7 @@ class Settings:
 
     affine: str = "affine"  # one of `alignment.AFFINE_STEPS`, or the path of a matrix file
     spacing: float | None = None  # mm, of the working grid; `working_grid` decides if None
-    checkpoint: Path | None = None  # folder of a training run
+    checkpoint: Path | None = None  # a training run, weights or `builtin`; None: no network
     step: int | None = None  # of the checkpoint; the newest if None
     refine: bool = True
     iterations: int | None = None  # per level of instance optimisation; its defaults if None

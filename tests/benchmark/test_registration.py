@@ -14,6 +14,7 @@ from f3r_jax.benchmark.environment import Environment, Machine
 from f3r_jax.benchmark.registration_tables import RegisteredPair
 from f3r_jax.benchmark.registration_worker import RegistrationCost
 from f3r_jax.common.errors import UserError
+from f3r_jax.config import SYNTHETIC
 from f3r_jax.evaluate import classical
 
 COST = RegistrationCost(2.0, 3.0, 100.0, 300.0, "cpu", None)
@@ -127,10 +128,15 @@ def test_checkpoint_has_to_be_there_and_to_warp_ct_to_mr(tmp_path, monkeypatch, 
     with pytest.raises(UserError, match=str(tmp_path)):
         benchmark.check_checkpoint(str(tmp_path))
     config.data.direction = "mr_to_ct"
-    monkeypatch.setattr(benchmark.checkpoints, "find", lambda folder, step: folder)
-    monkeypatch.setattr(benchmark.checkpoints, "load_config", lambda folder: config)
+    monkeypatch.setattr(benchmark.trained_network, "load_network", lambda source: (None, {}, config, 1))
     with pytest.raises(UserError, match="mr_to_ct, expected ct_to_mr"):
         benchmark.check_checkpoint("runs/other")
+    config.data.source = SYNTHETIC  # has seen either direction
+    benchmark.check_checkpoint("runs/other")
+
+
+def test_the_network_in_the_package_is_measured_too():
+    benchmark.check_checkpoint("builtin")
 
 
 def test_network_registers_through_the_spacing_it_was_trained_at(finished, tiny_network):
