@@ -91,7 +91,8 @@ def draw_part(axis: Axes, pair: guidance.Pair, result: RegistrationResult, mask:
     """The part (white) and the deformed grid around it (orange)."""
     plane = int(np.argmax(np.sum(mask.data > 0, axis=(0, 2))))
     shown(axis, pair, plane)
-    places = np.indices(guidance.SHAPE)[:, :, plane] + np.moveaxis(result.transform.displacement[:, plane], -1, 0)
+    field = field_on(result.transform, pair.fixed.image.grid) / guidance.SPACING  # voxels of the scan, not of the grid
+    places = np.indices(guidance.SHAPE)[:, :, plane] + np.moveaxis(field[:, plane], -1, 0)
     x, z = places[0], places[2]
     for line in range(0, x.shape[0], EVERY):
         axis.plot(x[line], z[line], color="tab:orange", linewidth=0.4)

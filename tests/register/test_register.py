@@ -252,7 +252,7 @@ def test_a_network_alone(commands, scans, trained, tmp_path):
 
 def test_a_network_of_the_other_direction_is_refused(commands, scans, trained, tmp_path):
     given = [f"--fixed={scans / 'ct.nii.gz'}", f"--moving={scans / 'mr.nii.gz'}", f"--checkpoint={trained}"]
-    result = commands.run("register", *given, f"--output={tmp_path / 'out'}", "--affine=none", *QUICK)
+    result = commands.run("register", *QUICK, *given, f"--output={tmp_path / 'out'}", "--affine=none")
     _assert_one_line(result, str(trained), "CT as the moving scan", "swap")
     assert not (tmp_path / "out").exists()
 
