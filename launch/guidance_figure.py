@@ -69,7 +69,7 @@ def draw_labels(axis: Axes, pair: guidance.Pair, result: RegistrationResult, nam
             axis.contour((labels[:, plane] == value).T, levels=[0.5], colors=colour, linewidths=0.9)
     dice = guidance.scores(pair, result.transform)
     mean = np.mean([value for key, value in dice.items() if key != "epe_mm"])
-    axis.set_title(f"{name}: mean Dice {mean:.1f} %", fontsize=9)
+    axis.set_title(f"{name}\nmean Dice {mean:.1f} %", fontsize=9)
 
 
 def draw_landmarks(
@@ -82,7 +82,7 @@ def draw_landmarks(
         axis.plot(*np.stack([point, point + 10 * error])[:, [0, 2]].T, color="tab:orange", linewidth=1)
         axis.plot(*point[[0, 2]], "o", color="white", markersize=3)
     error_mm = np.linalg.norm(away, axis=1).mean()
-    axis.set_title(f"{name}: landmarks {error_mm:.1f} mm apart (drawn x 10)", fontsize=9)
+    axis.set_title(f"{name}\nlandmarks {error_mm:.1f} mm apart (drawn x 10)", fontsize=9)
     axis.set_xlim(0, guidance.SHAPE[0] - 1)
     axis.set_ylim(0, guidance.SHAPE[2] - 1)
 
@@ -102,7 +102,7 @@ def draw_part(axis: Axes, pair: guidance.Pair, result: RegistrationResult, mask:
     held = dataclasses.replace(pair.fixed, rigid=mask)
     (report,) = parts.report(result.transform, held)
     change = 100 * (report["volume_ml_after"] / report["volume_ml_before"] - 1)
-    axis.set_title(f"{name}: volume {change:+.1f} %, {report['residual_mm']:.2f} mm from rigid", fontsize=9)
+    axis.set_title(f"{name}\nvolume {change:+.1f} %, {report['residual_mm']:.2f} mm from rigid", fontsize=9)
     axis.set_xlim(0, guidance.SHAPE[0] - 1)
     axis.set_ylim(0, guidance.SHAPE[2] - 1)
 
