@@ -31,6 +31,7 @@ def main() -> None:
     bulky, ball = guidance.with_tumour(pair)
     spine = guidance.spine_of(pair)
     marked, points, goals = guidance.with_landmarks(pair)
+    points, goals = points[guidance.LANDMARKS :], goals[guidance.LANDMARKS :]  # those that do not pull
     plain, unmarked = guidance.register(pair)[0], guidance.register(bulky)[0]
     weights = guidance.GUIDED
     labelled = guidance.register(pair, labels_weight=weights["labels_weight"])[0]
