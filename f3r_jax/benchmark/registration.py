@@ -25,7 +25,7 @@ from f3r_jax.benchmark.registration_tables import RegisteredPair, Registrations
 from f3r_jax.benchmark.registration_worker import COST_FILE, FIELD_FILE, NETWORKS, OURS, PAIR_FILE, RegistrationCost
 from f3r_jax.common.arrays import VoxelField
 from f3r_jax.common.errors import UserError
-from f3r_jax.config import SYNTHETIC, syn_config
+from f3r_jax.config import syn_config
 from f3r_jax.data import datasets
 from f3r_jax.data.cases import Case
 from f3r_jax.evaluate import inference, metrics, scoring
@@ -47,11 +47,9 @@ def fitting_spacing(shape: tuple[int, ...]) -> float:
 
 def check_checkpoint(checkpoint: str) -> None:
     """Raises a UserError unless the run or file of weights holds a network that warps CT to MR."""
-    _, _, config, _ = trained_network.load_network(Path(checkpoint))
-    if config.data.source != SYNTHETIC and config.data.direction != "ct_to_mr":
-        raise UserError(
-            f"--checkpoint={checkpoint}: trained with data.direction {config.data.direction}, expected ct_to_mr"
-        )
+    network = trained_network.load(Path(checkpoint))
+    if not network.any_modality and (direction := network.config.data.direction) != "ct_to_mr":
+        raise UserError(f"--checkpoint={checkpoint}: trained with data.direction {direction}, expected ct_to_mr")
 
 
 def measure_registration(

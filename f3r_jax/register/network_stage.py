@@ -4,7 +4,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from f3r_jax.common.errors import UserError
-from f3r_jax.config import SYNTHETIC
 from f3r_jax.data import transforms
 from f3r_jax.data.affine.start import Start
 from f3r_jax.data.nifti_geometry import PathLike
@@ -44,7 +43,7 @@ def predicted(network: Network, moving: Volume, fixed: Volume) -> Displacement:
     scans mirrored along x.
     """
     displacement, _ = network.predict(network.params, moving, fixed)
-    if network.config.data.source != SYNTHETIC:
+    if not network.any_modality:
         return displacement
     mirrored, _ = network.predict(network.params, moving[:, ::-1], fixed[:, ::-1])
     return (displacement + mirrored[:, ::-1] * jnp.array([-1.0, 1.0, 1.0])) / 2
@@ -55,7 +54,7 @@ def check_direction(network: Network, modality: str, moving: PathLike) -> None:
 
     A network that was trained on synthetic pairs has seen contrasts of all kinds on both sides.
     """
-    if network.config.data.source == SYNTHETIC:
+    if network.any_modality:
         return
     expected = "ct" if network.config.data.direction == "ct_to_mr" else "mr"
     if modality != expected:

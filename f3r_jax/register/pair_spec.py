@@ -13,7 +13,7 @@ import numpy as np
 
 from f3r_jax.common import memory, provenance, result_folder
 from f3r_jax.common.errors import UserError
-from f3r_jax.config import ORGANS, SYNTHETIC
+from f3r_jax.config import ORGANS
 from f3r_jax.data import matrix_files, nifti, volumes
 from f3r_jax.data.grids import Grid, sizes
 from f3r_jax.data.landmarks import check_landmarks, read_landmarks
@@ -154,7 +154,7 @@ def register_pair(
     """
     fixed, moving = (_read(task, side, note) for side in SIDES)
     network = _used(task, network)
-    if note and network and fixed.modality == moving.modality and network.config.data.source != SYNTHETIC:
+    if note and network and fixed.modality == moving.modality and not network.any_modality:
         note(f"both scans are {fixed.modality.upper()}: MIND works, a network for CT and MR may not")
     organs = _organs_in(fixed, moving, task.organs)
     found = pipeline.register_scans(fixed, moving, task.settings, network=network, note=note)

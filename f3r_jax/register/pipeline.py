@@ -100,8 +100,7 @@ def register_scans(
         network = network or trained_network.load(settings.checkpoint, settings.step)
         check_direction(network, moving.modality, moving.image.path)
     copies = coarse_copies(fixed, moving)
-    both, guidance = settings.refine, settings.guidance
-    alignments, search = align(fixed, moving, copies, settings.affine, both=both, guidance=guidance)
+    alignments, search = align(fixed, moving, copies, settings.affine, both=settings.refine, guidance=settings.guidance)
     clock.stop("affine", alignments[0].line)
     result = _result(alignments, fixed, moving, settings, network, clock)
     found = verdict.judge(evidence.gather(*copies, result.transform, search))
@@ -158,7 +157,7 @@ def continued(
     if network is not None:
         u = predict_displacement(network, fixed, moving, volumes, start)
         similarity["network"] = volumes.similarity(u, settings.mind)
-        dropped = settings.refine and _worse(similarity, "network", "affine")
+        dropped = settings.refine and _worse(similarity["network"], similarity["affine"])
         release_memory(grid)
         line = f"network: similarity {_change(similarity, 'network')}"
         clock.stop("network", f"{line}, left out as it matches worse" if dropped else line)
@@ -216,10 +215,9 @@ def _change(similarity: Mapping[str, float | None], stage: str) -> str:
     return " -> ".join("-" if value is None else f"{value:.4f}" for value in values)
 
 
-def _worse(similarity: Mapping[str, float | None], stage: str, before: str) -> bool:
+def _worse(after: float | None, before: float | None) -> bool:
     """Whether the scans match worse after a stage than before it, or no longer overlap."""
-    first, second = similarity[before], similarity[stage]
-    return first is not None and (second is None or second > first)
+    return before is not None and (after is None or after > before)
 
 
 def refinement(settings: Settings, *, continued: bool = False) -> Refinement:

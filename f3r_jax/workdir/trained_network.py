@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from f3r_jax import models
 from f3r_jax.common.errors import UserError
+from f3r_jax.config import SYNTHETIC
 from f3r_jax.ops.shapes import Displacement, Volume
 from f3r_jax.ops.warp import warp
 from f3r_jax.workdir import checkpoints, weights
@@ -26,6 +27,11 @@ class Network(NamedTuple):
     config: ConfigDict
     step: int
     source: Path
+
+    @property
+    def any_modality(self) -> bool:
+        """Whether either scan may be of any modality: the training was on synthetic pairs of all kinds of contrasts."""
+        return self.config.data.source == SYNTHETIC
 
     def on(self, device: jax.Device) -> "Network":
         """The same network with its parameters on `device`."""

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 
+import flax.linen as nn
 import numpy as np
 import pytest
 
@@ -128,7 +129,7 @@ def test_checkpoint_has_to_be_there_and_to_warp_ct_to_mr(tmp_path, monkeypatch, 
     with pytest.raises(UserError, match=str(tmp_path)):
         benchmark.check_checkpoint(str(tmp_path))
     config.data.direction = "mr_to_ct"
-    monkeypatch.setattr(benchmark.trained_network, "load_network", lambda source: (None, {}, config, 1))
+    monkeypatch.setattr(benchmark.trained_network, "load_network", lambda source, step: (nn.Dense(1), {}, config, 1))
     with pytest.raises(UserError, match="mr_to_ct, expected ct_to_mr"):
         benchmark.check_checkpoint("runs/other")
     config.data.source = SYNTHETIC  # has seen either direction
