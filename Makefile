@@ -46,9 +46,9 @@ run: ## train F3RNet-MRB on the phantom and evaluate it, in runs/mrb
 	@$(venv)
 	$(BIN)/python -m f3r_jax.main --config=configs/mrb.py $(ARGS)
 
-paper: ## make the paper's tables and figures, small, on the phantom; with DATA=/path at the paper's size on your pairs
+paper: ## make the paper's tables and figures on the phantom, in hours; with DATA=/path at the paper's size on your pairs
 	@$(call venv,baselines)
-	$(BIN)/python launch/paper.py --output=runs/paper$(if $(DATA),_own "--data=$(DATA)") $(ARGS)
+	$(BIN)/python launch/paper.py $(if $(DATA),--output=runs/paper_own "--data=$(DATA)") $(ARGS)
 
 test: ## run the tests; EXTRAS=bench adds the comparisons with PyTorch
 	@$(call venv,dev)

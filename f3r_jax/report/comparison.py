@@ -213,10 +213,15 @@ def _by_seed(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _best_recipe(runs: Sequence[Run]) -> list[Run]:
-    """Those runs of one method whose recipe has the highest mean Dice over the cases that all recipes have."""
+    """Those runs of one method whose recipe has the highest mean Dice over the cases that all recipes have.
+
+    Only the recipes with the most seeds count: a single seed can be lucky.
+    """
     recipes: dict[str, list[Run]] = {}
     for run in runs:
         recipes.setdefault(json.dumps(run.recipe), []).append(run)
+    most = max(len(_by_seed(several)) for several in recipes.values())
+    recipes = {recipe: several for recipe, several in recipes.items() if len(_by_seed(several)) == most}
 
     shared = set.intersection(*({key for run in several for key in run.cases} for several in recipes.values()))
 

@@ -120,7 +120,7 @@ def notes(table: Table) -> list[str]:
         choices = "; ".join(_choice(row) for row in several)
         lines.append(
             "For a method that was run with several settings, the table shows the one with the highest mean Dice on "
-            f"these test cases, as in the paper: {choices}."
+            f"these test cases, as in the paper, of those with the most seeds: {choices}."
         )
     seeded = [row for row in table.rows if len(row.seeds) > 1]
     if seeded:
@@ -167,6 +167,8 @@ def _cell(table: Table, row: Row, measure: str) -> Text:
     small = []
     if cell.printed is not None:
         small.append(f"paper {format_mean_std(*cell.printed)}")
+    if len(cell.seeds) > 1:
+        small.append(f"seeds ± {number(float(np.std(cell.seeds, ddof=1)))}")
     if cell.p is not None:
         small.append(p_value(cell.p))
     return Text(format_mean_std(cell.mean, cell.std), cell.best, tuple(small))

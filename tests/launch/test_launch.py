@@ -18,6 +18,7 @@ import fake_runs
 import lambda_sweep
 import paper
 from conftest import REPOSITORY, TINY_CONFIG, wait_for
+from f3r_jax.common.errors import UserError
 from study import launcher, local, runs
 from study.arguments import make_parser, parse
 
@@ -141,23 +142,56 @@ def test_the_comparison_has_six_systems_in_both_directions(tmp_path):
     assert names(plan)[0] == "syn_ct_to_mr_seed0"
 
 
+def whole_study(tmp_path, *more):
+    return paper.plan(paper.options_of([f"--output={tmp_path}", *more]))
+
+
 def test_the_whole_study_has_each_run_once(tmp_path):
-    found = names(paper.plan(options(tmp_path)))
-    networks = [*SEVEN, "vm1", "vm2", "faim"]
-    expected = {f"{name}_lam{lam}_ct_to_mr_seed0" for name in networks for lam in ("0.25", "0.5", "1")}
+    """All systems with three seeds, in both directions of Table 3; two lambdas more for three networks and one seed."""
+    found = names(whole_study(tmp_path))
+    networks, both = [*SEVEN, "vm1", "vm2", "faim"], ["vm1", "vm2", "faim", "wo_f3d", "mrb"]
+    expected = {f"{name}_lam0.8_ct_to_mr_seed{s}" for name in networks for s in range(3)}
+    expected |= {f"{name}_lam0.8_mr_to_ct_seed{s}" for name in both for s in range(3)}
+    expected |= {f"syn_{direction}_seed{s}" for direction in ("ct_to_mr", "mr_to_ct") for s in range(3)}
+    expected |= {f"{name}_lam{lam}_ct_to_mr_seed0" for name in ("mrb", "wo_f3d", "vm2") for lam in (0.4, 1.6)}
+    assert len(found) == len(expected) == 57 and set(found) == expected
+    seeds = [int(name[-1]) for name in found]
+    assert seeds == sorted(seeds)
+
+
+def test_the_whole_study_trains_as_the_configs_say(tmp_path):
+    plan = whole_study(tmp_path, "--seeds=7")
+    assert {run.config.seed for run in plan} == {7}
+    for run in plan:
+        default = runs.load_config(run.spec, ())
+        assert run.config.data.shape == default.data.shape
+        if runs.is_trained(run.config):
+            assert run.config.train.steps == default.train.steps
+
+
+def test_the_quick_study_is_small_and_has_each_run_once(tmp_path):
+    plan = whole_study(tmp_path, "--quick", "--config.train.steps=7")
+    expected = {f"{name}_lam{lam}_ct_to_mr_seed0" for name in [*SEVEN, "vm1", "vm2", "faim"] for lam in (0.25, 0.5, 1)}
     expected |= {f"{name}_lam0.5_mr_to_ct_seed0" for name in ("vm1", "vm2", "faim", "wo_f3d", "mrb")}
     expected |= {"syn_ct_to_mr_seed0", "syn_mr_to_ct_seed0"}
-    assert len(found) == len(expected) == 37 and set(found) == expected
+    assert len(names(plan)) == len(expected) == 37 and set(names(plan)) == expected
+    assert {(tuple(run.config.data.shape), run.config.data.source) for run in plan} == {((48, 32, 32), "phantom")}
+    assert {run.config.train.steps for run in plan if runs.is_trained(run.config)} == {7}
 
 
-def test_the_whole_study_is_small_on_the_phantom_alone(tmp_path):
-    small = paper.plan(options(tmp_path, "--config.train.steps=7"))
-    assert {(tuple(run.config.data.shape), run.config.data.source) for run in small} == {((48, 32, 32), "phantom")}
-    assert {run.config.train.steps for run in small if runs.is_trained(run.config)} == {7}
-    whole = paper.plan(options(tmp_path, "--data=pairs"))
+def test_the_study_of_own_data_has_the_papers_size(tmp_path):
+    whole = whole_study(tmp_path, "--data=pairs")
     assert {(tuple(r.config.data.shape), r.config.data.root) for r in whole} == {((144, 144, 128), "pairs")}
     # Each variant's own lambda is among those of the sweep.
     assert len(names(whole)) == 10 * 5 + 5 + 2
+
+
+def test_the_quick_study_has_a_folder_of_its_own(monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    assert paper.main(["--quick", "--dry_run"]) == 0
+    assert capsys.readouterr().out.startswith("runs/paper_quick: 37 runs")
+    with pytest.raises(UserError, match="--quick"):
+        paper.main(["--quick", "--data=pairs"])
 
 
 def test_runs_that_differ_in_lambda_alone_become_one_program(tmp_path):

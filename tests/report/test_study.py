@@ -130,12 +130,25 @@ def test_the_best_lambda_is_that_of_the_highest_mean_dice(tmp_path):
 
 
 def test_lambdas_are_compared_on_the_cases_that_all_have(tmp_path):
-    """Lambda 1 was run for a second, easier set of cases too; on the shared one it is behind."""
+    """The second seed of lambda 1 has easier cases than that of lambda 0.5; on the shared ones it is behind."""
     write_run(tmp_path / "a", [82.0, 82.0], lam=0.5)
     write_run(tmp_path / "b", [80.0, 80.0], lam=1.0)
     write_run(tmp_path / "c", [95.0, 95.0], lam=1.0, seed=1, first_case=5)
+    write_run(tmp_path / "d", [75.0, 75.0], lam=0.5, seed=2, first_case=9)
     (table,) = tables_of(tmp_path)
     assert table.row("mrb").lam == 0.5
+
+
+def test_a_lambda_of_fewer_seeds_is_in_the_curve_but_not_in_the_table(tmp_path):
+    for seed, dice in enumerate(([80.0, 82.0], [84.0, 82.0])):
+        write_run(tmp_path / str(seed), dice, lam=0.5, seed=seed)
+    write_run(tmp_path / "lucky", [90.0, 91.0], lam=1.0)
+    (table,) = tables_of(tmp_path)
+    row = table.row("mrb")
+    assert (row.lam, row.seeds, len(row.tried)) == (0.5, [0, 1], 3)
+    assert [point.lam for point in comparison.sweep(row.tried)["F3RNet-MRB"]] == [0.5, 1.0]
+    cell = dict(zip(wording.grid(table).full_heads, wording.grid(table).rows[1][2], strict=True))["Dice, %, Liver"]
+    assert "seeds ± 1.41" in cell.small  # the seeds' means are 81 and 83
 
 
 def test_seeds_on_the_same_cases_are_averaged_case_by_case(tmp_path):
