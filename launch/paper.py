@@ -4,11 +4,11 @@
   python launch/paper.py --quick                                    `make paper ARGS=--quick`
   python launch/paper.py --output=runs/paper_own --data=/data/pairs `make paper DATA=/data/pairs`
 
-On the phantom each network is trained as its config says, with seeds 0, 1 and 2: the seven F3RNets, VoxelMorph-1 and
--2, FAIM and SyN from CT to MR, and those of the paper's Table 3 also from MR to CT. Three networks are also trained at
-half and at twice the lambda, with seed 0. All runs of a seed come before those of the next, so that a report on the
-finished ones is complete early. `--dry_run` lists the runs; docs/study.md has their cost. A finished run is not done
-again, and an interrupted one resumes.
+On the phantom each network is trained with the settings of its config, and with seeds 0, 1 and 2: the seven F3RNets,
+VoxelMorph-1 and -2, FAIM and SyN from CT to MR, and those of the paper's Table 3 also from MR to CT. Three networks are
+also trained at half and at twice the lambda, with seed 0. All runs of a seed come before those of the next, so that a
+report on the finished ones is complete early. `--dry_run` lists the runs; docs/study.md has their cost. A finished run
+is not done again, and an interrupted one resumes.
 
 --quick is a test of the commands, not a study: one seed, small volumes, 150 steps, in runs/paper_quick. The networks do
 not learn to register in so few steps, as the controls in the report show.
