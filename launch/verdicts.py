@@ -34,7 +34,20 @@ _OUTPUT = flags.DEFINE_string("output", None, "The CSV file to write; finished p
 GROUPS = {"Verdicts": ("pairs", "output")}
 MIRRORS = {"left to right": 0, "head to feet": 2}
 RIGHT, WRONG = 50.0, 25.0  # Dice in %: results between both are neither
-COLUMNS = ("pair", "kind", "dice", "level", "cycle_mm", "likeness", "apart_mm", "mirrored", "upside_down", "reasons")
+MEASURES = (
+    "seen",
+    "body_dice",
+    "rotation",
+    "likeness",
+    "information",
+    "smallest_volume",
+    "cycle_mm",
+    "apart_mm",
+    "mirrored",
+    "upside_down",
+    "back_to_front",
+)
+COLUMNS = ("pair", "kind", "dice", "level", *MEASURES, "reasons")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -86,7 +99,7 @@ def results(name: str, fixed: Scan, moving: Scan, kind: str, *, worst: bool) -> 
             evidence = gather(*copies, ends[index], start if index == 0 else None)
             found = verdict.judge(evidence)
             measures = {} if evidence is None else dataclasses.asdict(evidence)
-            shown = {key: f"{measures[key]:.1f}" for key in COLUMNS if measures.get(key) is not None}
+            shown = {key: f"{measures[key]:.2f}" for key in MEASURES if measures.get(key) is not None}
             row = {"pair": name, "kind": what, "dice": f"{values[index]:.1f}", "level": found.level, **shown}
             yield row | {"reasons": "; ".join(found.reasons)}
 
