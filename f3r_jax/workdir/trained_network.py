@@ -61,13 +61,14 @@ def load_network(source: Path, step: int | None = None) -> Loaded:
         params, config, found = weights.read(file)
         if step not in (None, found):
             raise UserError(f"{source}: holds step {found}, expected step {step}")
-        network, shapes = _built(config)
-        weights.check_architecture(source, params, shapes)
+        network = _built(config)
+        if file != weights.BUILTIN_FILE:  # the shapes take 0.5 s, and a test compares those of this file
+            weights.check_architecture(source, params, _shapes_of(network))
         return network, params, config, found
     checkpoint = checkpoints.find(source, step)
     config = checkpoints.load_config(checkpoint)
-    network, shapes = _built(config)
-    return network, checkpoints.load_params(checkpoint, shapes), config, int(checkpoint.name)
+    network = _built(config)
+    return network, checkpoints.load_params(checkpoint, _shapes_of(network)), config, int(checkpoint.name)
 
 
 def params_from(source: Path, network: nn.Module) -> tuple[dict, int]:
@@ -81,13 +82,12 @@ def params_from(source: Path, network: nn.Module) -> tuple[dict, int]:
     return params, step
 
 
-def _built(config: ConfigDict) -> tuple[nn.Module, dict]:
-    """The network of a config, and the shapes of its parameters."""
-    network = models.build(config.model, dtype=config.train.dtype)
-    return network, _shapes_of(network)
+def _built(config: ConfigDict) -> nn.Module:
+    return models.build(config.model, dtype=config.train.dtype)
 
 
 def _shapes_of(network: nn.Module) -> dict:
+    """The shapes of the network's parameters."""
     return jax.eval_shape(lambda key: models.initialise(network, key), jax.random.key(0))
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from f3r_jax import models
 from f3r_jax.common.errors import UserError
 from f3r_jax.config import SYNTHETIC, network_config
 from f3r_jax.data.affine.start import Start
@@ -29,11 +30,14 @@ HELD_OUT = {"ct_phases": ("arterial",), "mr_sequences": ("diffusion", "hepatobil
 
 
 def test_the_file_is_the_one_that_was_measured(builtin_network):
-    """The card has the figures of this file; other weights need a new card."""
+    """The card has the figures of this file; other weights need a new card. Loading does not compare the shapes."""
     content = weights.BUILTIN_FILE.read_bytes()
     assert hashlib.sha256(content).hexdigest() == SHA256 and len(content) < 2_000_000
     assert builtin_network.config.data.source == SYNTHETIC
     assert sum(leaf.size for leaf in jax.tree.leaves(builtin_network.params)) == 297_289
+    network = models.build(builtin_network.config.model, dtype=builtin_network.config.train.dtype)
+    shapes = jax.eval_shape(lambda key: models.initialise(network, key), jax.random.key(0))
+    weights.check_architecture(BUILTIN, builtin_network.params, shapes)
     assert SHA256 in Path(__file__).parents[2].joinpath("docs", "weights", "builtin.md").read_text()
 
 
