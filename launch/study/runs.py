@@ -5,6 +5,7 @@ A run is `python -m f3r_jax.main` with a config, settings and its own folder. A 
   NAME/            one run, named after its settings, such as mrb_lam0.5_ct_to_mr_seed0
   logs/NAME.log    the output of the run, attempt after attempt
   report/          the report on all runs
+  engine.md        the table of `engine_ablation.py`
   compiled/        functions that JAX compiled, shared by the runs of one network
   slurm/           files of submitit
 """
@@ -30,6 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 MAIN = (sys.executable, "-m", "f3r_jax.main")
 FINISHED, CUT_OFF, NOT_BEGUN, FAILED = "finished", "cut off", "not begun", "failed"
 LOGS, REPORT, COMPILED, SLURM = "logs", "report", "compiled", "slurm"
+TABLE = "engine.md"
 PARTIAL_SECTIONS = ("loss", "optim", "train", "syn")  # sections that only some configs have
 LAMBDA = "loss.lam"
 
@@ -44,6 +46,7 @@ class Run:
     settings: tuple[str, ...]  # KEY=VALUE; later ones override earlier ones
     config: ConfigDict = dataclasses.field(compare=False, repr=False)
     together: tuple[float, ...] = ()  # lambdas of the runs that are trained in one process; empty: only this run
+    part: str = ""  # of the name: what tells apart runs of one config that differ in other settings
 
     @property
     def workdir(self) -> Path:
@@ -92,8 +95,10 @@ def config_path(name: str) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def make_run(output: Path, spec: str, settings: Iterable[str], **varied: object) -> Run:
+def make_run(output: Path, spec: str, settings: Iterable[str], *, part: str = "", **varied: object) -> Run:
     """A run of a config with settings `KEY=VALUE`; a study varies `lam`, `direction` and `seed`.
+
+    `part` becomes a part of its name.
 
     Raises:
       UserError: no such config, or an unknown or invalid setting.
@@ -105,9 +110,9 @@ def make_run(output: Path, spec: str, settings: Iterable[str], **varied: object)
     settings = tuple(setting for setting in settings if setting.partition(".")[0] not in absent)
     config = load_config(spec, settings)
     file, _, option = spec.partition(":")
-    parts = [Path(file).stem, option, f"lam{config.loss.lam:g}" if is_trained(config) else ""]
+    parts = [Path(file).stem, option, part, f"lam{config.loss.lam:g}" if is_trained(config) else ""]
     name = "_".join(filter(None, [*parts, config.data.direction, f"seed{config.seed}"]))
-    return Run(name, output, spec, settings, config)
+    return Run(name, output, spec, settings, config, part=part)
 
 
 def load_config(spec: str, settings: Sequence[str]) -> ConfigDict:
@@ -220,7 +225,7 @@ def check_output(output: Path, plan: Sequence[Run]) -> None:
     """Raises a UserError if the study's folder holds foreign files or runs with other settings."""
     if output.exists() and not output.is_dir():
         raise UserError(f"{output}: is a file, expected a folder for the study")
-    known = {LOGS, REPORT, COMPILED, SLURM, LOCK_FILE, *(run.name for run in plan)}
+    known = {LOGS, REPORT, TABLE, COMPILED, SLURM, LOCK_FILE, *(run.name for run in plan)}
     for path in sorted(output.iterdir()) if output.is_dir() else ():
         if path.name not in known and not (path / CONFIG_FILE).exists():
             raise UserError(f"{path}: is not part of a study; expected --output to be empty or the folder of a study")

@@ -14,11 +14,13 @@ import pytest
 
 import ablation
 import compare
+import engine_ablation
 import fake_runs
 import lambda_sweep
 import paper
 from conftest import REPOSITORY, TINY_CONFIG, wait_for
 from f3r_jax.common.errors import UserError
+from f3r_jax.config import CT_PHASES, MR_SEQUENCES
 from study import launcher, local, runs
 from study.arguments import make_parser, parse
 
@@ -192,6 +194,31 @@ def test_the_quick_study_has_a_folder_of_its_own(monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("runs/paper_quick: 37 runs")
     with pytest.raises(UserError, match="--quick"):
         paper.main(["--quick", "--data=pairs"])
+
+
+def engine_runs(tmp_path, *more):
+    return engine_ablation.plan(parse(make_parser("", str(tmp_path)), list(more)))
+
+
+def test_the_engine_ablation_changes_one_part_at_a_time(tmp_path):
+    plan = engine_runs(tmp_path)
+    assert len(names(plan)) == 18 and names(plan)[1] == "synthetic_no_shapes_lam0.3_ct_to_mr_seed0"
+    assert [run.config.seed for run in plan] == [0] * 6 + [1] * 6 + [2] * 6
+    whole = runs.flatten(plan[0].config.to_dict())
+    for run in plan[1:6]:
+        values = runs.flatten(run.config.to_dict())
+        changed = {key for key in values if values[key] != whole[key]}
+        assert changed == {setting.partition("=")[0] for setting in engine_ablation.PARTS[run.part]} != set()
+    assert set(whole["data.ct_phases"] + whole["data.mr_sequences"]).isdisjoint(CT_PHASES + MR_SEQUENCES)
+
+
+def test_the_table_of_the_engine_ablation_has_means_over_seeds(tmp_path, monkeypatch):
+    values = {"whole": [80, 88, 79, 74, 6, 0.9], "no_shapes": [80, 86, 79, 74, 7, 0.8]}
+    monkeypatch.setattr(engine_ablation, "finished_step", lambda run: 1500 if run.part in values else None)
+    monkeypatch.setattr(engine_ablation, "measured", lambda run: [run.config.seed + x for x in values[run.part]])
+    rows = engine_ablation.table(engine_runs(tmp_path, "--seeds=0,1")).splitlines()
+    assert rows[2] == "| whole | 2 | 80.5 ± 0.7 | 88.5 ± 0.7 | 79.5 ± 0.7 | 74.5 ± 0.7 | 6.5 ± 0.7 | 1.40 ± 0.71 |"
+    assert rows[3].startswith("| no shapes | 2 | 80.5 ± 0.7 | 86.5") and len(rows) == 4
 
 
 def test_runs_that_differ_in_lambda_alone_become_one_program(tmp_path):
