@@ -67,13 +67,14 @@ EARLIER = {
 }
 
 
-def network_config(*, option: str, lam: float, paper_lam: float, **model: str) -> ConfigDict:
+def network_config(*, option: str, lam: float, paper_lam: float, steps: int = 4000, **model: str) -> ConfigDict:
     """The config of a network that is trained.
 
     Args:
       option: "" for the phantom, in minutes on two cores; "paper" for the paper's settings on your own data.
       lam: weight of the gradient penalty on the phantom.
       paper_lam: weight of the gradient penalty with the option "paper".
+      steps: of the training on the phantom.
       model: `name`, and for F3RNet `variant`.
     """
     config = _shared(option)
@@ -115,7 +116,7 @@ def network_config(*, option: str, lam: float, paper_lam: float, **model: str) -
     config.optim.clip_norm = 1.0  # largest norm of the whole gradient
 
     config.train = ConfigDict()
-    config.train.steps = 40_000 if paper else 4000
+    config.train.steps = 40_000 if paper else steps
     config.train.crop = (0, 0, 0) if paper else (48, 32, 32)  # size of the random part given to the network; 0: all
     config.train.batch_size = 1  # divided among the devices
     config.train.dtype = "float32"  # type of the features; "bfloat16" takes half the memory and is faster on a GPU
