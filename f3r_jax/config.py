@@ -43,9 +43,10 @@ AUGMENTATIONS = ("deformation", "rotation", "scaling", "shift", "gamma", "bias",
 # Instance optimisation (`ops/instance_optimisation.py`) for voxels of about 5 mm, as in the phantom, and of 1 to 2 mm
 COARSE_INSTANCE = {"mind": "mind_ssc_robust", "lam": 0.6, "spacings": (8, 4, 2, 1), "steps": 80, "diffeomorphic": True}
 FINE_INSTANCE = {"mind": "mind_ssc", "lam": 0.2, "spacings": (16, 8, 4, 2), "steps": 80, "diffeomorphic": True}
-# The same after a network, which has already found the large motion
-COARSE_AFTER_NETWORK = COARSE_INSTANCE | {"spacings": (2, 1)}
-FINE_AFTER_NETWORK = FINE_INSTANCE | {"spacings": (4, 2)}
+# The same after a network, which has already found the large motion. `network_weight` is that of the network's
+# displacement in the result; on fine grids it was not measured.
+COARSE_AFTER_NETWORK = COARSE_INSTANCE | {"spacings": (2, 1), "network_weight": 0.2}
+FINE_AFTER_NETWORK = FINE_INSTANCE | {"spacings": (4, 2), "network_weight": 0.0}
 COARSE_VOXELS = 3.0  # mm: the coarse settings are used for voxels of this size or more
 # Values implied by configs that were saved before these keys existed.
 EARLIER = {
@@ -59,6 +60,7 @@ EARLIER = {
     "loss.second_after": 0.0,
     "loss.epe": 0.0,
     "loss.labels_weight": 0.0,
+    "instance.network_weight": 0.0,
     "data.unoriented": "",
     "data.check_modality": True,
     "data.ct_phases": CT_PHASES,

@@ -118,6 +118,9 @@ def test_a_config_from_before_a_key_is_completed():
     assert found.instance == config.instance
     assert "augment" not in old and len(found.data.mr_sequences) == 5
     assert found.to_dict().keys() == config.to_dict().keys()
+    # A run that was evaluated with instance optimisation has the same result again.
+    del (older := config.copy_and_resolve_references()).instance["network_weight"]
+    assert upgraded(older).instance.network_weight == 0.0 != config.instance.network_weight
 
 
 @pytest.mark.parametrize("name", [*SYSTEMS, "syn", "instance", "synthetic"])

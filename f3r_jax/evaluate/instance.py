@@ -45,10 +45,24 @@ def body_of(image: Float32[np.ndarray, "x y z"]) -> Bool[np.ndarray, "x y z"]:
     return binary_dilation(coarse.body_of(image, "mr"))  # a CT in its window has no HU, but is zero in air too
 
 
-def optimise_case(case: Case, settings: Refinement, *, start: np.ndarray | None = None) -> Registration:
+def network_weight_of(section: ConfigDict) -> float:
+    """The weight of the network's displacement in the result, from `config.instance` of a network.
+
+    Raises:
+      UserError: it is not between 0 and 1.
+    """
+    if not 0 <= section.network_weight <= 1:
+        raise UserError(f"instance.network_weight is {section.network_weight}, expected 0 to 1")
+    return float(section.network_weight)
+
+
+def optimise_case(
+    case: Case, settings: Refinement, *, start: np.ndarray | None = None, network_weight: float = 0.0
+) -> Registration:
     """Optimises the displacement of one case, starting from a displacement (x y z 3) in voxels or from zero.
 
-    Only the fixed body is compared, because air is no evidence of where tissue belongs.
+    Only the fixed body is compared, because air is no evidence of where tissue belongs. The result is the weighted mean
+    of what was found and of a network's displacement, the start: their errors differ, so they partly cancel.
     """
     found = refine(
         as_volume(case.fixed),
@@ -57,4 +71,7 @@ def optimise_case(case: Case, settings: Refinement, *, start: np.ndarray | None 
         start=None if start is None else jnp.asarray(start)[None],
         settings=settings,
     )
-    return apply_displacement(case, np.asarray(found)[0])
+    displacement = np.asarray(found)[0]
+    if start is not None:
+        displacement = (1 - network_weight) * displacement + network_weight * start
+    return apply_displacement(case, displacement)

@@ -57,7 +57,8 @@ def open_method(workdir: Path, step: int | None = None, *, refine: bool = False)
     label, register = models.label(config.model), partial(register_case, make_predictor(network), params)
     if refine:
         label = f"{label} + {instance.LABEL}"
-        register = partial(_predict_and_optimise, register, instance.settings_of(config.instance))
+        weight = instance.network_weight_of(config.instance)
+        register = partial(_predict_and_optimise, register, instance.settings_of(config.instance), weight)
     return Method(label, config, register, models.count_parameters(network), step, compiles=True)
 
 
@@ -76,5 +77,7 @@ def _untrained(config: ConfigDict) -> Method:
     return Method(UNTRAINED[name], config, register, parameters=0, step=None, compiles=name == INSTANCE)
 
 
-def _predict_and_optimise(predict: Callable[[Case], Registration], settings: Refinement, case: Case) -> Registration:
-    return instance.optimise_case(case, settings, start=predict(case).displacement)
+def _predict_and_optimise(
+    predict: Callable[[Case], Registration], settings: Refinement, network_weight: float, case: Case
+) -> Registration:
+    return instance.optimise_case(case, settings, start=predict(case).displacement, network_weight=network_weight)

@@ -95,6 +95,7 @@ def _checked_network(configs: Sequence[ConfigDict]) -> nn.Module:
     devices.mesh_for(config.train.batch_size)
     network = models.build(config.model, dtype=config.train.dtype)
     instance.settings_of(config.instance)
+    instance.network_weight_of(config.instance)
     return network
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from conftest import TINY_DATA, make_case
 from f3r_jax.common.errors import UserError
-from f3r_jax.config import instance_config
+from f3r_jax.config import instance_config, network_config
 from f3r_jax.data.phantom.cases import phantom_case
 from f3r_jax.evaluate import controls, instance, metrics
 from f3r_jax.evaluate.instance import optimise_case, settings_of
@@ -31,6 +31,30 @@ def test_moves_a_case_towards_the_ground_truth_and_keeps_a_good_start(section):
     assert error(case, found) < 0.7 * error(case, zero)
     started = optimise_case(case, settings_of(section), start=case.displacement).displacement
     assert error(case, started) < 0.5 * error(case, zero)
+
+
+def test_the_network_takes_part_in_the_result_with_its_weight(section):
+    case = make_case("ball", 1.5)
+    start = np.float32(0.7) * case.displacement
+    alone, mixed, kept = (
+        optimise_case(case, settings_of(section), start=start, network_weight=weight).displacement
+        for weight in (0.0, 0.25, 1.0)
+    )
+    np.testing.assert_allclose(mixed, 0.75 * alone + 0.25 * start, atol=1e-5)
+    np.testing.assert_array_equal(kept, start)
+    assert error(case, alone) != pytest.approx(error(case, mixed), rel=1e-3)
+    # Without a network there is nothing to mix.
+    zero = [optimise_case(case, settings_of(section), network_weight=weight).displacement for weight in (0.0, 0.25)]
+    np.testing.assert_array_equal(*zero)
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.1, float("nan")])
+def test_the_weight_of_the_network_is_between_zero_and_one(weight):
+    section = network_config(option="", lam=1.0, paper_lam=1.0, name="faim").instance
+    assert instance.network_weight_of(section) == 0.2
+    section.network_weight = weight
+    with pytest.raises(UserError, match=r"instance\.network_weight is .*, expected 0 to 1"):
+        instance.network_weight_of(section)
 
 
 def test_a_dark_body_is_compared_and_the_air_is_not(tmp_path, monkeypatch):
