@@ -46,9 +46,11 @@ class Limits:
 
 
 # On 13 results of real pairs of different people, right ones (Dice 48 to 67) had a cycle of 14 to 25 mm, a likeness
-# of 31 to 38 % and scales of 0.59 to 1.21. Two wrong ones (Dice 13) had 76 and 77 mm, and 26 and 31 %.
+# of 31 to 38 % and scales of 0.59 to 1.21. Two wrong ones (Dice 13) had 76 and 77 mm, and 26 and 31 %. The outlines of
+# right phantom pairs had a Dice of 67 and more. Mirrored left to right, 16 real pairs matched by -1.2 to 6.4 % better;
+# as they are, by 1.5 % at most.
 LIMITS = {
-    CHECK: Limits(50.0, 80.0, 0.5, 1.8, 25.0, 27.0, 0.05, 32.0, 30.0, 2.5, 3.0),
+    CHECK: Limits(50.0, 60.0, 0.5, 1.8, 25.0, 27.0, 0.05, 32.0, 30.0, 1.7, 3.0),
     FAILED: Limits(20.0, 50.0, 0.35, 2.8, 60.0, 10.0, -1.0, 60.0, math.inf, math.inf, math.inf),
 }
 

@@ -138,7 +138,7 @@ def test_another_position_that_matches_as_well_is_named(fixed):
     ("change", "check", "failed", "words"),
     [
         ("seen", 49.0, 19.0, "of the fixed body is in the moving scan's field of view"),
-        ("body_dice", 79.0, 49.0, "outlines of the bodies differ"),
+        ("body_dice", 59.0, 49.0, "outlines of the bodies differ"),
         ("scales", (0.45, 1.1), (0.3, 1.1), "scales by 0."),
         ("scales", (0.9, 1.9), (0.9, 3.0), "scales by 0.90 to"),
         ("rotation", 30.0, 70.0, "turns by"),
