@@ -1,7 +1,7 @@
 """VoxelMorph-1 (CVPR 2018): a U-Net with a last layer of 8 channels, 259,675 parameters.
 
 Trained with the same loss and schedule as F3RNet. It learns the pair more slowly per step, but a step takes a quarter
-of the CPU time, so on the phantom it has 10,000 steps.
+of the CPU time, so on the phantom it has 10,000 steps, as VoxelMorph-2.
 
 python -m f3r_jax.main --config=configs/vm1.py
     On the phantom, as described in `configs/mrb.py`.
