@@ -135,7 +135,7 @@ def synthetic_config(*, option: str, lam: float, **model: str) -> ConfigDict:
     """The config of a network that is trained on synthetic pairs and tested on the phantom."""
     if option:
         raise UserError(f"unknown option {option!r} of the config, expected none")
-    config = network_config(option="", lam=lam, paper_lam=lam, **model)
+    config = network_config(option="", lam=lam, paper_lam=lam, steps=40_000, **model)
     config.data.source = SYNTHETIC
     config.data.ct_phases, config.data.mr_sequences = CT_PHASES, MR_SEQUENCES
     config.data.cases = 300  # anatomies; each pair has random motions and contrasts
@@ -145,7 +145,6 @@ def synthetic_config(*, option: str, lam: float, **model: str) -> ConfigDict:
     config.loss.second_similarity, config.loss.second_after = "", 0.0
     config.loss.epe = 0.002
     config.augment.update(dict.fromkeys(AUGMENTATIONS, 0.0))  # the pairs already are random
-    config.train.steps = 40_000
     config.train.validate_every = 1000
     config.train.checkpoint_every = 250
     return config

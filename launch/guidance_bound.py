@@ -28,7 +28,6 @@ from scipy.spatial.distance import cdist
 
 from f3r_jax.common.progress import Progress
 from f3r_jax.config import instance_config
-from f3r_jax.data.cases import Case
 from f3r_jax.data.datasets import open_dataset, organs_of
 from f3r_jax.evaluate import controls, instance
 
@@ -52,7 +51,7 @@ class Residual(NamedTuple):
 class Known(NamedTuple):
     """What is known of a case: components of the residual at some of its voxels, with noise."""
 
-    index: np.ndarray  # (k)
+    voxels: np.ndarray  # (k), of the case's voxels
     directions: np.ndarray  # (k 3), of unit length
     values: np.ndarray  # (k), mm
     noise: float  # mm
@@ -70,18 +69,19 @@ def residuals(cases: int) -> Iterator[Residual]:
     with Progress("registering", len(names)) as progress:
         for name in names:
             case = dataset.load(name)
-            found = instance.optimise_case(case, settings).displacement
-            inside = controls.inside_organs(case.fixed_labels, organs)
-            error = (found - case.displacement)[inside] * spacing
-            yield Residual(np.argwhere(inside) * spacing, error, case.fixed_labels[inside], _normals(case)[inside])
+            labels, truth = case.fixed_labels, case.displacement
+            inside = controls.inside_organs(labels, organs)
+            assert labels is not None and inside is not None and truth is not None  # a phantom has labels and truth
+            error = (instance.optimise_case(case, settings).displacement - truth)[inside] * spacing
+            yield Residual(np.argwhere(inside) * spacing, error, labels[inside], _normals(labels)[inside])
             progress.advance()
 
 
-def _normals(case: Case) -> np.ndarray:
+def _normals(labels: np.ndarray) -> np.ndarray:
     """The normals at the surface voxels of the driving labels, zero elsewhere."""
-    normals = np.zeros((*case.fixed_labels.shape, 3))
+    normals = np.zeros((*labels.shape, 3))
     for value in DRIVING:
-        organ = case.fixed_labels == value
+        organ = np.asarray(labels == value)
         surface = organ & ~ndimage.binary_erosion(organ)
         slope = np.stack(np.gradient(ndimage.gaussian_filter(organ.astype(float), 1.0)), axis=-1)[surface]
         normals[surface] = slope / np.maximum(np.linalg.norm(slope, axis=1, keepdims=True), 1e-9)
@@ -146,9 +146,9 @@ def left(
         factor = np.where(case.labels[a][:, None] == case.labels[b], 1.0, between)
         return np.exp(-cdist(case.points[a], case.points[b]) / length) * factor
 
-    inner = covariance(known.index, known.index) * (known.directions * variance @ known.directions.T)
+    inner = covariance(known.voxels, known.voxels) * (known.directions * variance @ known.directions.T)
     weights = np.linalg.solve(inner + known.noise**2 * np.eye(len(inner)) + 1e-6 * np.eye(len(inner)), known.values)
-    found = (covariance(at, known.index) * weights) @ known.directions * variance
+    found = (covariance(at, known.voxels) * weights) @ known.directions * variance
     return case.error[at] - found
 
 

@@ -10,7 +10,7 @@ from typing import cast
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Num
 
 Volume = Float[Array, "b x y z c"]
 Features = Float[Array, "_b _x _y _z _c"]  # a volume whose shape may differ from another's in the same call
@@ -20,8 +20,8 @@ Scalar = Float[Array, ""]
 Shape = tuple[int, int, int]  # voxels along x, y and z
 
 
-def as_volume(array: Float[np.ndarray, "x y z"]) -> Volume:
-    """(x y z) -> (1 x y z 1) on the device."""
+def as_volume(array: Num[np.ndarray, "x y z"]) -> Num[Array, "1 x y z 1"]:
+    """(x y z) -> (1 x y z 1) on the device; images are float, label maps are whole numbers."""
     return jnp.asarray(array)[None, ..., None]
 
 

@@ -47,5 +47,5 @@ def test_a_surface_shows_less_along_its_normal_than_as_a_whole():
 def test_the_residual_at_what_is_known_is_zero():
     (case,) = cases_of(40.0, count=1)
     known = guidance_bound.landmarks(0.0)(case, np.random.default_rng(0))
-    rest = guidance_bound.left(case, known, known.index, np.full(3, 9.0), 40.0, 1.0)
-    assert np.abs(rest).max() < 0.01 < np.abs(case.error[known.index]).max()
+    rest = guidance_bound.left(case, known, known.voxels, np.full(3, 9.0), 40.0, 1.0)
+    assert np.abs(rest).max() < 0.01 < np.abs(case.error[known.voxels]).max()

@@ -1,18 +1,22 @@
 """Which network a registration uses, and when its displacement is left out."""
 
+import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import f3r_jax.register.api as api
-from f3r_jax.register import choices, uncertainty
+from f3r_jax.data.affine.start import ALIKE, Start
+from f3r_jax.register import choices, pipeline, uncertainty
 from f3r_jax.register.guidance import UNGUIDED, Guidance
 from f3r_jax.register.network_choice import with_network
 from f3r_jax.register.pair_spec import Files, recorded
 from f3r_jax.register.pipeline import Settings, register_scans
+from f3r_jax.register.volumes import WorkingVolumes
 from f3r_jax.workdir import weights
 
 BUILTIN = Path(weights.BUILTIN)
@@ -93,6 +97,31 @@ def test_a_displacement_that_matches_better_is_kept(phantom_pair, builtin_networ
     found = register_scans(fixed, moving, settings, network=builtin_network, note=lines.append)
     assert found.similarity["network"] < found.similarity["affine"] and not any("left out" in line for line in lines)
     assert not np.array_equal(found.transform.displacement, alone.transform.displacement)
+
+
+@pytest.mark.parametrize(("alike", "weight"), [(None, 0.2), (True, 0.2), (False, 0.5)])
+def test_the_network_weighs_more_where_the_scans_match_badly(alike, weight):
+    start = None
+    if alike is not None:
+        start = object.__new__(Start)  # all that counts is how well the chosen candidate matches
+        mismatch = ALIKE * (0.9 if alike else 1.1)
+        object.__setattr__(start, "candidates", (SimpleNamespace(mismatch_deformed=mismatch),))
+    assert pipeline.network_weight(start) == weight
+
+
+@pytest.mark.parametrize(("guidance", "weight"), [(UNGUIDED, 0.2), (Guidance(labels_weight=0.2), 0.0)])
+def test_the_result_is_a_mean_unless_labels_drive(phantom_pair, builtin_network, monkeypatch, guidance, weight):
+    """Instance optimisation that finds nothing leaves the network's displacement with its weight."""
+    fixed, moving = (
+        dataclasses.replace(scan, labels=dataclasses.replace(scan.labels, data=scan.labels.data.astype(np.float32)))
+        for scan in (phantom_pair["mr"], phantom_pair["ct"])
+    )
+    monkeypatch.setattr(WorkingVolumes, "refined", lambda self, u, *others, **more: np.zeros_like(u))
+    settings = Settings(affine="none", checkpoint=BUILTIN, guidance=guidance)
+    found = register_scans(fixed, moving, settings, network=builtin_network).transform.displacement
+    whole = register_scans(fixed, moving, dataclasses.replace(settings, refine=False), network=builtin_network)
+    assert np.abs(whole.transform.displacement).max() > 1
+    np.testing.assert_allclose(found, weight * whole.transform.displacement, atol=1e-5)
 
 
 def test_the_network_takes_part_in_the_uncertainty(phantom_pair, builtin_network, monkeypatch):
