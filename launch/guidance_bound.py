@@ -71,7 +71,7 @@ def residuals(cases: int) -> Iterator[Residual]:
             case = dataset.load(name)
             labels, truth = case.fixed_labels, case.displacement
             inside = controls.inside_organs(labels, organs)
-            assert labels is not None and inside is not None and truth is not None  # a phantom has labels and truth
+            assert labels is not None and inside is not None and truth is not None  # a phantom has all
             error = (instance.optimise_case(case, settings).displacement - truth)[inside] * spacing
             yield Residual(np.argwhere(inside) * spacing, error, labels[inside], _normals(labels)[inside])
             progress.advance()
