@@ -99,7 +99,7 @@ def test_a_displacement_that_matches_better_is_kept(phantom_pair, builtin_networ
     assert not np.array_equal(found.transform.displacement, alone.transform.displacement)
 
 
-@pytest.mark.parametrize(("alike", "weight"), [(None, 0.2), (True, 0.2), (False, 0.5)])
+@pytest.mark.parametrize(("alike", "weight"), [(None, 0.0), (True, 0.0), (False, 0.5)])
 def test_the_network_weighs_more_where_the_scans_match_badly(alike, weight):
     start = None
     if alike is not None:
@@ -109,9 +109,10 @@ def test_the_network_weighs_more_where_the_scans_match_badly(alike, weight):
     assert pipeline.network_weight(start) == weight
 
 
-@pytest.mark.parametrize(("guidance", "weight"), [(UNGUIDED, 0.2), (Guidance(labels_weight=0.2), 0.0)])
+@pytest.mark.parametrize(("guidance", "weight"), [(UNGUIDED, 0.5), (Guidance(labels_weight=0.2), 0.0)])
 def test_the_result_is_a_mean_unless_labels_drive(phantom_pair, builtin_network, monkeypatch, guidance, weight):
     """Instance optimisation that finds nothing leaves the network's displacement with its weight."""
+    monkeypatch.setattr(pipeline, "network_weight", lambda start: 0.5)  # as for different people
     fixed, moving = (
         dataclasses.replace(scan, labels=dataclasses.replace(scan.labels, data=scan.labels.data.astype(np.float32)))
         for scan in (phantom_pair["mr"], phantom_pair["ct"])
