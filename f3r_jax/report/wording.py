@@ -125,7 +125,7 @@ def notes(table: Table) -> list[str]:
     seeded = [row for row in table.rows if len(row.seeds) > 1]
     if seeded:
         spreads = "; ".join(f"{row.label} ({len(row.seeds)} seeds) {_seed_spread(table, row)}" for row in seeded)
-        lines.append(f"Standard deviation between the means of the seeds: {spreads}.")
+        lines.append(f"Standard deviation between the means of the seeds (seeds ± in the table): {spreads}.")
     lines += [
         f"FAIM: the network that its authors published has {paper_results.FAIM_PUBLISHED:,} parameters, f3r_jax's "
         f"{row.parameters:,}; the paper prints {paper_results.TABLE_2['faim'].parameters} M, "
