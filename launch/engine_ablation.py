@@ -11,10 +11,10 @@ ones resume. The table, with controls, is written to engine.md in the study's fo
 from argparse import Namespace
 from collections.abc import Sequence
 
-import numpy as np
-
 from f3r_jax.common.files import write_text
+from f3r_jax.evaluate.metrics import summarise
 from f3r_jax.report import run_scores
+from f3r_jax.report.wording import format_mean_std, number
 from study.arguments import make_parser, parse
 from study.launcher import launch, run_launcher
 from study.runs import ROOT, TABLE, Run, config_path, finished_step, make_run
@@ -41,7 +41,15 @@ PARTS = {
         f"synthesis.{name}=0.0" for name in ("blur", "thick_slices", "bias", "gamma", "noise", "crop")
     ),
 }
-MEASURES = ("before", "Dice", "mean field", "other pair", "end-point error", "correlation")
+# The columns of the table, with their decimals
+MEASURES = {
+    "Dice before, %": 1,
+    "Dice, %": 1,
+    "mean field": 1,
+    "other pair": 1,
+    "end-point error, mm": 1,
+    "correlation": 2,
+}
 
 
 def plan(options: Namespace) -> list[Run]:
@@ -57,15 +65,12 @@ def plan(options: Namespace) -> list[Run]:
 
 def table(runs: Sequence[Run]) -> str:
     """Mean and standard deviation over the seeds of each part, as Markdown; runs that are not finished are left out."""
-    lines = [
-        "| training | seeds | Dice before, % | Dice, % | mean field | other pair | end-point error, mm | correlation |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    lines = [f"| training | seeds | {' | '.join(MEASURES)} |", f"|---|---|{'---|' * len(MEASURES)}"]
     for part in PARTS:
         rows = [measured(run) for run in runs if run.part == part and finished_step(run) is not None]
         if rows:
-            digits = [2 if name == "correlation" else 1 for name in MEASURES]
-            shown = " | ".join(map(spread, np.array(rows).T, digits))
+            columns = zip(*rows, strict=True)
+            shown = " | ".join(map(spread, columns, MEASURES.values()))
             lines.append(f"| {part.replace('_', ' ')} | {len(rows)} | {shown} |")
     return "\n".join(lines) + "\n"
 
@@ -84,10 +89,10 @@ def measured(run: Run) -> list[float]:
     ]
 
 
-def spread(values: np.ndarray, digits: int) -> str:
+def spread(values: Sequence[float], digits: int) -> str:
     """As in 87.3 ± 0.4; without a deviation for one value."""
-    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{deviation}"
+    found = summarise(values)
+    return format_mean_std(found.mean, found.std, digits) if found.count > 1 else number(found.mean, digits)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -57,6 +57,11 @@ class Known(NamedTuple):
     noise: float  # mm
 
 
+def whole_residual(index: np.ndarray, values: np.ndarray, noise: float) -> Known:
+    """All three components of the residual, values (n 3), at the voxels `index` (n)."""
+    return Known(np.repeat(index, 3), np.tile(np.eye(3), (len(index), 1)), values.ravel(), noise)
+
+
 Draw = Callable[[Residual, np.random.Generator], Known]
 
 
@@ -116,7 +121,7 @@ def landmarks(noise: float) -> Draw:
         organs = np.unique(case.labels)
         index = np.concatenate([random.choice(np.flatnonzero(case.labels == organ), 2, False) for organ in organs])
         values = case.error[index] + noise * random.standard_normal((len(index), 3))
-        return Known(np.repeat(index, 3), np.tile(np.eye(3), (len(index), 1)), values.ravel(), noise)
+        return whole_residual(index, values, noise)
 
     return draw
 
@@ -128,9 +133,7 @@ def surfaces(*, whole: bool) -> Draw:
         surface = np.flatnonzero(np.any(case.normals != 0, axis=1))
         index = random.choice(surface, min(200, len(surface)), replace=False)
         if whole:
-            return Known(
-                np.repeat(index, 3), np.tile(np.eye(3), (len(index), 1)), case.error[index].ravel(), SURFACE_NOISE
-            )
+            return whole_residual(index, case.error[index], SURFACE_NOISE)
         normals = case.normals[index]
         return Known(index, normals, np.sum(normals * case.error[index], axis=1), SURFACE_NOISE)
 
@@ -147,7 +150,7 @@ def left(
         return np.exp(-cdist(case.points[a], case.points[b]) / length) * factor
 
     inner = covariance(known.voxels, known.voxels) * (known.directions * variance @ known.directions.T)
-    weights = np.linalg.solve(inner + known.noise**2 * np.eye(len(inner)) + 1e-6 * np.eye(len(inner)), known.values)
+    weights = np.linalg.solve(inner + (known.noise**2 + 1e-6) * np.eye(len(inner)), known.values)
     found = (covariance(at, known.voxels) * weights) @ known.directions * variance
     return case.error[at] - found
 

@@ -19,7 +19,6 @@ On your own data the study has the paper's size (option :paper of the configs), 
 import os
 from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
 
 import ablation
 import compare
@@ -30,7 +29,6 @@ from study.local import gpus
 from study.runs import Run, config_path
 
 NETWORKS = (*ablation.VARIANTS, "vm1", "vm2", "faim")
-OUTPUT = Path("runs/paper")
 SEEDS = (0, 1, 2)
 # Other values than those of the configs are swept by few networks: each takes as long as a row of the tables.
 SWEPT = ("mrb", "wo_f3d", "vm2")
@@ -78,13 +76,12 @@ def _changed(options: Namespace, **values: object) -> Namespace:
 
 def options_of(argv: Sequence[str]) -> Namespace:
     """Parses the arguments."""
-    parser = make_parser(__doc__, str(OUTPUT))
+    quick = "--quick" in argv  # needed for the default folder, which --help shows
+    parser = make_parser(__doc__, "runs/paper_quick" if quick else "runs/paper")
     parser.add_argument("--quick", action="store_true", help="a short test of the commands, on small volumes")
     options = parse(parser, argv)
     if options.quick and options.data is not None:
         parser.error("--quick is for the phantom and does not go with --data")
-    if options.quick and options.output == OUTPUT:
-        options.output = OUTPUT.with_name(f"{OUTPUT.name}_quick")
     if options.jobs is None and options.data is None and not options.slurm:
         options.jobs = len(gpus()) or min(os.cpu_count() or 1, MOST_JOBS)
     return options

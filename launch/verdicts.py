@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("expected --pairs=FOLDER --output=FILE, without other arguments")
     keep_compiled_programs()
     output = Path(_OUTPUT.value)
-    rows = list(csv.DictReader(output.open())) if output.exists() else []
+    rows = read(output) if output.exists() else []
     with output.open("a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         if not rows:
@@ -71,6 +71,15 @@ def main(argv: Sequence[str]) -> int:
             print(*(f"{row['pair']}, {row['kind']}: Dice {row['dice']} %, {row['level']}" for row in new), sep="\n")
     print(table(rows))
     return 0
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of an earlier run; raises a UserError for a table with other columns."""
+    with path.open(newline="") as file:
+        stored = csv.DictReader(file)
+        if stored.fieldnames is not None and tuple(stored.fieldnames) != COLUMNS:
+            raise UserError(f"{path}: columns {stored.fieldnames}, expected those that this script writes")
+        return list(stored)
 
 
 def judged(pair: PairFiles) -> Iterator[dict[str, str]]:

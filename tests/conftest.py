@@ -68,7 +68,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     config.compiled.cleanup()
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
     """Looks until the condition holds; fails after so many seconds."""
     end = time.monotonic() + seconds
     while not condition():

@@ -172,9 +172,9 @@ def continued(
         known = guides(fixed, moving, grid, matrix, settings.guidance, preset=settings.mind, spacing=finest)
         if left_out := leave_one_out(volumes, known, optimisation, u if predicted else None):
             clock.stop("leave-one-out", f"landmarks: {np.mean(left_out):.2f} mm when left out, on coarse levels")
-        estimate, weight = u, network_weight(start) if predicted and not settings.guidance.drives else 0.0
+        estimate = u if predicted and not settings.guidance.drives else None
         u = volumes.refined(u, optimisation, shown=clock.shown, guides=known)
-        if estimate is not None and weight > 0:
+        if estimate is not None and (weight := network_weight(start)) > 0:
             u = (1 - weight) * u + weight * estimate
         similarity["refined"] = volumes.similarity(u, settings.mind)
         release_memory(grid)

@@ -33,6 +33,11 @@ class Cell:
     seeds: tuple[float, ...]  # the mean of each seed
     printed: paper_results.Spread | None
 
+    @property
+    def seeds_std(self) -> float | None:
+        """The standard deviation between the means of the seeds; None for one seed."""
+        return float(np.std(self.seeds, ddof=1)) if len(self.seeds) > 1 else None
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -212,6 +217,10 @@ def _by_seed(runs: Sequence[Run]) -> list[list[Run]]:
     return [[run for run in runs if run.config.seed == seed] for seed in sorted({run.config.seed for run in runs})]
 
 
+def _count_seeds(runs: Sequence[Run]) -> int:
+    return len({run.config.seed for run in runs})
+
+
 def _best_recipe(runs: Sequence[Run]) -> list[Run]:
     """Those runs of one method whose recipe has the highest mean Dice over the cases that all recipes have.
 
@@ -220,8 +229,8 @@ def _best_recipe(runs: Sequence[Run]) -> list[Run]:
     recipes: dict[str, list[Run]] = {}
     for run in runs:
         recipes.setdefault(json.dumps(run.recipe), []).append(run)
-    most = max(len(_by_seed(several)) for several in recipes.values())
-    recipes = {recipe: several for recipe, several in recipes.items() if len(_by_seed(several)) == most}
+    most = max(map(_count_seeds, recipes.values()))
+    recipes = {recipe: several for recipe, several in recipes.items() if _count_seeds(several) == most}
 
     shared = set.intersection(*({key for run in several for key in run.cases} for several in recipes.values()))
 

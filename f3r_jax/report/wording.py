@@ -4,8 +4,6 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from f3r_jax.evaluate.controls import SIGNIFICANT
 from f3r_jax.report import paper_results
 from f3r_jax.report.comparison import CHOSEN_BY, HARDEST, Row, Table, differing
@@ -167,8 +165,8 @@ def _cell(table: Table, row: Row, measure: str) -> Text:
     small = []
     if cell.printed is not None:
         small.append(f"paper {format_mean_std(*cell.printed)}")
-    if len(cell.seeds) > 1:
-        small.append(f"seeds ± {number(float(np.std(cell.seeds, ddof=1)))}")
+    if cell.seeds_std is not None:
+        small.append(f"seeds ± {number(cell.seeds_std)}")
     if cell.p is not None:
         small.append(p_value(cell.p))
     return Text(format_mean_std(cell.mean, cell.std), cell.best, tuple(small))
@@ -193,7 +191,7 @@ def _choice(row: Row) -> str:
 
 def _seed_spread(table: Table, row: Row) -> str:
     return ", ".join(
-        f"{words.name} {np.std(table.cell(row, measure).seeds, ddof=1):.{words.digits + 1}f} {words.unit}"
+        f"{words.name} {number(table.cell(row, measure).seeds_std, words.digits + 1)} {words.unit}"
         for measure, words in MEASURES.items()
         if (row.system, measure) in table.cells
     )

@@ -213,7 +213,7 @@ def test_the_engine_ablation_changes_one_part_at_a_time(tmp_path):
 
 
 def test_the_table_of_the_engine_ablation_has_means_over_seeds(tmp_path, monkeypatch):
-    values = {"whole": [80, 88, 79, 74, 6, 0.9], "no_shapes": [80, 86, 79, 74, 7, 0.8]}
+    values = {"whole": [80.0, 88.0, 79.0, 74.0, 6.0, 0.9], "no_shapes": [80.0, 86.0, 79.0, 74.0, 7.0, 0.8]}
     monkeypatch.setattr(engine_ablation, "finished_step", lambda run: 1500 if run.part in values else None)
     monkeypatch.setattr(engine_ablation, "measured", lambda run: [run.config.seed + x for x in values[run.part]])
     rows = engine_ablation.table(engine_runs(tmp_path, "--seeds=0,1")).splitlines()
