@@ -40,3 +40,13 @@ def test_verdicts_of_a_pair_are_counted_and_kept(tmp_path):
     again = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert again.returncode == 0 and output.read_bytes() == stored
     assert "| as it is | 50 and more | 1 | 0 | 0 |" in again.stdout
+
+
+def test_a_table_of_other_columns_is_not_appended_to(tmp_path):
+    output = tmp_path / "verdicts.csv"
+    output.write_text("pair,kind,dice\none,as it is,80.0\n")
+    command = [sys.executable, "-c", PROGRAM, f"--pairs={tmp_path}", f"--output={output}"]
+    environment = {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu", "HOME": str(tmp_path), "PATH": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and f"{output}: columns ['pair'" in done.stderr
+    assert output.read_text() == "pair,kind,dice\none,as it is,80.0\n"
