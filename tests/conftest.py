@@ -52,10 +52,15 @@ TINY_CONFIG = TINY_DATA | {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Programs compiled once serve the whole session, also in the processes that tests start."""
-    config.compiled = tempfile.TemporaryDirectory(prefix="compiled-")
+    """Functions compiled once serve the whole session: all workers, and the processes that tests start."""
+    config.compiled = None
+    if hasattr(config, "workerinput"):  # a worker inherits the folder from the process that started it
+        folder = os.environ["JAX_COMPILATION_CACHE_DIR"]
+    else:
+        config.compiled = tempfile.TemporaryDirectory(prefix="compiled-")
+        folder = config.compiled.name
     for option, value in (
-        ("jax_compilation_cache_dir", config.compiled.name),
+        ("jax_compilation_cache_dir", folder),
         ("jax_persistent_cache_min_compile_time_secs", 0),
         ("jax_persistent_cache_min_entry_size_bytes", -1),
     ):
@@ -64,8 +69,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Drops the compiled programs."""
-    config.compiled.cleanup()
+    """Drops the compiled functions."""
+    if config.compiled is not None:
+        config.compiled.cleanup()
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:

@@ -124,10 +124,10 @@ def _guided(
     """The alignments from the labels or landmarks that drive, continued by MIND."""
     known = known_position(fixed, moving, guidance, scales=how == "affine")
     line = f"affine step: {how}, from the {known.what} that drive"
-    if how == "affine" and not (related and known.away < CONFIRMED):
+    if how == "affine" and not (related and known.distance(np.eye(4)) < CONFIRMED):
         search = _search(coarse, related=related)
-        searched = [] if search is None else [search.transform.matrix]
-        start = start_from([known.matrix, *filter(known.allows, searched)], *coarse, known.on_grid)
+        begins = known.begins(None if search is None else search.transform.matrix)
+        start = start_from(begins, *coarse, known.on_grid)
         found = Alignment(start.transform.matrix, initial, start, line)
         if not both or not start.alike:
             return [found]

@@ -19,6 +19,7 @@ from f3r_jax.register.scans import Scan
 FEWEST = 3  # landmarks that give a rotation
 # A matrix may be worse by this, of 1 - Dice and in mm, as labels and landmarks have errors of their own.
 SLACK_OF_LABELS, SLACK_OF_LANDMARKS = 0.02, 2.0
+NEAR = 48.0  # mm on average over a label that drives: the coarse deformation pulls it into place from there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,8 @@ class KnownPosition:
     Attributes:
       matrix: mm of the fixed frame to mm of the moving frame.
       what: "labels" or "landmarks", for the console.
-      away: the distance of the matrix from the identity in mm, on average over what drives.
+      count: how many of them drive.
+      points: where they are in the fixed frame, in mm.
       error: the error of a matrix: 1 - Dice, or mm.
       slack: how much worse another matrix may be.
       on_grid: the sources and restraints of what drives on a grid, for a matrix.
@@ -36,7 +38,8 @@ class KnownPosition:
 
     matrix: Matrix
     what: str
-    away: float
+    count: int
+    points: Points
     error: Callable[[Matrix], float]
     slack: float
     on_grid: Callable[[Grid, Matrix], tuple[tuple[Source, ...], Restraints]]
@@ -44,6 +47,24 @@ class KnownPosition:
     def allows(self, other: Matrix) -> bool:
         """Whether what drives does not contradict another matrix."""
         return self.error(other) <= self.error(self.matrix) + self.slack
+
+    def distance(self, other: Matrix) -> float:
+        """The distance of another matrix from this one in mm, on average over what drives."""
+        between = guided.moved(self.matrix, self.points) - guided.moved(other, self.points)
+        return float(np.linalg.norm(between, axis=1).mean())
+
+    def begins(self, searched: Matrix | None) -> list[Matrix]:
+        """The matrices from which the coarse deformation begins, given that of a search, if there is one.
+
+        A single label knows little of the rest of the body: if a search ends near it, it begins there, and the label
+        pulls during the deformation. docs/register.md has both ways on real pairs: the search is better for one label,
+        the labels for two and three.
+        """
+        if searched is None:
+            return [self.matrix]
+        if self.what == "labels" and self.count == 1:
+            return [searched if self.distance(searched) < NEAR else self.matrix]
+        return [self.matrix, searched] if self.allows(searched) else [self.matrix]
 
 
 def known_position(fixed: Scan, moving: Scan, guidance: Guidance, *, scales: bool) -> KnownPosition:
@@ -64,20 +85,16 @@ def known_position(fixed: Scan, moving: Scan, guidance: Guidance, *, scales: boo
     if fixed.labels is not None and moving.labels is not None and labels and (not points or len(points[0]) < FEWEST):
         maps = (fixed.labels, moving.labels)
         matrix = guided.from_labels(*maps, labels, scales=scales)
-        at = np.argwhere(np.isin(maps[0].data, labels))
+        at = np.argwhere(np.isin(maps[0].data, labels)).astype(np.float64)
         there = guided.moved(maps[0].affine, at)
 
         def mismatch(matrix: Matrix) -> float:
             return 1 - guided.overlap(*maps, labels, matrix)
 
-        return KnownPosition(matrix, "labels", _away(matrix, there), mismatch, SLACK_OF_LABELS, on_grid)
+        return KnownPosition(matrix, "labels", len(labels), there, mismatch, SLACK_OF_LABELS, on_grid)
     matrix = guided.from_landmarks(*points, scaled=scales)
 
     def distance(matrix: Matrix) -> float:
         return float(np.median(np.linalg.norm(guided.moved(matrix, points[0]) - points[1], axis=1)))
 
-    return KnownPosition(matrix, "landmarks", _away(matrix, points[0]), distance, SLACK_OF_LANDMARKS, on_grid)
-
-
-def _away(matrix: Matrix, points: Points) -> float:
-    return float(np.linalg.norm(guided.moved(matrix, points) - points, axis=1).mean())
+    return KnownPosition(matrix, "landmarks", len(points[0]), points[0], distance, SLACK_OF_LANDMARKS, on_grid)

@@ -11,6 +11,7 @@ from f3r_jax.data import resample
 from f3r_jax.data.affine import guided
 from f3r_jax.data.affine import start as start_module
 from f3r_jax.data.affine.fit import fit
+from f3r_jax.data.nifti import Image
 from f3r_jax.data.transforms import Transform
 from f3r_jax.ops.restraints import Restraints
 from f3r_jax.register import alignment
@@ -135,6 +136,34 @@ def test_landmarks_give_the_position_and_a_search_only_what_they_allow(monkeypat
     searched(901.0)
     align(fixed, moving, copies, "affine", both=False, guidance=Guidance(landmarks_weight=0.1))
     assert len(tried) == 3 and tried[2][0, 3] == 901.0
+
+
+@pytest.mark.parametrize(("labels", "at", "expected"), [(1, 880.0, 880.0), (1, 800.0, 900.0), (2, 880.0, 900.0)])
+def test_a_single_label_leaves_the_position_to_a_search_that_ends_near_it(monkeypatch, labels, at, expected):
+    shift = np.array([900.0, 0.0, 0.0])
+
+    def labelled(scan):
+        inside = np.zeros(SHAPE, np.int16)
+        inside[20:30, 15:25, 18:28] = 1
+        inside[31:36, 15:25, 18:28] = labels
+        return dataclasses.replace(scan, labels=Image(inside, scan.image.affine))
+
+    fixed, moving = labelled(scan()), labelled(scan(tuple(shift), affine_scans.negative))
+    copies, tried = coarse_copies(fixed, moving), []
+    start = guided.start_from([resample.translation(shift)], *copies, lambda grid, matrix: ((), Restraints()))
+    transform = dataclasses.replace(start.transform, matrix=resample.translation((at, 0.0, 0.0)))
+    found = dataclasses.replace(start, transform=transform)
+
+    def start_from(matrices, *others):
+        tried.extend(matrices)
+        return guided.start_from(matrices, *others)
+
+    monkeypatch.setattr(alignment, "find_start", lambda *scans, headers: found)
+    monkeypatch.setattr(alignment, "start_from", start_from)
+    (aligned,), search = align(fixed, moving, copies, "affine", both=False, guidance=Guidance(labels_weight=0.1))
+    assert search is None and aligned.start is not None and "labels that drive" in aligned.line
+    (matrix,) = tried
+    np.testing.assert_allclose(matrix[:3, 3], (expected, 0, 0), atol=3)
 
 
 @pytest.mark.parametrize("how", ["rigid", "none"])
