@@ -8,6 +8,7 @@ both. The pairs have voxels of 4 mm; the frames of both scans agree, so there is
 
 import argparse
 import dataclasses
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -122,6 +123,31 @@ def sequences(pair: Pair) -> dict[str, Scores]:
     }
 
 
+def everything(pair: Pair) -> dict[str, Scores]:
+    """The time of all options at once. Each registration runs twice; the second one, without compilation, is timed."""
+    bulky, tumour = with_tumour(pair)
+    marked, _, _ = with_landmarks(bulky)
+    known = np.ones(SHAPE, np.uint8)
+    known[:10, :10, :10] = 0
+    fixed = dataclasses.replace(
+        marked.fixed,
+        preserve=tumour,
+        rigid=spine_of(pair),
+        extra=(dataclasses.replace(bulky.fixed, labels=None),),
+        mask=Image(known, pair.fixed.image.affine, "mask"),
+    )
+    rows = {}
+    for name, each, options in (
+        ("none", bulky, {}),
+        ("all options", dataclasses.replace(marked, fixed=fixed), {**GUIDED, "labels_drive": (1, 2), "robust": True}),
+    ):
+        register(each, **options)
+        begin = time.process_time()
+        values = register(each, **options)[1]
+        rows[name] = {"cpu_seconds": time.process_time() - begin} | values
+    return rows
+
+
 STUDY: dict[str, Callable[[Pair], dict[str, Scores]]] = {
     "labels": labels,
     "landmarks": landmarks,
@@ -129,6 +155,7 @@ STUDY: dict[str, Callable[[Pair], dict[str, Scores]]] = {
     "spine": spine,
     "robust": robust,
     "sequences": sequences,
+    "everything": everything,
 }
 
 
