@@ -35,7 +35,7 @@ Jacobian = Float[Array, "1 x y z 3 3"]
 
 
 class Landmarks(NamedTuple):
-    """Corresponding points. `used` is 0 for landmarks that do not pull, else 1."""
+    """Corresponding points. `used` is 0 for landmarks that do not pull, 1 for those that pull fully."""
 
     fixed: Float[Array, "n 3"]  # voxels of the grid
     moving: Float[Array, "n 3"]  # the same, of the moving volume on its grid

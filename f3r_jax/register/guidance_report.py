@@ -66,7 +66,7 @@ def leave_one_out(
     group = np.arange(len(landmarks.used)) % GROUPS
     errors = np.zeros(len(group))
     for each in np.unique(group):
-        used = landmarks._replace(used=jnp.asarray(group != each, jnp.float32))
+        used = landmarks._replace(used=landmarks.used * (group != each))
         pull = known.restraints._replace(landmarks=used)
         u = optimise(compared, volumes.grid.shape, start=first, restraints=pull, settings=quick)
         away = landmarks.fixed + sample(u, landmarks.fixed) - landmarks.moving

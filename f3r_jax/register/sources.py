@@ -13,6 +13,7 @@ from jax import Array
 
 from f3r_jax.common.arrays import Matrix
 from f3r_jax.data import resample
+from f3r_jax.data.affine.guided import trust_in
 from f3r_jax.data.nifti import Grid
 from f3r_jax.ops.pyramid import Weight
 from f3r_jax.ops.restraints import Landmarks, Parts, Restraints, Volumes
@@ -74,7 +75,7 @@ def restraints(fixed: Scan, moving: Scan, grid: Grid, matrix: Matrix, guidance: 
         landmarks = Landmarks(
             fixed=jnp.asarray(resample.to_voxels(fixed.landmarks, grid.affine), jnp.float32),
             moving=jnp.asarray(resample.to_voxels(moving.landmarks, matrix @ grid.affine), jnp.float32),
-            used=jnp.ones(len(fixed.landmarks)),
+            used=jnp.asarray(trust_in(fixed.landmarks, moving.landmarks), jnp.float32),
             weight=jnp.float32(guidance.landmarks_weight / SQUARE_CENTIMETRE),
             edge=jnp.float32(grid.spacing.min()),
         )

@@ -247,6 +247,18 @@ def test_landmarks_give_a_rigid_motion_that_an_outlier_hardly_changes():
     np.testing.assert_allclose(guided.from_landmarks(x[:2], x[:2] + 5), resample.translation((5, 5, 5)), atol=1e-9)
 
 
+def test_a_landmark_that_contradicts_the_others_is_hardly_trusted():
+    rng = np.random.default_rng(3)
+    x = rng.uniform(-100, 100, (8, 3))
+    y = 1.1 * x + rng.normal(0, 4, (8, 3))  # each organ moves a little differently
+    trust = guided.trust_in(x, y)
+    assert trust.min() > 0.5 and trust.max() <= 1
+    y[2, 0] += 30
+    trust = guided.trust_in(x, y)
+    assert trust[2] < 0.15 and np.delete(trust, 2).min() > 0.5
+    np.testing.assert_array_equal(guided.trust_in(x[:4], y[:4]), 1)
+
+
 def test_landmarks_give_a_scale_if_they_are_enough():
     rng = np.random.default_rng(1)
     x, noise = rng.uniform(-100, 100, (8, 3)), rng.normal(0, 1.2, (8, 3))

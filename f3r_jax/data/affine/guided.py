@@ -53,6 +53,19 @@ def from_landmarks(fixed: Points, moving: Points, *, scaled: bool = False) -> Ma
 
     With `scaled`, five or more landmarks that give a rotation also give one scale.
     """
+    return _fitted(fixed, moving, scaled=scaled)[0]
+
+
+def trust_in(fixed: Points, moving: Points) -> Float[np.ndarray, " n"]:
+    """How far each landmark agrees with a rigid motion and a scale that fit most of them, 0 to 1.
+
+    It is 1 for all of fewer than five, because so few do not tell which one is wrong.
+    """
+    return _fitted(fixed, moving, scaled=True)[1] if len(fixed) >= FEWEST_WITH_SCALE else np.ones(len(fixed))
+
+
+def _fitted(fixed: Points, moving: Points, *, scaled: bool) -> tuple[Matrix, Float[np.ndarray, " n"]]:
+    """The matrix of `from_landmarks`, and the weights of the landmarks."""
     scaled = scaled and len(fixed) >= FEWEST_WITH_SCALE
     weight, matrix = np.ones(len(fixed)), np.eye(4)
     for _ in range(ROUNDS):
@@ -60,7 +73,7 @@ def from_landmarks(fixed: Points, moving: Points, *, scaled: bool = False) -> Ma
         away = np.linalg.norm(moved(matrix, fixed) - moving, axis=1)
         limit = max(SPREAD * float(np.median(away)), LEAST)
         weight = 1 / (1 + (away / limit) ** 2) ** 2
-    return matrix
+    return matrix, weight
 
 
 def moved(matrix: Matrix, points: Points) -> Points:
