@@ -57,8 +57,8 @@ class KnownPosition:
         """The matrices from which the coarse deformation begins, given that of a search, if there is one.
 
         A single label knows little of the rest of the body: if a search ends near it, it begins there, and the label
-        pulls during the deformation. docs/register.md has both ways on real pairs: on average the search is better for one
-        label, the labels for two and three.
+        pulls during the deformation. docs/register.md has both ways on real pairs: on average the search is better for
+        one label, the labels for two and three.
         """
         if searched is None:
             return [self.matrix]
