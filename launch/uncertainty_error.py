@@ -15,7 +15,6 @@ one of them predicts the error as well, the uncertainty proves nothing.
 """
 
 import argparse
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +28,7 @@ from f3r_jax.common.compilation_cache import keep_compiled_programs
 from f3r_jax.common.progress import Progress
 from f3r_jax.data import preprocess, resample
 from f3r_jax.data.nifti import Image
-from f3r_jax.data.transforms import field_on, warp_image
+from f3r_jax.data.transforms import deformation_on, field_on, warp_image
 from f3r_jax.ops.mind import mind
 from f3r_jax.ops.shapes import as_volume
 from f3r_jax.register import uncertainty
@@ -64,9 +63,10 @@ def of_pair(pair: guided_pairs.Pair, settings: Settings, network: Network) -> di
     body = preprocess.body_mask(pair.fixed.image, pair.fixed.modality)
     there = np.moveaxis(np.indices(grid.shape), 0, -1) + pair.truth
     inside = body & ((there >= 0) & (there <= np.array(grid.shape) - 1)).all(-1)
-    error = np.linalg.norm(field_on(result.transform, grid) - grid.spacing * pair.truth, axis=-1)
+    field = field_on(result.transform, grid)
+    error = np.linalg.norm(field - grid.spacing * pair.truth, axis=-1)
     known = {"uncertainty": resample.resample(Image(spread, result.transform.grid.affine), grid)}
-    known |= controls(pair, result, body)
+    known |= controls(pair, result, field, body)
     assert pair.fixed.labels is not None
     regions = {"body": inside, "organs": inside & (pair.fixed.labels.data > 0)}
     return {
@@ -76,15 +76,15 @@ def of_pair(pair: guided_pairs.Pair, settings: Settings, network: Network) -> di
     }
 
 
-def controls(pair: guided_pairs.Pair, result: RegistrationResult, body: np.ndarray) -> dict[str, np.ndarray]:
-    """What predicts the error without further registrations, at each voxel of the fixed scan."""
-    grid, transform = pair.fixed.image.grid, result.transform
-    still = dataclasses.replace(transform, displacement=np.zeros_like(transform.displacement))
-    field = field_on(transform, grid)
+def controls(
+    pair: guided_pairs.Pair, result: RegistrationResult, field: np.ndarray, body: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What predicts the error without further registrations, at each voxel of the fixed scan; `field` in mm."""
+    grid = pair.fixed.image.grid
     warped = warp_image(pair.moving.normalised, field, grid)
     one, other = (mind(as_volume(image), preset="mind_ssc") for image in (pair.fixed.normalised.data, warped))
     return {
-        "length of the displacement": np.linalg.norm(field - field_on(still, grid), axis=-1),
+        "length of the displacement": np.linalg.norm(deformation_on(result.transform, grid), axis=-1),
         "difference of MIND": np.asarray(jnp.abs(one - other).mean(-1))[0],
         "depth below the surface": ndimage.distance_transform_edt(body, sampling=grid.spacing),
     }
